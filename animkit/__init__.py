@@ -1,0 +1,24 @@
+"""animkit: understand, retrain and measure AnimateDiff (arXiv 2307.04725).
+
+    import animkit as ak
+    clip = ak.Animator("miniature")("a red balloon over the sea, rising", seed=0)
+"""
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+# Public name -> the module that holds it; imported on first use, so that `import animkit` is quick.
+_PUBLIC = {
+    "AnimkitError": "animkit.errors",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'animkit' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])
