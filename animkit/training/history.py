@@ -1,0 +1,105 @@
+"""What a run wrote down as it went: a line of JSON per step, its curve, and TensorBoard where it is installed."""
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+
+class History:
+    """The loss curve of a run, from its folder's log.jsonl; `ema` is the average of the weights if one was kept.
+
+    `ended` says why the last call came back: "finished" (all steps) or "stopped" (its `stop` said so).
+    """
+
+    def __init__(self, records: list[dict], ema=None, ended: str = "finished"):
+        self.records, self.ema, self.ended = records, ema, ended
+
+    @classmethod
+    def of(cls, folder: str | Path) -> "History":
+        """Read the curve of a run, running or ended."""
+        return cls(_records(Path(folder) / "log.jsonl"))
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        """A column, NaN where a step has no such entry: history["loss"], history["lr"], history["wait"], your own extras."""
+        return np.array([r.get(key, np.nan) for r in self.records], dtype=float)
+
+    @property
+    def steps(self) -> np.ndarray:
+        return np.array([r["step"] for r in self.records], dtype=int)
+
+    @property
+    def losses(self) -> np.ndarray:
+        return self["loss"]
+
+    @property
+    def seconds(self) -> np.ndarray:
+        return self["seconds"]
+
+    def plot(self, ax=None, smooth: int = 50):
+        """Draw the losses and their running mean over `smooth` steps; returns the matplotlib axes."""
+        import matplotlib.pyplot as plt
+        ax = ax or plt.subplots(figsize=(6, 3))[1]
+        ax.plot(self.steps, self.losses, lw=0.5, alpha=0.4, label="loss")
+        if len(self.losses) > (n := max(1, min(smooth, len(self.losses) // 4 or 1))):
+            ax.plot(self.steps[n - 1:], np.convolve(self.losses, np.ones(n) / n, "valid"), label=f"mean of {n} steps")
+        ax.set(xlabel="step", ylabel="loss")
+        ax.legend()
+        return ax
+
+    def __repr__(self) -> str:
+        if not len(self.records):
+            return "History(no steps)"
+        last = self.records[-1]
+        return f"History({last['step']} steps, last loss {last['loss']:.4g}, {last['seconds']:.0f} s, {self.ended})"
+
+
+class Log:
+    """folder/log.jsonl, one record a step, and folder/tensorboard if tensorboard is installed.
+
+    Opened at step n it drops what a killed run wrote after n, so that the resumed curve has nothing twice.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        self.path = folder / "log.jsonl"
+        self.records = [r for r in _records(self.path) if r["step"] <= step]
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+        os.replace(beside, self.path)
+        self.file = open(self.path, "a")
+        self.board = None
+        if find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def add(self, record: dict) -> None:
+        self.records.append(record)
+        self.file.write(json.dumps(record) + "\n")
+
+    def show(self, record: dict) -> None:
+        """Make the record visible to those who look on: on the disk, in TensorBoard."""
+        self.file.flush()
+        for name, value in record.items() if self.board else ():
+            if name != "step":
+                self.board.add_scalar(name, value, record["step"])
+
+    def sync(self) -> None:
+        """Force the records to the disk: before a checkpoint of the same step."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board:
+            self.board.close()
+
+
+def _records(path: Path) -> list[dict]:
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:  # a kill in mid-write leaves half a line, the last one
+            break
+    return records

@@ -1,0 +1,188 @@
+"""The one training loop: VAE, CLIP, UNet, domain adapter, motion module and MotionLoRA all go through `fit`."""
+import json
+import math
+import signal
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Callable, Iterable, Literal
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+
+from animkit.errors import AnimkitError
+from animkit.training import plumbing, saving
+from animkit.training.draws import generator_at, rank_and_world, seed_at
+from animkit.training.ema import EMA
+from animkit.training.history import History, Log
+
+Batch = Any
+Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor | tuple[Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How to train. A run resumes only under the same settings, those after the line `free` excepted."""
+    lr: float = 1e-4
+    warmup: int = 0                                   # steps over which lr rises from 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    floor: float = 0.0                                # cosine falls to lr * floor at the last step
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0                            # 0: no clipping
+    accumulate: int = 1                               # micro-steps whose gradients are averaged into one step
+    ema: float = 0.0                                  # decay of the average of the weights; 0: none
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    seed: int = 0
+    # free to change on resume:
+    steps: int = 1000
+    checkpoint_seconds: float = 60
+    log_every: int = 20
+    validate_every: int = 0                           # 0: only after the last step
+    prefetch: int = 0                                 # batches fetched ahead by a thread, for slow decoders
+    device: str | None = None                         # None: what accelerate finds; or "cpu"
+
+    def __post_init__(self):
+        for name, ok in {"lr": self.lr > 0, "warmup": self.warmup >= 0, "accumulate": self.accumulate >= 1,
+                         "schedule": self.schedule in ("constant", "cosine"), "ema": 0 <= self.ema < 1,
+                         "clip_norm": self.clip_norm >= 0, "steps": self.steps >= 1, "log_every": self.log_every >= 1,
+                         "mixed_precision": self.mixed_precision in ("no", "bf16", "fp16")}.items():
+            if not ok:
+                raise AnimkitError(f"LoopConfig.{name} = {getattr(self, name)!r} makes no sense; see its comment.")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of step 1, 2, ...: linear warm-up, then constant, or half a cosine down to lr * floor."""
+        if step <= self.warmup:
+            return self.lr * step / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        done = min(1.0, (step - self.warmup - 1) / max(1, self.steps - self.warmup - 1))
+        return self.lr * (self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def fixed(self) -> dict:
+        """The settings that a resumed run must share."""
+        free = ("steps", "checkpoint_seconds", "log_every", "validate_every", "prefetch", "device")
+        return json.loads(json.dumps({k: v for k, v in asdict(self).items() if k not in free}))
+
+
+class _Objective(nn.Module):
+    """The loss as a module's forward, so that accelerate's autocast and gradient averaging hold for any loss."""
+
+    def __init__(self, model: nn.Module, loss: Loss, trainable: Iterable[nn.Parameter]):
+        super().__init__()
+        self.model, self.loss, self.trainable = model, loss, nn.ParameterList(trainable)
+
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict]:
+        result = self.loss(self.model, batch, generator)
+        return result if isinstance(result, tuple) else (result, {})
+
+
+def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Batch], config: LoopConfig,
+        folder: str | Path, *, validate: Callable[[nn.Module, int], dict | None] | None = None,
+        stop: float | Callable[[float], bool] | None = None, parameters: Iterable[nn.Parameter] | None = None,
+        resume: bool = True, quiet: bool = False) -> History:
+    """Train `model` in place and return the loss curve; a second call with the same folder goes on where the first ended.
+
+    batch(k, generator) gives micro-batch k (of this process: see draws.py), loss(model, batch, generator) its mean loss,
+    maybe with a dict of further numbers to log. Both must draw from their generator alone (on the CPU): it is a function of
+    (config.seed, k), which is why a killed run resumes bit for bit. validate(model, step) runs under the EMA weights.
+    stop: seconds of training in all, or a function of them. Only `parameters` (default: all with requires_grad) change.
+    The model ends with its own weights; `history.ema.copy_to_model()` puts the average in their place.
+    Raises AnimkitError on a NaN, on a full disk, and on a checkpoint in `folder` that is of other settings or another model.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = plumbing.accelerator_for(config)
+    main, device = accelerator.is_main_process, accelerator.device
+    trainable = plumbing.named_trainable(model, parameters)
+    stop_at = stop if callable(stop) or stop is None else lambda seconds: seconds >= stop
+    fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+    with plumbing.only_trainable(model, trainable), fork, plumbing.Signals() as signals:
+        objective = _Objective(model, loss, trainable.values()).to(device)
+        optimizer = torch.optim.AdamW(trainable.values(), lr=config.lr, betas=config.betas,
+                                      weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda"))
+        prepared, optimizer = accelerator.prepare(objective, optimizer)
+        ema = EMA(trainable, config.ema) if config.ema else None
+        if not resume and main:
+            saving.remove(folder)
+        accelerator.wait_for_everyone()
+        start, elapsed = plumbing.load(folder, config, model, trainable, optimizer, ema, accelerator)
+        accelerator.wait_for_everyone()
+        log = Log(folder, start) if main else None
+        screen = plumbing.Screen(config, start, str(device), quiet or not main)
+        fetch = plumbing.fetched(batch, config, start)
+        began = saved = time.monotonic()
+        ended = "finished"
+
+        def save(step: int) -> None:
+            if main:
+                log.sync()
+                saving.write(folder, plumbing.tensors_of(model, trainable, ema),
+                             plumbing.torch_state_of(optimizer, accelerator),
+                             {"step": step, "seconds": elapsed + time.monotonic() - began, "config": config.fixed(),
+                              "processes": accelerator.num_processes, "torch": torch.__version__})
+            accelerator.wait_for_everyone()
+
+        for step in range(start + 1, config.steps + 1):
+            lr, losses, extras, wait = config.lr_at(step), [], {}, 0.0
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            for j in range(config.accumulate):
+                k = (step - 1) * config.accumulate + j
+                waiting = time.monotonic()
+                x = send_to_device(next(fetch), device)
+                wait += time.monotonic() - waiting
+                torch.manual_seed(seed_at(config.seed, k, "dropout", rank_and_world()[0]))
+                last = j == config.accumulate - 1
+                with nullcontext() if last else accelerator.no_sync(prepared):
+                    value, extra = prepared(x, generator_at(config.seed, k, "loss"))
+                    accelerator.backward(value)  # divides by `accumulate`
+                losses.append(value.detach().float())
+                for name, number in extra.items():
+                    extras[name] = extras.get(name, 0.0) + float(number) / config.accumulate
+            norm = accelerator.clip_grad_norm_(trainable.values(), config.clip_norm or math.inf)
+
+            # One message tells all processes the loss, and that the first one wants to stop or to save.
+            seconds = elapsed + time.monotonic() - began
+            halt = float(main and (signals.caught is not None or bool(stop_at and stop_at(seconds))))
+            due = float(main and time.monotonic() - saved >= config.checkpoint_seconds)
+            told = torch.stack([*losses, torch.stack(losses).mean()] + [torch.tensor(v, device=device) for v in (halt, due)])
+            *each, mean, halt, due = accelerator.reduce(told, "mean").tolist()
+            bad_gradient = config.mixed_precision != "fp16" and not math.isfinite(float(norm))  # fp16 skips such steps
+            if bad_gradient or not math.isfinite(mean):
+                j = next((j for j, v in enumerate(each) if not math.isfinite(v)), config.accumulate - 1)
+                raise AnimkitError(plumbing.not_finite(folder, step, (step - 1) * config.accumulate + j, mean, float(norm), x))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if ema:
+                ema.update(step)
+
+            record = {"step": step, "loss": mean, "lr": lr, "norm": float(norm), "seconds": round(seconds, 3),
+                      "wait": round(wait, 4), **extras}
+            at_end = step == config.steps
+            look = validate and (at_end or (config.validate_every and step % config.validate_every == 0))
+            if main:
+                if look:
+                    record.update(plumbing.validated(validate, model, step, ema))
+                log.add(record)
+                if look or at_end or step % config.log_every == 0:
+                    log.show(record)
+            screen.show(record, at_end)
+            if halt or due or at_end:
+                save(step)
+                saved = time.monotonic()
+            if halt and not at_end:
+                ended = "stopped"
+                break
+        fetch.close()
+        screen.close()
+        if main:
+            log.close()
+    if signals.caught is not None:
+        print(f"Stopped and saved in {folder}; the same call goes on from there.", file=sys.stderr)
+        raise KeyboardInterrupt if signals.caught == signal.SIGINT else SystemExit(128 + signals.caught)
+    return History(log.records if main else [], ema, ended)

@@ -1,0 +1,216 @@
+"""What `fit` needs around its loop and a reader of the loop may skip: device, signals, the screen, loading, messages."""
+import importlib.util
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from animkit.errors import AnimkitError
+from animkit.training import saving
+from animkit.training.draws import generator_at
+
+
+def accelerator_for(config) -> Accelerator:
+    """An Accelerator; in one process the device and precision of an earlier run in the same notebook do not stick."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()) and "LOCAL_RANK" not in os.environ:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        return Accelerator(mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulate,
+                           cpu=config.device == "cpu")
+    except ValueError as error:
+        raise AnimkitError(f"accelerate cannot train with mixed_precision={config.mixed_precision!r} here: {error}") from error
+
+
+def named_trainable(model: nn.Module, parameters: Iterable[nn.Parameter] | None) -> dict[str, nn.Parameter]:
+    """The parameters to train, by their names in the model (or "extra.N"); default: those with requires_grad."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    wanted = list(parameters) if parameters is not None else [p for p in model.parameters() if p.requires_grad]
+    if not wanted:
+        raise AnimkitError("There is nothing to train: no parameter has requires_grad, and `parameters` named none.")
+    return {names.get(id(p), f"extra.{i}"): p for i, p in enumerate(wanted)}
+
+
+@contextmanager
+def only_trainable(model: nn.Module, trainable: dict[str, nn.Parameter]) -> Iterator[None]:
+    """Inside, gradients flow to `trainable` alone and the model is in training mode; after it, all is as it was."""
+    ours = {id(p) for p in trainable.values()}
+    everything = {id(p): p for p in (*model.parameters(), *trainable.values())}.values()
+    flags, modes = [(p, p.requires_grad) for p in everything], [(m, m.training) for m in model.modules()]
+    model.train()
+    for p in everything:
+        p.requires_grad_(id(p) in ours)
+    try:
+        yield
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
+            p.grad = None
+        for m, mode in modes:
+            m.training = mode
+
+
+class Signals:
+    """Inside, a first Ctrl-C (or SIGTERM) is only noted in `caught`, so that the step can end; a second one interrupts."""
+
+    def __init__(self):
+        self.caught: int | None = None
+
+    def _note(self, number: int, frame) -> None:
+        if self.caught is not None:
+            raise KeyboardInterrupt
+        self.caught = number
+        print("\nEnding this step, then saving; press again to stop at once.", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Signals":
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class Screen:
+    """A tqdm bar in a terminal or notebook; elsewhere (nohup) a plain line at most each 10 seconds."""
+
+    def __init__(self, config, start: int, device: str, quiet: bool):
+        self.config, self.start, self.device, self.quiet = config, start, device, quiet
+        self.began = self.shown = time.monotonic()
+        self.recent: list[float] = []
+        live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self.bar = tqdm(total=config.steps, initial=start, desc=device) if live and not quiet else None
+
+    def show(self, record: dict, now: bool) -> None:
+        if self.quiet:
+            return
+        step, every = record["step"], self.config.log_every
+        self.recent = [*self.recent[-(every - 1):], record["loss"]] if every > 1 else [record["loss"]]
+        mean = sum(self.recent) / len(self.recent)
+        validated = {k: v for k, v in record.items() if k.startswith("validate/")}
+        if self.bar is not None:
+            self.bar.update(1)
+            if now or step % every == 0:
+                self.bar.set_postfix(loss=f"{mean:.4g}", lr=f"{record['lr']:.2g}", **validated)
+        elif now or validated or (step % every == 0 and time.monotonic() - self.shown >= 10) or step == self.start + 1:
+            self.shown = time.monotonic()
+            rate = (step - self.start) / (self.shown - self.began)
+            more = "".join(f"  {k} {v:.4g}" for k, v in validated.items())
+            print(f"step {step}/{self.config.steps}  loss {mean:.4g}  lr {record['lr']:.2g}{more}  {rate:.3g} steps/s  "
+                  f"{(self.config.steps - step) / rate / 60:.1f} min left  on {self.device}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def fetched(batch: Callable, config, start: int) -> Iterator[Any]:
+    """The micro-batches from the one after step `start` on; with config.prefetch > 0 a thread makes them ahead."""
+    first, end = start * config.accumulate, config.steps * config.accumulate
+
+    def at(k: int):
+        return batch(k, generator_at(config.seed, k, "batch"))
+
+    if config.prefetch <= 0:
+        yield from (at(k) for k in range(first, end))
+        return
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        waiting = [pool.submit(at, k) for k in range(first, min(first + config.prefetch, end))]
+        for k in range(first, end):
+            ready = waiting.pop(0)
+            if k + config.prefetch < end:
+                waiting.append(pool.submit(at, k + config.prefetch))
+            yield ready.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def tensors_of(model: nn.Module, trainable: dict[str, nn.Parameter], ema) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint holds as safetensors: the trained weights with the model's buffers, and the average."""
+    weights = {n: p.detach().clone() for n, p in trainable.items()} | {n: b.detach().clone() for n, b in model.named_buffers()}
+    return {"weights": weights} | ({"ema": ema.average} if ema else {})
+
+
+def torch_state_of(optimizer, accelerator: Accelerator) -> dict:
+    return {"optimizer": optimizer.state_dict(), "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}
+
+
+def load(folder: Path, config, model: nn.Module, trainable: dict[str, nn.Parameter], optimizer, ema,
+         accelerator: Accelerator) -> tuple[int, float]:
+    """Put the folder's checkpoint, if any, into model, optimizer and ema; (its step, its seconds) or (0, 0)."""
+    found = saving.read(folder)
+    if found is None:
+        return 0, 0.0
+    tensors, torch_state, state = found
+    again = "go back to those, train in another folder, or pass resume=False to start again"
+    now, then = config.fixed(), state["config"]
+    if differ := [f"{k} (was {then.get(k)!r}, now {now.get(k)!r})" for k in sorted({*now, *then}) if now.get(k) != then.get(k)]:
+        raise AnimkitError(f"The run in {folder} was begun with other settings: {', '.join(differ)}; {again}.")
+    if state["processes"] != accelerator.num_processes:
+        raise AnimkitError(f"The run in {folder} was begun on {state['processes']} process(es), now there are "
+                           f"{accelerator.num_processes}; {again}.")
+    ours = dict(trainable) | dict(model.named_buffers())
+    shapes = {n: tuple(t.shape) for n, t in ours.items()}
+    if misfit := [n for n in sorted({*shapes, *tensors["weights"]}) if n not in shapes or n not in tensors["weights"]
+                  or shapes[n] != tuple(tensors["weights"][n].shape)]:
+        raise AnimkitError(f"The run in {folder} trained another model: {len(misfit)} tensors do not fit, {misfit[0]!r} is the "
+                           f"first; {again}.")
+    with torch.no_grad():
+        for name, t in ours.items():
+            t.copy_(tensors["weights"][name])
+        for name, t in (ema.average if ema else {}).items():
+            t.copy_(tensors["ema"][name])
+    optimizer.load_state_dict(torch_state["optimizer"])
+    if accelerator.scaler and torch_state["scaler"]:
+        accelerator.scaler.load_state_dict(torch_state["scaler"])
+    return state["step"], state["seconds"]
+
+
+def validated(validate: Callable, model: nn.Module, step: int, ema) -> dict[str, float]:
+    """The numbers of validate(model, step), in eval mode and under the average of the weights if one is kept."""
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            if ema:
+                with ema.swapped_in():
+                    numbers = validate(model, step)
+            else:
+                numbers = validate(model, step)
+    finally:
+        for m, mode in modes:
+            m.training = mode
+    return {f"validate/{name}": float(value) for name, value in (numbers or {}).items()}
+
+
+def not_finite(folder: Path, step: int, k: int, loss: float, norm: float, batch: Any) -> str:
+    """The message of a run that a NaN or an infinity ended."""
+    kept = saving.read_state(folder)
+    what = f"the loss is {loss}" if loss != loss or abs(loss) == float("inf") else f"the gradient's norm is {norm}"
+    return (f"Training stopped at step {step}: {what} on micro-batch {k} ({_described(batch)}); "
+            + (f"the checkpoint of step {kept['step']} in {folder} is kept" if kept else f"no checkpoint in {folder} yet")
+            + ": look at that batch, or lower lr.")
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, Tensor):
+        finite = "" if not batch.is_floating_point() or bool(batch.isfinite().all()) else ", not all finite"
+        return f"{'x'.join(map(str, batch.shape)) or 'number'}{finite}"
+    if isinstance(batch, dict):
+        return ", ".join(f"{k} {_described(v)}" for k, v in batch.items())
+    if isinstance(batch, (list, tuple)):
+        return f"[{', '.join(_described(v) for v in batch[:4])}{', ...' if len(batch) > 4 else ''}]"
+    return repr(batch)[:60]
