@@ -2,7 +2,7 @@
 
 A generator is made fresh for each micro-step, so a resumed run needs no stored random state. Every process of a
 distributed run holds the *same* generator: it draws for the whole batch of all processes and keeps its own rows. So two
-processes with batch b see exactly what one process with batch 2 b sees. In a single process these are torch's own draws.
+processes with batch b see exactly what one process with batch 2 b sees. In one process these are torch's own draws.
 """
 import hashlib
 from typing import Any, Sequence
@@ -45,7 +45,7 @@ def rand(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def randint(low: int, high: int, shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Whole numbers in [low, high) for this process's rows, shape (b, ...), on the CPU: timesteps, rows of a data set."""
+    """Whole numbers in [low, high) for this process's rows, shape (b, ...), on the CPU: timesteps, rows of a table."""
     return shard(torch.randint(low, high, _all_rows(shape), generator=generator))
 
 

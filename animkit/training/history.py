@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from animkit.errors import AnimkitError
+
 
 class History:
     """The loss curve of a run, from its folder's log.jsonl; `ema` is the average of the weights if one was kept.
@@ -22,7 +24,7 @@ class History:
         return cls(_records(Path(folder) / "log.jsonl"))
 
     def __getitem__(self, key: str) -> np.ndarray:
-        """A column, NaN where a step has no such entry: history["loss"], history["lr"], history["wait"], your own extras."""
+        """A column, NaN where a step has no such entry: history["loss"], history["lr"], history["wait"], your own."""
         return np.array([r.get(key, np.nan) for r in self.records], dtype=float)
 
     @property
@@ -56,22 +58,22 @@ class History:
 
 
 class Log:
-    """folder/log.jsonl, one record a step, and folder/tensorboard if tensorboard is installed.
+    """folder/log.jsonl, one record a step, and folder/tensorboard if tensorboard is installed; keeps other runs out."""
 
-    Opened at step n it drops what a killed run wrote after n, so that the resumed curve has nothing twice.
-    """
+    def __init__(self, folder: Path):
+        self.path, self.lock, self.file, self.board = folder / "log.jsonl", _locked(folder), None, None
+        self.records: list[dict] = []
 
-    def __init__(self, folder: Path, step: int):
-        self.path = folder / "log.jsonl"
+    def open_at(self, step: int) -> None:
+        """Drop what a killed run wrote after its last checkpoint, so that the resumed curve has nothing twice."""
         self.records = [r for r in _records(self.path) if r["step"] <= step]
         beside = self.path.with_suffix(".tmp")
         beside.write_text("".join(json.dumps(r) + "\n" for r in self.records))
         os.replace(beside, self.path)
         self.file = open(self.path, "a")
-        self.board = None
         if find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step + 1)
 
     def add(self, record: dict) -> None:
         self.records.append(record)
@@ -84,15 +86,27 @@ class Log:
             if name != "step":
                 self.board.add_scalar(name, value, record["step"])
 
-    def sync(self) -> None:
-        """Force the records to the disk: before a checkpoint of the same step."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+    def __enter__(self) -> "Log":
+        return self
 
-    def close(self) -> None:
-        self.file.close()
-        if self.board:
-            self.board.close()
+    def __exit__(self, *error) -> None:
+        for file in (self.file, self.board, self.lock):
+            if file:
+                file.close()
+
+
+def _locked(folder: Path):
+    """An open file that no second run in this folder can hold; a run that dies lets go of it."""
+    file = open(folder / "lock", "w")
+    try:
+        import fcntl  # not on Windows: there nobody checks
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError as error:
+        file.close()
+        raise AnimkitError(f"Another run is training in {folder}; wait or choose another folder.") from error
+    return file
 
 
 def _records(path: Path) -> list[dict]:

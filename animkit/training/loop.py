@@ -4,7 +4,7 @@ import math
 import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterable, Literal
@@ -77,21 +77,24 @@ class _Objective(nn.Module):
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict]:
         result = self.loss(self.model, batch, generator)
-        return result if isinstance(result, tuple) else (result, {})
+        value, extras = result if isinstance(result, tuple) else (result, {})
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise AnimkitError("The loss depends on none of the parameters to train: look at both.")
+        return value, extras
 
 
 def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Batch], config: LoopConfig,
         folder: str | Path, *, validate: Callable[[nn.Module, int], dict | None] | None = None,
         stop: float | Callable[[float], bool] | None = None, parameters: Iterable[nn.Parameter] | None = None,
         resume: bool = True, quiet: bool = False) -> History:
-    """Train `model` in place and return the loss curve; a second call with the same folder goes on where the first ended.
+    """Train `model` in place and return the loss curve; the same call again goes on where it ended.
 
-    batch(k, generator) gives micro-batch k (of this process: see draws.py), loss(model, batch, generator) its mean loss,
-    maybe with a dict of further numbers to log. Both must draw from their generator alone (on the CPU): it is a function of
-    (config.seed, k), which is why a killed run resumes bit for bit. validate(model, step) runs under the EMA weights.
-    stop: seconds of training in all, or a function of them. Only `parameters` (default: all with requires_grad) change.
-    The model ends with its own weights; `history.ema.copy_to_model()` puts the average in their place.
-    Raises AnimkitError on a NaN, on a full disk, and on a checkpoint in `folder` that is of other settings or another model.
+    batch(k, generator) gives micro-batch k (of this process: see draws.py), loss(model, batch, generator) its mean
+    loss, maybe with a dict of further numbers to log. Both must draw from their generator alone (on the CPU): it is a
+    function of (config.seed, k), which is why a killed run resumes bit for bit. validate(model, step) runs under the
+    EMA weights. stop: seconds of training in all, or a function of them. Only `parameters` (default: all with
+    requires_grad) change. The model ends with its own weights; `history.ema.copy_to_model()` makes them the average.
+    Raises AnimkitError on a NaN, on a full disk, and on a checkpoint in `folder` of other settings or another model.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,33 +104,35 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
     stop_at = stop if callable(stop) or stop is None else lambda seconds: seconds >= stop
     fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
-    with plumbing.only_trainable(model, trainable), fork, plumbing.Signals() as signals:
+    with plumbing.only_trainable(model, trainable), fork, plumbing.Signals() as signals, ExitStack() as closing:
         objective = _Objective(model, loss, trainable.values()).to(device)
         optimizer = torch.optim.AdamW(trainable.values(), lr=config.lr, betas=config.betas,
                                       weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda"))
         prepared, optimizer = accelerator.prepare(objective, optimizer)
         ema = EMA(trainable, config.ema) if config.ema else None
-        if not resume and main:
-            saving.remove(folder)
+        if main:
+            log = closing.enter_context(Log(folder))
+            if not resume:
+                saving.remove(folder)
         accelerator.wait_for_everyone()
         start, elapsed = plumbing.load(folder, config, model, trainable, optimizer, ema, accelerator)
-        accelerator.wait_for_everyone()
-        log = Log(folder, start) if main else None
-        screen = plumbing.Screen(config, start, str(device), quiet or not main)
+        if main:
+            log.open_at(start)
+        screen = closing.enter_context(plumbing.Screen(config, start, str(device), quiet or not main))
         fetch = plumbing.fetched(batch, config, start)
+        closing.callback(fetch.close)
         began = saved = time.monotonic()
-        ended = "finished"
+        enough = stop_at is not None and start > 0 and stop_at(elapsed)
 
         def save(step: int) -> None:
             if main:
-                log.sync()
-                saving.write(folder, plumbing.tensors_of(model, trainable, ema),
+                saving.write(folder, log.file, plumbing.tensors_of(model, trainable, ema),
                              plumbing.torch_state_of(optimizer, accelerator),
                              {"step": step, "seconds": elapsed + time.monotonic() - began, "config": config.fixed(),
                               "processes": accelerator.num_processes, "torch": torch.__version__})
             accelerator.wait_for_everyone()
 
-        for step in range(start + 1, config.steps + 1):
+        for step in range(start + 1, start + 1 if enough else config.steps + 1):
             lr, losses, extras, wait = config.lr_at(step), [], {}, 0.0
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -150,12 +155,13 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
             seconds = elapsed + time.monotonic() - began
             halt = float(main and (signals.caught is not None or bool(stop_at and stop_at(seconds))))
             due = float(main and time.monotonic() - saved >= config.checkpoint_seconds)
-            told = torch.stack([*losses, torch.stack(losses).mean()] + [torch.tensor(v, device=device) for v in (halt, due)])
+            told = torch.stack([*losses, torch.stack(losses).mean(), *torch.tensor([halt, due], device=device)])
             *each, mean, halt, due = accelerator.reduce(told, "mean").tolist()
             bad_gradient = config.mixed_precision != "fp16" and not math.isfinite(float(norm))  # fp16 skips such steps
             if bad_gradient or not math.isfinite(mean):
                 j = next((j for j, v in enumerate(each) if not math.isfinite(v)), config.accumulate - 1)
-                raise AnimkitError(plumbing.not_finite(folder, step, (step - 1) * config.accumulate + j, mean, float(norm), x))
+                k = (step - 1) * config.accumulate + j
+                raise AnimkitError(plumbing.not_finite(folder, step, k, mean, float(norm), x))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if ema:
@@ -175,14 +181,10 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
             if halt or due or at_end:
                 save(step)
                 saved = time.monotonic()
-            if halt and not at_end:
-                ended = "stopped"
+            if halt:
+                enough = not at_end
                 break
-        fetch.close()
-        screen.close()
-        if main:
-            log.close()
     if signals.caught is not None:
         print(f"Stopped and saved in {folder}; the same call goes on from there.", file=sys.stderr)
         raise KeyboardInterrupt if signals.caught == signal.SIGINT else SystemExit(128 + signals.caught)
-    return History(log.records if main else [], ema, ended)
+    return History(log.records if main else [], ema, "stopped" if enough else "finished")

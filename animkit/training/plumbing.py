@@ -1,4 +1,4 @@
-"""What `fit` needs around its loop and a reader of the loop may skip: device, signals, the screen, loading, messages."""
+"""What `fit` needs around its loop and a reader may skip: device, signals, the screen, loading, messages."""
 import importlib.util
 import os
 import signal
@@ -29,7 +29,8 @@ def accelerator_for(config) -> Accelerator:
         return Accelerator(mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulate,
                            cpu=config.device == "cpu")
     except ValueError as error:
-        raise AnimkitError(f"accelerate cannot train with mixed_precision={config.mixed_precision!r} here: {error}") from error
+        raise AnimkitError(f"accelerate cannot train with mixed_precision={config.mixed_precision!r} here: {error}"
+                           ) from error
 
 
 def named_trainable(model: nn.Module, parameters: Iterable[nn.Parameter] | None) -> dict[str, nn.Parameter]:
@@ -61,7 +62,7 @@ def only_trainable(model: nn.Module, trainable: dict[str, nn.Parameter]) -> Iter
 
 
 class Signals:
-    """Inside, a first Ctrl-C (or SIGTERM) is only noted in `caught`, so that the step can end; a second one interrupts."""
+    """Inside, a first Ctrl-C (or SIGTERM) is only noted in `caught`, so that the step can end; a second interrupts."""
 
     def __init__(self):
         self.caught: int | None = None
@@ -109,9 +110,13 @@ class Screen:
             rate = (step - self.start) / (self.shown - self.began)
             more = "".join(f"  {k} {v:.4g}" for k, v in validated.items())
             print(f"step {step}/{self.config.steps}  loss {mean:.4g}  lr {record['lr']:.2g}{more}  {rate:.3g} steps/s  "
-                  f"{(self.config.steps - step) / rate / 60:.1f} min left  on {self.device}", file=sys.stderr, flush=True)
+                  f"{(self.config.steps - step) / rate / 60:.1f} min left  on {self.device}",
+                  file=sys.stderr, flush=True)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Screen":
+        return self
+
+    def __exit__(self, *error) -> None:
         if self.bar is not None:
             self.bar.close()
 
@@ -140,12 +145,13 @@ def fetched(batch: Callable, config, start: int) -> Iterator[Any]:
 
 def tensors_of(model: nn.Module, trainable: dict[str, nn.Parameter], ema) -> dict[str, dict[str, Tensor]]:
     """What a checkpoint holds as safetensors: the trained weights with the model's buffers, and the average."""
-    weights = {n: p.detach().clone() for n, p in trainable.items()} | {n: b.detach().clone() for n, b in model.named_buffers()}
-    return {"weights": weights} | ({"ema": ema.average} if ema else {})
+    weights = dict(trainable) | dict(model.named_buffers())
+    return {"weights": {n: t.detach().clone() for n, t in weights.items()}} | ({"ema": ema.average} if ema else {})
 
 
 def torch_state_of(optimizer, accelerator: Accelerator) -> dict:
-    return {"optimizer": optimizer.state_dict(), "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
+    return {"optimizer": optimizer.state_dict(), "scaler": scaler}
 
 
 def load(folder: Path, config, model: nn.Module, trainable: dict[str, nn.Parameter], optimizer, ema,
@@ -157,7 +163,9 @@ def load(folder: Path, config, model: nn.Module, trainable: dict[str, nn.Paramet
     tensors, torch_state, state = found
     again = "go back to those, train in another folder, or pass resume=False to start again"
     now, then = config.fixed(), state["config"]
-    if differ := [f"{k} (was {then.get(k)!r}, now {now.get(k)!r})" for k in sorted({*now, *then}) if now.get(k) != then.get(k)]:
+    differ = [f"{k} (was {then.get(k)!r}, now {now.get(k)!r})"
+              for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
+    if differ:
         raise AnimkitError(f"The run in {folder} was begun with other settings: {', '.join(differ)}; {again}.")
     if state["processes"] != accelerator.num_processes:
         raise AnimkitError(f"The run in {folder} was begun on {state['processes']} process(es), now there are "
@@ -166,8 +174,8 @@ def load(folder: Path, config, model: nn.Module, trainable: dict[str, nn.Paramet
     shapes = {n: tuple(t.shape) for n, t in ours.items()}
     if misfit := [n for n in sorted({*shapes, *tensors["weights"]}) if n not in shapes or n not in tensors["weights"]
                   or shapes[n] != tuple(tensors["weights"][n].shape)]:
-        raise AnimkitError(f"The run in {folder} trained another model: {len(misfit)} tensors do not fit, {misfit[0]!r} is the "
-                           f"first; {again}.")
+        raise AnimkitError(f"The run in {folder} trained another model: {len(misfit)} tensors do not fit, "
+                           f"{misfit[0]!r} is the first; {again}.")
     with torch.no_grad():
         for name, t in ours.items():
             t.copy_(tensors["weights"][name])
@@ -201,7 +209,7 @@ def not_finite(folder: Path, step: int, k: int, loss: float, norm: float, batch:
     kept = saving.read_state(folder)
     what = f"the loss is {loss}" if loss != loss or abs(loss) == float("inf") else f"the gradient's norm is {norm}"
     return (f"Training stopped at step {step}: {what} on micro-batch {k} ({_described(batch)}); "
-            + (f"the checkpoint of step {kept['step']} in {folder} is kept" if kept else f"no checkpoint in {folder} yet")
+            + (f"the checkpoint of step {kept['step']} in {folder} is kept" if kept else f"{folder} has no checkpoint")
             + ": look at that batch, or lower lr.")
 
 

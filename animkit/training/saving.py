@@ -1,13 +1,13 @@
 """Checkpoints that a kill or a full disk at any moment cannot spoil.
 
-A checkpoint is written whole beside the old one (checkpoint.tmp), then the two change places by renaming. Between the two
-renames the old one is called checkpoint.old, which `read` also finds; so there is a valid one at every moment.
+A checkpoint is written whole beside the old one (checkpoint.tmp), then the two change places by renaming. Between the
+two renames the old one is called checkpoint.old, which `read` also finds; so there is a valid one at every moment.
 """
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors import SafetensorError
@@ -17,14 +17,17 @@ from torch import Tensor
 from animkit.errors import AnimkitError
 
 
-def write(folder: Path, tensors: dict[str, dict[str, Tensor]], torch_state: dict[str, Any], state: dict) -> None:
-    """Write folder/checkpoint: one safetensors file per entry of `tensors`, optimizer.pt, state.json.
+def write(folder: Path, log: TextIO, tensors: dict[str, dict[str, Tensor]], torch_state: dict[str, Any],
+          state: dict) -> None:
+    """Write folder/checkpoint: a safetensors file per entry of `tensors`, optimizer.pt, state.json; before it the log.
 
     Raises AnimkitError if the disk refuses; the checkpoint that was there before is then untouched.
     """
     new, here, old = (folder / f"checkpoint{end}" for end in (".tmp", "", ".old"))
     shutil.rmtree(new, ignore_errors=True)
     try:
+        log.flush()
+        os.fsync(log.fileno())  # the curve up to this step, before the step counts as done
         new.mkdir(parents=True)
         for name, content in tensors.items():
             save_file({k: t.detach().cpu().contiguous() for k, t in content.items()}, new / f"{name}.safetensors")
@@ -55,7 +58,7 @@ def read_state(folder: Path) -> dict | None:
 
 
 def read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict] | None:
-    """(tensors, torch_state, state) as given to `write`; None if there is no checkpoint. Raises AnimkitError if damaged."""
+    """(tensors, torch_state, state) as given to `write`; None without a checkpoint. Raises AnimkitError if damaged."""
     found = _find(folder)
     if found is None:
         return None
@@ -64,7 +67,8 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], di
         torch_state = torch.load(found / "optimizer.pt", map_location="cpu", weights_only=True)
         return tensors, torch_state, json.loads((found / "state.json").read_text())
     except Exception as error:  # whatever a damaged file makes its reader raise
-        raise AnimkitError(f"The checkpoint {found} cannot be read ({error}); delete it to train from the start.") from error
+        raise AnimkitError(f"The checkpoint {found} cannot be read ({error}); delete it to train from the start."
+                           ) from error
 
 
 def remove(folder: Path) -> None:
