@@ -1,0 +1,45 @@
+# Everything a newcomer needs: `make demo`, `make test`, `make lab`. Each makes .venv first if it is missing or out of date.
+VENV   := .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+EXTRAS := course,reproduce,dev
+PYTEST := $(PY) -m pytest -q --timeout=600 --durations=5
+# The first Python on the path that animkit supports; `make PYTHON=/path/to/python3.12 ...` chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+    $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+
+.PHONY: help venv demo test test-all lab doctor clean
+.DEFAULT_GOAL := help
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+venv: $(READY)  ## make or refresh .venv with the pinned versions
+
+# torch first and by its exact version: a looser first install may take gigabytes of another build.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "animkit needs Python 3.11, 3.12 or 3.13 on the path (or make PYTHON=/path/to/python)"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): a few minutes the first time"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(READY)  ## text becomes an animation in three looks: out/demo/ gets a page and an mp4
+	@$(PY) -m animkit demo
+
+test: $(READY)  ## the tests, minutes on two cores
+	$(PYTEST) -m "not slow and not full_size"
+
+test-all: $(READY)  ## the slow and full-size tests too
+	$(PYTEST)
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	$(VENV)/bin/jupyter lab notebooks
+
+doctor: $(READY)  ## what the environment has and lacks
+	@$(PY) -m animkit doctor
+
+clean:  ## remove .venv and everything that was generated
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
