@@ -20,6 +20,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from PIL.PngImagePlugin import PngInfo
 
 from animkit.errors import AnimkitError
+from animkit.files import write_atomically
 
 SEEN_AT = 256  # pixels; a smaller clip is enlarged by whole numbers to at least this before it becomes a film
 
@@ -76,8 +77,8 @@ class Clip:
         if suffix not in _FILMS:
             raise AnimkitError(f"Cannot save a clip as '{path.name}': the suffix is one of {', '.join(_FILMS)}, or none for "
                                f"a folder of PNG frames.")
-        write_beside(path, self.encode(suffix, scale))
-        return path
+        content = self.encode(suffix, scale)
+        return write_atomically(path, lambda beside: Path(beside).write_bytes(content))
 
     def encode(self, suffix: str, scale: int | None = None) -> bytes:
         """The clip as the bytes of a film: `.mp4` (H.264, yuv420p), `.gif` or `.webp` (lossless)."""
@@ -156,9 +157,10 @@ class Clip:
         film = base64.b64encode(self.encode(".mp4")).decode()
         _, h, w, _ = self.array.shape
         k = self.enlargement
+        n = min(8, max(3, 2400 // (w * k)))  # as many stills as a page is wide
         return (f'<figure><video controls loop muted playsinline width="{w * k}" height="{h * k}" aria-label="{alt}" '
                 f'src="data:video/mp4;base64,{film}">{alt}</video>'
-                f"<figcaption>{caption}</figcaption>{filmstrip(self)._img()}</figure>")
+                f"<figcaption>{caption}</figcaption>{filmstrip(self, n)._img()}</figure>")
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
@@ -174,17 +176,6 @@ class Clip:
 def enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
     """Every pixel of ... h w c becomes scale x scale equal pixels."""
     return frames if scale == 1 else frames.repeat(scale, axis=-3).repeat(scale, axis=-2)
-
-
-def write_beside(path: Path, content: bytes) -> None:
-    """Write a file next to its place and rename it, so that half a file never stands under its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _mp4(frames: np.ndarray, fps: float, note: str) -> bytes:

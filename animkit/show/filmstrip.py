@@ -13,7 +13,8 @@ import PIL.ImageDraw
 import PIL.ImageFont
 
 from animkit.errors import AnimkitError
-from animkit.show.clip import Clip, enlarge, write_beside
+from animkit.files import write_atomically
+from animkit.show.clip import Clip, enlarge
 
 GAP, BAND, INK, PAPER = 4, 28, (32, 32, 32), (255, 255, 255)
 
@@ -39,8 +40,7 @@ class Picture:
         if format is None:
             raise AnimkitError(f"Cannot save a picture as '{path.name}': give a suffix such as .png or .jpg.")
         self.image.save(buffer, format)
-        write_beside(path, buffer.getvalue())
-        return path
+        return write_atomically(path, lambda beside: Path(beside).write_bytes(buffer.getvalue()))
 
     def __repr__(self) -> str:
         return f"Picture of {self.size[0]} x {self.size[1]} pixels: {self.alt}"
@@ -70,9 +70,7 @@ def filmstrip(clips: Clip | Sequence[Clip], n: int = 8, labels: Sequence[str] | 
     rows = []
     for i, clip in enumerate(clips):
         shown = np.linspace(0, len(clip) - 1, min(n, len(clip))).round().astype(int)
-        k = max(1, clip.enlargement // 2)  # half the size of the film
-        frames = enlarge(clip.array[shown], k)
-        row = _beside(list(frames))
+        row = _beside([_at_half_film_size(frame, clip.enlargement) for frame in clip.array[shown]])
         rows.append(row if labels is None else np.concatenate([_band(labels[i], row.shape[1]), row]))
     said = "; ".join(clip.prompt or "no prompt" for clip in clips) if labels is None else ", ".join(labels)
     alt = f"Filmstrip, {min(n, max(map(len, clips)))} frames from first to last: {said}"
@@ -124,6 +122,13 @@ def _band(label: str, width: int) -> np.ndarray:
             break
     draw.text((width / 2, BAND / 2), label, INK, font, anchor="mm")
     return np.asarray(band)
+
+
+def _at_half_film_size(frame: np.ndarray, enlargement: int) -> np.ndarray:
+    if enlargement > 1:
+        return enlarge(frame, enlargement // 2)
+    h, w, _ = frame.shape
+    return np.asarray(PIL.Image.fromarray(frame).resize((max(1, w // 2), max(1, h // 2)), PIL.Image.Resampling.BOX))
 
 
 def _beside(pictures: list[np.ndarray]) -> np.ndarray:

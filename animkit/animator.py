@@ -1,0 +1,189 @@
+"""Section 4.4: text -> clip. A personalised text-to-image model, a motion module in it, and the sampler loop, in full.
+
+b clips, f frames, c latent channels, h w latent height and width, n tokens, d text width.
+"""
+from __future__ import annotations
+
+import copy
+import inspect
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import torch
+from diffusers import DDIMScheduler
+from einops import rearrange
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import animkit
+from animkit.base import check_prompt, encode_text, find_checkpoint, open_base
+from animkit.errors import AnimkitError
+from animkit.inflation import VideoUNet, inflate
+from animkit.show.clip import Clip
+
+Callback = Callable[[int, Tensor, Tensor], Any]
+
+
+@torch.no_grad()
+def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, steps: int = 25, guidance: float = 7.5,
+           generators: list[torch.Generator] | None = None, callback: Callback | None = None, progress: bool = True,
+           **conditions) -> Tensor:
+    """From noise x_T (b c f h w) to the latents x_0 of a clip: 25 steps of DDIM in the paper, here any diffusers scheduler.
+
+    text is [negative, positive] stacked (2b n d) when guidance is above 1, else b n d. Each step asks the video UNet for the
+    noise in x_t and lets the scheduler take some of it away. With classifier-free guidance (Ho & Salimans 2022, eq. 6)
+
+        eps = eps(x, negative) + guidance * (eps(x, text) - eps(x, negative))
+
+    callback(step, t, x) sees each x. Ancestral schedulers draw fresh noise from generators, one for each clip.
+    """
+    scheduler = copy.deepcopy(scheduler)  # a scheduler remembers the steps it took; the caller's stays fresh
+    scheduler.set_timesteps(steps, device=noise.device)
+    draws = "generator" in inspect.signature(scheduler.step).parameters
+    extra = {"generator": generators} if draws and generators else {}
+    x = noise * scheduler.init_noise_sigma                                                  # b c f h w
+    bar = tqdm(scheduler.timesteps, desc=f"{x.shape[2]} frames on {x.device}", disable=not progress)
+    for step, t in enumerate(bar):
+        z = scheduler.scale_model_input(x, t)
+        if guidance > 1:
+            negative, positive = video_unet(torch.cat([z, z]), t, text, **conditions).chunk(2)
+            eps = negative + guidance * (positive - negative)
+        else:
+            eps = video_unet(z, t, text, **conditions)
+        x = scheduler.step(eps, t, x, **extra, return_dict=False)[0]                        # x_t -> x_{t-1}
+        if callback is not None:
+            callback(step, t, x)
+    return x
+
+
+@torch.no_grad()
+def decode(vae: Any, latents: Tensor, frames_at_once: int = 8) -> Tensor:
+    """Latents b c f h w -> pictures b f H W 3, uint8, on the CPU: the image VAE draws each frame alone, some at a time."""
+    b = latents.shape[0]
+    z = rearrange(latents, "b c f h w -> (b f) c h w") / vae.config.scaling_factor + (vae.config.shift_factor or 0)
+    if vae.dtype == torch.float16 and vae.config.force_upcast:
+        vae = copy.deepcopy(vae).float()  # SDXL's VAE overflows in half precision
+    drawn = [vae.decode(part.to(vae.dtype)).sample.float().cpu() for part in z.split(frames_at_once)]
+    pictures = ((torch.cat(drawn) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return rearrange(pictures, "(b f) c h w -> b f h w c", b=b)
+
+
+class Animator:
+    """Text -> clip (4.4): `Animator("miniature")("a red balloon over the sea, rising", seed=0)`.
+
+    base: "miniature", a diffusers folder, a single .safetensors file, or a Stable Diffusion pipeline that you hold (its UNet is
+    inflated in place). motion: MotionModules, their folder or file; None takes the one shipped beside the base, if there is
+    one, and False none. device: by default CUDA, else Apple's MPS, else the CPU; a pipeline that you hold stays where it is.
+    Raises AnimkitError when a file is missing, damaged or of the wrong kind.
+    """
+
+    def __init__(self, base: Any = "miniature", motion: Any = None, device: str | torch.device | None = None,
+                 dtype: torch.dtype = torch.float32):
+        self.pipe, self.defaults, beside = open_base(base, dtype)
+        if isinstance(base, (str, Path)) or device is not None:
+            self.pipe.to(device or _best_device())
+        self.base = str(base) if isinstance(base, (str, Path)) else type(base).__name__
+        self.video_unet = inflate(self.pipe.unet)
+        motion = beside if motion is None else motion
+        if motion is not None and motion is not False:
+            self.insert(motion)
+
+    # ---- what is inserted: motion modules, looks, domain adapters, MotionLoRAs
+
+    def insert(self, what: Any, alpha: float = 1.0, name: str | None = None) -> str:
+        """Insert what `ak.open_checkpoint` returned, or the file or sample look of that name; -> the name it goes by."""
+        if isinstance(what, (str, Path)):
+            from animkit.checkpoints import open_checkpoint
+            what = open_checkpoint(find_checkpoint(what))
+        return self.video_unet.insert(what, alpha=alpha, name=name)
+
+    def remove(self, name: str) -> None:
+        """Take out what was inserted under this name; nothing of it stays."""
+        self.video_unet.remove(name)
+
+    @property
+    def alpha(self):
+        """The paper's alpha of each inserted part, by name; assign to change it: `animator.alpha["ink"] = 0.3`."""
+        return self.video_unet.alpha
+
+    @property
+    def scheduler(self) -> Any:
+        """What a call samples with by default: the base's own scheduler, or DDIM with linear betas once there is motion.
+
+        Motion modules are trained with betas that rise linearly, the base with scaled_linear ones (paper, reference training).
+        Sampling motion with the base's betas would show it noise levels it never met: colours fade and frames flicker. For
+        another sampler, keep these betas: `scheduler=EulerDiscreteScheduler.from_config(animator.scheduler.config)`.
+        """
+        own = self.pipe.scheduler
+        if self.video_unet.motion is None:
+            return own
+        # eta, the noise added at each step, is 0 in DDIM's step by default. Latents are not pixels: nothing to clip at +-1.
+        return DDIMScheduler.from_config(own.config, beta_schedule="linear", trained_betas=None, clip_sample=False)
+
+    # ---- text -> clip
+
+    def __call__(self, prompt: str | Sequence[str], frames: int | None = None, seed: int = 0, *, negative_prompt: str = "",
+                 steps: int | None = None, guidance: float | None = None, height: int | None = None, width: int | None = None,
+                 scheduler: Any = None, clips_per_prompt: int = 1, callback: Callback | None = None, progress: bool = True,
+                 latents: Tensor | None = None, fps: float | None = None) -> Clip | list[Clip]:
+        """Draw a clip; a list of prompts, or clips_per_prompt above 1, gives a list (all clips of the first prompt first).
+
+        frames: 1 to the motion module's positions. height, width: pixels. Clip i draws its noise with seed + i, on the CPU, so
+        that each can be made again alone and on any device; latents (b c f h w, standard normal) take the noise's place.
+        What is None comes from the base's animkit.json, else from the paper's release: 16 frames, 25 steps, guidance 7.5.
+        Raises AnimkitError for sizes, frames, words or numbers that the base or the motion module cannot take.
+        """
+        given = {"frames": frames, "steps": steps, "guidance": guidance, "fps": fps}
+        frames, steps, guidance, fps = (self.defaults[k] if v is None else v for k, v in given.items())
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        h, w = self._check(prompts, frames, seed, negative_prompt, steps, clips_per_prompt, height, width)
+        prompts = [p for p in prompts for _ in range(clips_per_prompt)]
+        unet, device, scheduler = self.pipe.unet, self.pipe.unet.device, self.scheduler if scheduler is None else scheduler
+
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+        shape = (unet.config.in_channels, frames, h // self.pipe.vae_scale_factor, w // self.pipe.vae_scale_factor)
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators]) if latents is None else latents
+        if noise.shape != (len(prompts), *shape):
+            raise AnimkitError(f"latents have the shape {tuple(noise.shape)}; this call needs {(len(prompts), *shape)} (b c f h w).")
+        text, conditions = encode_text(self.pipe, prompts, [negative_prompt] * len(prompts), guidance > 1, (h, w), device)
+        x = sample(self.video_unet, noise.to(device, unet.dtype), text.to(unet.dtype), scheduler, steps, guidance, generators,
+                   callback, progress, **conditions)
+        if not torch.isfinite(x).all():
+            raise AnimkitError(f"Sampling gave numbers that are not finite ({unet.dtype} on {device}): the weights are damaged, "
+                               f"or the precision is too low; load the base again with dtype=torch.float32.")
+        pictures = decode(self.pipe.vae, x).numpy()
+        common = {"negative_prompt": negative_prompt, "steps": steps, "guidance": guidance, "frames": frames, "height": h,
+                  "width": w, "base": self.base, "alpha": dict(self.alpha), "scheduler": type(scheduler).__name__,
+                  "scheduler_config": {k: v for k, v in scheduler.config.items() if not k.startswith("_")},
+                  "noise": "seed" if latents is None else "latents", "device": str(device), "dtype": str(unet.dtype),
+                  "animkit": animkit.__version__}
+        clips = [Clip(p, fps, said, {"seed": seed + i, **common}) for i, (p, said) in enumerate(zip(pictures, prompts))]
+        return clips[0] if isinstance(prompt, str) and clips_per_prompt == 1 else clips
+
+    def _check(self, prompts: list[str], frames: int, seed: int, negative: str, steps: int, clips_per_prompt: int,
+               height: int | None, width: int | None) -> tuple[int, int]:
+        """-> height and width in pixels. Raises AnimkitError on the first thing that cannot be drawn."""
+        for name, number in {"frames": frames, "steps": steps, "clips_per_prompt": clips_per_prompt}.items():
+            if not isinstance(number, int) or number < 1:
+                raise AnimkitError(f"{name} is a whole number of at least 1; got {number!r}.")
+        if not isinstance(seed, int):
+            raise AnimkitError(f"seed is a whole number; got {seed!r}.")
+        motion = self.video_unet.motion
+        if motion is not None and frames > motion.positions:
+            raise AnimkitError(f"{frames} frames are more than the {motion.positions} positions of the motion module: ask for at "
+                               f"most {motion.positions} frames.")
+        if not prompts or not all(isinstance(p, str) for p in [*prompts, negative]):
+            raise AnimkitError(f"A prompt is a text, or a list of at least one; got {prompts!r} (negative: {negative!r}).")
+        for p in [*prompts, negative]:
+            check_prompt(p, self.pipe.tokenizer, self.defaults["vocabulary"])
+        side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        size = height or self.defaults.get("height", side), width or self.defaults.get("width", side)
+        multiple = self.pipe.vae_scale_factor * 2 ** (len(self.pipe.unet.config.block_out_channels) - 1)
+        for name, pixels in zip(("height", "width"), size):
+            if not isinstance(pixels, int) or pixels < 1 or pixels % multiple:
+                raise AnimkitError(f"{name} is a multiple of {multiple} pixels for this base (VAE x UNet halvings); got {pixels}.")
+        return size
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
