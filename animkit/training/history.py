@@ -1,8 +1,10 @@
 """What a run wrote down as it went: a line of JSON per step, its curve, and TensorBoard where it is installed."""
 import json
 import os
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Iterator
 
 import numpy as np
 
@@ -68,20 +70,23 @@ class Log:
         """Drop what a killed run wrote after its last checkpoint, so that the resumed curve has nothing twice."""
         self.records = [r for r in _records(self.path) if r["step"] <= step]
         beside = self.path.with_suffix(".tmp")
-        beside.write_text("".join(json.dumps(r) + "\n" for r in self.records))
-        os.replace(beside, self.path)
-        self.file = open(self.path, "a")
+        with _on_disk(self.path):
+            beside.write_text("".join(json.dumps(r) + "\n" for r in self.records))
+            os.replace(beside, self.path)
+            self.file = open(self.path, "a")
         if find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
             self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=step + 1)
 
     def add(self, record: dict) -> None:
         self.records.append(record)
-        self.file.write(json.dumps(record) + "\n")
+        with _on_disk(self.path):
+            self.file.write(json.dumps(record) + "\n")
 
     def show(self, record: dict) -> None:
         """Make the record visible to those who look on: on the disk, in TensorBoard."""
-        self.file.flush()
+        with _on_disk(self.path):
+            self.file.flush()
         for name, value in record.items() if self.board else ():
             if name != "step":
                 self.board.add_scalar(name, value, record["step"])
@@ -91,8 +96,18 @@ class Log:
 
     def __exit__(self, *error) -> None:
         for file in (self.file, self.board, self.lock):
-            if file:
-                file.close()
+            with suppress(OSError):  # a full disk, of which the error under way tells
+                if file:
+                    file.close()
+
+
+@contextmanager
+def _on_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise AnimkitError(f"{path} cannot be written ({error}); the last checkpoint is intact: free some disk space and "
+                           "start the same call again to go on.") from error
 
 
 def _locked(folder: Path):

@@ -40,7 +40,8 @@ def write(folder: Path, log: TextIO, tensors: dict[str, dict[str, Tensor]], torc
         shutil.rmtree(new, ignore_errors=True)
         kept = read_state(folder)
         raise AnimkitError(
-            f"The checkpoint of step {state['step']} could not be written to {folder} ({error}); "
+            f"The checkpoint of step {state['step']} could not be written to {folder} ({error}; "
+            f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free there); "
             + (f"the one of step {kept['step']} is intact" if kept else "there was none before")
             + ": free some disk space and start the same call again to go on."
         ) from error

@@ -1,0 +1,418 @@
+"""The training loop: exact resume after a kill, the arithmetic of plain torch, clear errors, two processes."""
+import json
+import math
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from animkit.errors import AnimkitError
+from animkit.training import EMA, History, LoopConfig, fit, randn, shard
+
+TABLE = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+
+
+def tiny_model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return nn.Sequential(nn.Linear(6, 12), nn.Dropout(0.2), nn.Tanh(), nn.Linear(12, 1))
+
+
+def batch(k, generator):
+    rows = shard(torch.randint(0, len(TABLE), (8,), generator=generator))
+    return {"x": TABLE[rows], "rows": rows}
+
+
+def loss(model, x, generator):
+    noisy = x["x"] + 0.1 * randn(x["x"].shape, generator)
+    return (model(noisy) - x["x"].prod(1, keepdim=True)).square().mean(), {"twice": 2.0}
+
+
+CONFIG = LoopConfig(steps=60, lr=1e-2, warmup=5, schedule="cosine", accumulate=2, ema=0.99, seed=7, device="cpu")
+
+
+def weights(folder: Path, name: str = "weights") -> dict:
+    return load_file(folder / "checkpoint" / f"{name}.safetensors")
+
+
+def equal(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---- resume ----------------------------------------------------------------------------------------------------------
+
+def slow_run(folder: Path, steps: int) -> None:
+    """In a process of its own, to be killed: saves at every step, so that many kills hit the saving itself."""
+    torch.set_num_threads(1)
+
+    def slow(k, generator):
+        time.sleep(0.001)
+        return batch(k, generator)
+
+    fit(tiny_model(), loss, slow, replace(CONFIG, steps=steps, checkpoint_seconds=0), folder, quiet=True)
+
+
+def test_killed_at_random_moments_equals_unbroken_bit_for_bit(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["animkit.training", "torch.utils.tensorboard"])
+    steps, broken, chance = 150, tmp_path / "broken", random.Random(os.getpid())
+    whole = context.Process(target=slow_run, args=(tmp_path / "whole", steps))
+    whole.start()
+    killed_at = []
+    for part in range(1, 4):
+        run = context.Process(target=slow_run, args=(broken, steps))
+        run.start()
+        until = time.monotonic() + 60
+        while not (broken / "log.jsonl").exists() or len(History.of(broken).records) < part * steps // 5:
+            assert run.is_alive() and time.monotonic() < until
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.03))
+        run.kill()
+        run.join()
+        killed_at.append(len(History.of(broken).records))
+    last = context.Process(target=slow_run, args=(broken, steps))
+    last.start()
+    for run in (last, whole):
+        run.join(60)
+        assert run.exitcode == 0
+    assert 0 < killed_at[0] < killed_at[-1] < steps
+    a, b = History.of(tmp_path / "whole"), History.of(broken)
+    assert a.steps.tolist() == b.steps.tolist() == list(range(1, steps + 1))
+    assert a.losses.tolist() == b.losses.tolist()
+    assert equal(weights(tmp_path / "whole"), weights(broken)), f"killed at {killed_at}"
+    assert equal(weights(tmp_path / "whole", "ema"), weights(broken, "ema"))
+
+
+def test_a_kill_between_the_two_renames_leaves_a_checkpoint(tmp_path):
+    fit(tiny_model(), loss, batch, replace(CONFIG, steps=20), tmp_path, quiet=True)
+    (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
+    (tmp_path / "checkpoint.tmp").mkdir()
+    (tmp_path / "checkpoint.tmp" / "weights.safetensors").write_bytes(b"half")
+    history = fit(tiny_model(), loss, batch, replace(CONFIG, steps=25), tmp_path, quiet=True)
+    assert history.steps.tolist() == list(range(1, 26))
+    assert sorted(p.name for p in tmp_path.glob("checkpoint*")) == ["checkpoint"]
+
+
+def test_stop_and_go_on_equals_unbroken(tmp_path):
+    constant = replace(CONFIG, schedule="constant")
+    whole, parts = tiny_model(), tiny_model()
+    a = fit(whole, loss, batch, constant, tmp_path / "a", quiet=True)
+    stopped = fit(parts, loss, batch, constant, tmp_path / "b", stop=lambda seconds: seconds > 0, quiet=True)
+    assert stopped.ended == "stopped" and stopped.steps.tolist() == [1]
+    again = fit(tiny_model(), loss, batch, constant, tmp_path / "b", stop=0, quiet=True)
+    assert again.ended == "stopped" and again.steps.tolist() == [1]  # the time was over before it began
+    fit(tiny_model(), loss, batch, replace(constant, steps=31, prefetch=3), tmp_path / "b", quiet=True)
+    parts = tiny_model()
+    b = fit(parts, loss, batch, replace(constant, log_every=7), tmp_path / "b", quiet=True)
+    assert a.ended == b.ended == "finished"
+    assert a.losses.tolist() == b.losses.tolist() and len(a.losses) == 60
+    assert equal(whole.state_dict(), parts.state_dict())
+    assert equal(a.ema.average, b.ema.average)
+
+
+def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path, capfd):
+    def interrupted(k, generator):
+        if k == 20:  # the first micro-batch of step 11
+            signal.raise_signal(signal.SIGINT)
+        return batch(k, generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_model(), loss, interrupted, CONFIG, tmp_path, quiet=True)
+    assert "the same call goes on" in capfd.readouterr().err
+    assert json.loads((tmp_path / "checkpoint" / "state.json").read_text())["step"] == 11
+    model = tiny_model()
+    history = fit(model, loss, batch, CONFIG, tmp_path, quiet=True)
+    unbroken = tiny_model()
+    assert history.losses.tolist() == fit(unbroken, loss, batch, CONFIG, tmp_path / "b", quiet=True).losses.tolist()
+    assert equal(model.state_dict(), unbroken.state_dict())
+
+
+def test_resume_false_begins_again(tmp_path):
+    first = fit(tiny_model(), loss, batch, CONFIG, tmp_path, quiet=True)
+    second = fit(tiny_model(), loss, batch, replace(CONFIG, lr=2e-3), tmp_path, resume=False, quiet=True)
+    assert first.steps.tolist() == second.steps.tolist() and first.losses[-1] != second.losses[-1]
+
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
+
+def test_fit_is_this_plain_loop(tmp_path):
+    """Warm-up, cosine, accumulation, clipping, AdamW and EMA against the same thing written with torch alone."""
+    config = replace(CONFIG, clip_norm=0.05, floor=0.1, weight_decay=0.1)
+    fixed = [{"x": TABLE[8 * k % 56:][:8]} for k in range(120)]
+
+    def plain_loss(model, x, generator):
+        return (model(x["x"]) - x["x"].prod(1, keepdim=True)).square().mean()
+
+    def no_dropout():
+        model = tiny_model()
+        model[1] = nn.Identity()
+        return model
+
+    ours = no_dropout()
+    history = fit(ours, plain_loss, lambda k, g: fixed[k], config, tmp_path, quiet=True)
+
+    plain, average = no_dropout(), [p.detach().clone() for p in no_dropout().parameters()]
+    adam = torch.optim.AdamW(plain.parameters(), lr=0, betas=(0.9, 0.999), weight_decay=0.1)
+    losses, norms = [], []
+    for step in range(1, 61):
+        progress = max(0, step - 6) / 54
+        rate = 1e-2 * min(1, step / 5) * (0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2)
+        adam.param_groups[0]["lr"] = rate
+        adam.zero_grad()
+        both = [plain_loss(plain, fixed[2 * step - 2 + j], None) for j in range(2)]
+        (sum(both) / 2).backward()
+        norms.append(nn.utils.clip_grad_norm_(plain.parameters(), 0.05).item())
+        adam.step()
+        losses.append(sum(both).item() / 2)
+        for mean, p in zip(average, plain.parameters()):
+            d = min(0.99, (1 + step) / (10 + step))
+            mean.mul_(d).add_(p.detach(), alpha=1 - d)
+        assert history["lr"][step - 1] == pytest.approx(rate)
+    assert max(norms) > 0.05  # the clipping did something
+    assert history.losses == pytest.approx(losses, rel=1e-4) and history["norm"] == pytest.approx(norms, rel=1e-3)
+    for a, b, mean, (name, p) in zip(ours.parameters(), plain.parameters(), average, plain.named_parameters()):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(history.ema.average[name], mean, atol=1e-5, rtol=1e-4)
+
+
+def test_accumulating_four_equals_a_batch_of_four_times_the_size(tmp_path):
+    def run(size, accumulate):
+        model = tiny_model()
+        model[1] = nn.Identity()
+        config = replace(CONFIG, steps=4, accumulate=accumulate)
+        fit(model, lambda m, x, g: (m(x) - x.prod(1, keepdim=True)).square().mean(),
+            lambda k, g: TABLE[size * k:size * (k + 1)], config, tmp_path / str(size), quiet=True)
+        return model
+
+    for a, b in zip(run(4, 4).parameters(), run(16, 1).parameters()):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_only_the_parameters_named_are_trained(tmp_path):
+    model = tiny_model()
+    model[0].weight.requires_grad_(False)
+    model.eval()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    fit(model, loss, batch, CONFIG, tmp_path, parameters=[model[3].bias], quiet=True)
+    changed = [n for n, t in model.state_dict().items() if not torch.equal(t, before[n])]
+    assert changed == ["3.bias"] and set(weights(tmp_path)) == {"3.bias"}
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True] and not model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_ema_swaps_in_and_out_and_validation_sees_it(tmp_path):
+    seen = {}
+
+    def validate(model, step):
+        seen[step] = {n: t.clone() for n, t in model.state_dict().items()}
+        return {"training": float(model.training)}
+
+    model = tiny_model()
+    history = fit(model, loss, batch, replace(CONFIG, validate_every=25), tmp_path, validate=validate, quiet=True)
+    assert list(seen) == [25, 50, 60] and equal(seen[60], history.ema.average)
+    assert history["validate/training"][[24, 49, 59]].tolist() == [0, 0, 0] and math.isnan(history["validate/training"][0])
+    own = {n: t.clone() for n, t in model.state_dict().items()}
+    assert not equal(own, seen[60])
+    with history.ema.swapped_in():
+        assert equal(model.state_dict(), seen[60])
+    assert equal(model.state_dict(), own)
+    unwatched = fit(tiny_model(), loss, batch, CONFIG, tmp_path / "b", quiet=True)
+    assert unwatched.losses.tolist() == history.losses.tolist()  # validation changes nothing
+    history.ema.copy_to_model()
+    assert equal(model.state_dict(), seen[60])
+
+
+def test_ema_of_half_precision_weights_stays_float32():
+    p = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    ema = EMA({"p": p}, 0.9)
+    with torch.no_grad():
+        p.zero_()
+    ema.update(1)
+    assert ema.average["p"].dtype == torch.float32
+    torch.testing.assert_close(ema.average["p"], torch.full((3,), 2 / 11))
+
+
+def test_bf16_autocast_trains_float32_weights(tmp_path):
+    kinds = set()
+
+    def watched(model, x, generator):
+        kinds.add(model(x["x"]).dtype)
+        return loss(model, x, generator)
+
+    model = tiny_model()
+    history = fit(model, watched, batch, replace(CONFIG, mixed_precision="bf16"), tmp_path, quiet=True)
+    assert kinds == {torch.bfloat16} and model[0].weight.dtype == torch.float32
+    assert history.losses[-20:].mean() < history.losses[:5].mean()
+    fit(tiny_model(), loss, batch, CONFIG, tmp_path / "b", quiet=True)  # another precision in the same process
+
+
+def test_a_thread_ahead_changes_nothing_and_takes_the_waiting(tmp_path):
+    def slow(k, generator):
+        time.sleep(0.01)
+        return batch(k, generator)
+
+    def slow_loss(model, x, generator):
+        time.sleep(0.012)
+        return loss(model, x, generator)
+
+    config = replace(CONFIG, steps=15, accumulate=1)
+    a = fit(tiny_model(), slow_loss, slow, config, tmp_path / "a", quiet=True)
+    b = fit(tiny_model(), slow_loss, slow, replace(config, prefetch=2), tmp_path / "b", quiet=True)
+    assert a.losses.tolist() == b.losses.tolist()
+    assert b["wait"][2:].sum() < 0.3 * a["wait"][2:].sum()
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nan_stops_names_step_and_batch_and_keeps_the_checkpoint(tmp_path, where):
+    def bad(model, x, generator):
+        value, _ = loss(model, x, generator)
+        if x["k"] != 35:  # the second micro-batch of step 18
+            return value
+        return value * float("nan") if where == "loss" else (value - value.detach()).sqrt()
+
+    def numbered(k, generator):
+        return batch(k, generator) | {"k": k}
+
+    fit(tiny_model(), bad, numbered, replace(CONFIG, steps=15), tmp_path, quiet=True)
+    before = weights(tmp_path)
+    with pytest.raises(AnimkitError, match=r"step 18: .*nan.*micro-batch 35 \(.*k 35.*\).*checkpoint of step 15"):
+        fit(tiny_model(), bad, numbered, CONFIG, tmp_path, quiet=True)
+    assert equal(before, weights(tmp_path))
+    assert History.of(tmp_path).steps[-1] == 17
+    assert fit(tiny_model(), loss, batch, CONFIG, tmp_path, quiet=True).steps.tolist() == list(range(1, 61))
+
+
+def run_on_a_full_disk(folder: Path, answer) -> None:
+    import resource
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))  # the log grows past it; so does any larger checkpoint
+    try:
+        fit(tiny_model(), loss, batch, replace(CONFIG, checkpoint_seconds=0, log_every=10**6), folder, quiet=True)
+    except AnimkitError as error:
+        answer.put(str(error))
+
+
+def test_a_full_disk_stops_with_a_word_and_the_old_checkpoint_intact(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    answer = context.Queue()
+    run = context.Process(target=run_on_a_full_disk, args=(tmp_path, answer))
+    run.start()
+    said = answer.get(timeout=60)
+    run.join()
+    state = json.loads((tmp_path / "checkpoint" / "state.json").read_text())
+    assert 5 < state["step"] < 60
+    assert f"the one of step {state['step']} is intact" in said and "free some disk space" in said
+    history = fit(tiny_model(), loss, batch, CONFIG, tmp_path, quiet=True)
+    unbroken = fit(tiny_model(), loss, batch, CONFIG, tmp_path / "b", quiet=True)
+    assert history.losses.tolist() == unbroken.losses.tolist()
+
+
+def test_other_settings_are_named(tmp_path):
+    fit(tiny_model(), loss, batch, replace(CONFIG, steps=2), tmp_path, quiet=True)
+    with pytest.raises(AnimkitError, match=r"lr \(was 0.01, now 0.5\), seed \(was 7, now 8\)"):
+        fit(tiny_model(), loss, batch, replace(CONFIG, lr=0.5, seed=8), tmp_path, quiet=True)
+
+
+def test_another_model_is_refused_and_not_touched(tmp_path):
+    fit(tiny_model(), loss, batch, replace(CONFIG, steps=2), tmp_path, quiet=True)
+    other = nn.Sequential(nn.Linear(6, 13), nn.Tanh(), nn.Linear(13, 1))
+    before = {n: t.clone() for n, t in other.state_dict().items()}
+    with pytest.raises(AnimkitError, match="another model"):
+        fit(other, loss, batch, CONFIG, tmp_path, quiet=True)
+    assert equal(before, other.state_dict())
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    fit(tiny_model(), loss, batch, replace(CONFIG, steps=2), tmp_path, quiet=True)
+    (tmp_path / "checkpoint" / "weights.safetensors").write_bytes(b"nothing")
+    with pytest.raises(AnimkitError, match="checkpoint.*cannot be read"):
+        fit(tiny_model(), loss, batch, CONFIG, tmp_path, quiet=True)
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    def nested(k, generator):
+        fit(tiny_model(), loss, batch, CONFIG, tmp_path, quiet=True)
+
+    with pytest.raises(AnimkitError, match="Another run is training"):
+        fit(tiny_model(), loss, nested, CONFIG, tmp_path, quiet=True)
+    fit(tiny_model(), loss, batch, replace(CONFIG, steps=2), tmp_path, quiet=True)  # the dead run has let go
+
+
+def test_nothing_to_train_and_senseless_settings_are_errors(tmp_path):
+    with pytest.raises(AnimkitError, match="nothing to train"):
+        fit(tiny_model().requires_grad_(False), loss, batch, CONFIG, tmp_path, quiet=True)
+    with pytest.raises(AnimkitError, match="depends on none"):
+        fit(tiny_model(), lambda m, x, g: x["x"].sum(), batch, CONFIG, tmp_path, quiet=True)
+    with pytest.raises(AnimkitError, match="schedule = 'linear'"):
+        LoopConfig(schedule="linear")
+    with pytest.raises(AnimkitError, match="fp16"):
+        fit(tiny_model(), loss, batch, replace(CONFIG, mixed_precision="fp16"), tmp_path, quiet=True)
+
+
+# ---- what one sees ---------------------------------------------------------------------------------------------------
+
+def test_without_a_terminal_few_plain_lines(tmp_path, capfd):
+    history = fit(tiny_model(), loss, batch, replace(CONFIG, log_every=5), tmp_path)
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert len(lines) == 2 and lines[0].startswith("step 1/60  loss ") and lines[1].endswith("on cpu")
+    assert repr(history).startswith("History(60 steps, last loss")
+    assert history["twice"].tolist() == [2.0] * 60
+
+
+def test_the_curve_draws(tmp_path):
+    import matplotlib
+    matplotlib.use("Agg")
+    history = fit(tiny_model(), loss, batch, CONFIG, tmp_path, quiet=True)
+    drawn = history.plot().lines[0].get_xydata()
+    assert drawn[:, 0].tolist() == history.steps.tolist() and drawn[:, 1].tolist() == history.losses.tolist()
+
+
+# ---- two processes ---------------------------------------------------------------------------------------------------
+
+DISTRIBUTED = """
+import sys, torch
+from torch import nn
+from animkit.training import LoopConfig, fit, randint, randn, shard
+table = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+def batch(k, generator):
+    return table[randint(0, 64, (int(sys.argv[2]),), generator)]
+def loss(model, x, generator):
+    noisy = x + 0.1 * randn(x.shape, generator)
+    return (model[1](model[0](noisy).tanh()) - x.prod(1, keepdim=True)).square().mean()
+torch.manual_seed(3)
+model = nn.ModuleList([nn.Linear(6, 12), nn.Linear(12, 1)])
+fit(model, loss, batch, LoopConfig(steps=12, lr=1e-2, accumulate=2, ema=0.9, device="cpu"), sys.argv[1], quiet=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(DISTRIBUTED)
+    root = str(Path(__file__).parents[2])
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision",
+              "no", "--dynamo_backend", "no"]
+    for name, size, how in [("two", 4, ["--num_processes", "2", "--main_process_port", "0"]), ("one", 8, ["--num_processes", "1"])]:
+        done = subprocess.run([*launch, *how, str(script), str(tmp_path / name), str(size)], env=env, timeout=180,
+                              capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    two, one = History.of(tmp_path / "two"), History.of(tmp_path / "one")
+    assert json.loads((tmp_path / "two" / "checkpoint" / "state.json").read_text())["processes"] == 2
+    assert len(two.losses) == 12 and two.losses[:10] == pytest.approx(one.losses[:10], abs=1e-4)
+    assert one.losses.std() > 1e-3
+    for name in ("weights", "ema"):
+        for key, value in weights(tmp_path / "one", name).items():
+            torch.testing.assert_close(weights(tmp_path / "two", name)[key], value, atol=1e-4, rtol=1e-3)
