@@ -10,6 +10,14 @@ __version__ = "0.1.0"
 # Public name -> the module that holds it; imported on first use, so that `import animkit` is quick.
 _PUBLIC = {
     "AnimkitError": "animkit.errors",
+    "inflate": "animkit.inflation",
+    "VideoUNet": "animkit.inflation",
+    "MotionModule": "animkit.motion_module",
+    "MotionModules": "animkit.motion_module",
+    "record_attention": "animkit.motion_module",
+    "LoRA": "animkit.lora",
+    "new_domain_adapter": "animkit.domain_adapter",
+    "new_motion_lora": "animkit.motion_lora",
 }
 __all__ = sorted(_PUBLIC)
 

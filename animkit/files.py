@@ -1,0 +1,95 @@
+"""Weights in folders of config.json and safetensors, as diffusers keeps them, whole or not at all.
+
+Files are written beside their place and renamed, so that a crash or a full disk leaves the old file whole.
+"""
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from animkit.errors import AnimkitError
+
+
+def write_atomically(path: str | Path, write: Callable[[str], None]) -> Path:
+    """Call write(temporary path) in the folder of `path` (made if absent), then rename; AnimkitError if the disk refuses."""
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        write(temporary)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner reads
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise AnimkitError(f"could not write {path}: {error.strerror or error}; an older file there is untouched") from error
+        raise
+    return path
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def save_folder(folder: str | Path, config: Mapping, state: Mapping[str, Tensor]) -> None:
+    """config.json and the weights; the weights carry the config too, so that the two can never be of different ages."""
+    from safetensors.torch import save_file
+
+    text = json.dumps(dict(config), indent=2)
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    write_atomically(Path(folder) / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt", "config": text}))
+    write_atomically(Path(folder) / "config.json", lambda path: Path(path).write_text(text + "\n"))
+
+
+def load_folder(folder: str | Path, class_name: str) -> tuple[dict, dict[str, Tensor]]:
+    """(config, weights) of a folder that save_folder wrote, or of its .safetensors file alone."""
+    from safetensors import SafetensorError, safe_open
+
+    file = Path(folder) if Path(folder).suffix == ".safetensors" else Path(folder) / WEIGHTS
+    if not file.is_file():
+        raise AnimkitError(f"no {WEIGHTS} at {folder}: give the folder (or the .safetensors file) that save_pretrained wrote")
+    try:
+        with safe_open(file, framework="pt") as weights:
+            text = (weights.metadata() or {}).get("config")
+            state = {key: weights.get_tensor(key) for key in weights.keys()}
+    except (SafetensorError, OSError) as error:
+        raise AnimkitError(f"{file} is damaged or no safetensors file ({error}): fetch or make it again") from error
+    if text is None and not file.with_name("config.json").is_file():
+        raise AnimkitError(f"{file} has no config.json beside it: copy the whole folder that save_pretrained wrote")
+    try:
+        config = json.loads(text or file.with_name("config.json").read_text())
+    except ValueError as error:
+        raise AnimkitError(f"the config of {file} is no JSON ({error}): fetch or make it again") from error
+    if config.pop("_class_name", None) != class_name:
+        raise AnimkitError(f"{file} does not hold {class_name}: its config says otherwise; open it with open_checkpoint")
+    return config, state
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """load_state_dict, all of it or nothing, and one sentence about what does not fit."""
+    own = module.state_dict()
+    missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
+    wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
+    for keys, what in ((missing, "are missing"), (extra, "are unknown"), (wrong, "have another shape")):
+        if keys:
+            raise AnimkitError(f"{len(keys)} of the weights for {type(module).__name__} {what}, the first is {keys[0]}"
+                               + (f" ({tuple(state[keys[0]].shape)} for {tuple(own[keys[0]].shape)})" if keys is wrong else "")
+                               + ": nothing was loaded")
+    module.load_state_dict(state)
+
+
+def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a dotted path, making the containers on the way, so that its weights' names begin with the path."""
+    *parents, last = path.split(".")
+    for name in parents:
+        if name not in root._modules:
+            root.add_module(name, nn.Module())
+        root = root._modules[name]
+    root.add_module(last, module)

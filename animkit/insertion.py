@@ -1,0 +1,126 @@
+"""Section 4.2: what stands inside an inflated UNet, and where. Motion modules follow every (ResNet, spatial attention) pair,
+or the ResNet alone in blocks without attention; v2 has one between the middle block's attention and its second ResNet.
+"""
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers.models.resnet import ResnetBlock2D
+from einops import rearrange
+from torch import Tensor, nn
+
+from animkit.errors import AnimkitError
+from animkit.lora import Attachment, LoRA
+from animkit.motion_module import MotionModule, MotionModules, motion_sites
+
+if TYPE_CHECKING:
+    from animkit.inflation import VideoUNet
+
+
+@dataclass
+class Inserted:
+    """A part of a VideoUNet and its hooks at work (which hold its alpha)."""
+    module: MotionModules | LoRA
+    work: "MotionAtWork | Attachment"
+
+
+class Alphas(Mapping):
+    """The paper's alpha of every inserted part, live: `video_unet.alpha["ink"] = 0.3`. AnimkitError for unknown names."""
+
+    def __init__(self, inserted: dict[str, Inserted]):
+        self._inserted = inserted
+
+    def __getitem__(self, name: str) -> float:
+        if name not in self._inserted:
+            raise AnimkitError(f"nothing is inserted as {name!r}: there is {', '.join(map(repr, self._inserted)) or 'nothing'}")
+        return self._inserted[name].work.alpha
+
+    def __setitem__(self, name: str, alpha: float) -> None:
+        self[name]
+        self._inserted[name].work.alpha = checked_alpha(alpha, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inserted)
+
+    def __len__(self) -> int:
+        return len(self._inserted)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def checked_alpha(alpha: Any, name: str) -> float:
+    try:
+        if math.isfinite(alpha):
+            return float(alpha)
+    except TypeError:
+        pass
+    raise AnimkitError(f"alpha of {name!r} must be a finite number, not {alpha!r}")
+
+
+class MotionAtWork:
+    """Motion modules in their places: after(layer) -> x + alpha * TemporalTransformer(x), while a VideoUNet runs."""
+
+    def __init__(self, video_unet: "VideoUNet", modules: MotionModules, alpha: float = 1.0):
+        self.video_unet, self.modules, self.alpha = video_unet, modules, alpha
+        self._handles = []
+        for site in modules.sites:
+            block, layer = place(video_unet.unet, site)
+            self._handles.append(layer.register_forward_hook(partial(self._move, modules[site], block)))
+        for norm in resnet_norms(video_unet.unet) if modules.version == "v1" else ():
+            self._handles.append(norm.register_forward_pre_hook(self._join_frames))
+            self._handles.append(norm.register_forward_hook(self._part_frames))
+
+    def _move(self, module: MotionModule, block: nn.Module, layer: nn.Module, args: tuple, output: Any) -> Any:
+        if self.video_unet._call is None:
+            return output
+        x = output if torch.is_tensor(output) else output[0]  # an attention returns (x,)
+        move = partial(module, frames=self.video_unet._call[1], alpha=self.alpha)
+        if torch.is_grad_enabled() and getattr(block, "gradient_checkpointing", False) and not isinstance(layer, ResnetBlock2D):
+            x = block._gradient_checkpointing_func(move, x)  # after a ResNet we are inside the ResNet's own checkpoint
+        else:
+            x = move(x)
+        return x if torch.is_tensor(output) else (x, *output[1:]) if type(output) is tuple else type(output)(x)
+
+    def _join_frames(self, norm: nn.Module, args: tuple) -> tuple | None:
+        if self.video_unet._call is not None and self.modules.joint_norm:
+            return (rearrange(args[0], "(b f) c h w -> b c f h w", f=self.video_unet._call[1]),)
+
+    def _part_frames(self, norm: nn.Module, args: tuple, y: Tensor) -> Tensor:
+        return rearrange(y, "b c f h w -> (b f) c h w") if y.ndim == 5 else y
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def place(unet: nn.Module, site: str) -> tuple[nn.Module, nn.Module]:
+    """(block, layer) of a site's name: the layer whose output a motion module takes."""
+    path, j = site.split(".motion_modules.")
+    block = unet.get_submodule(path)
+    return block, (block.attentions if getattr(block, "attentions", None) else block.resnets)[int(j)]
+
+
+def resnet_norms(unet: nn.Module) -> list[nn.Module]:
+    """What v1 of the release normalises over all frames: both norms of every ResNet, and the last norm."""
+    norms = [norm for m in unet.modules() if isinstance(m, ResnetBlock2D) for norm in (m.norm1, m.norm2)]
+    return norms + [unet.conv_norm_out] * (unet.conv_norm_out is not None)
+
+
+def on_motion(part: nn.Module) -> bool:
+    """Whether a part is a LoRA on motion modules, a MotionLoRA (4.3)."""
+    return isinstance(part, LoRA) and any(".motion_modules." in path for path in part.paths)
+
+
+def check_fits(modules: MotionModules, unet: nn.Module) -> None:
+    """AnimkitError unless there is a motion module of the right width for every place of this UNet, and no other."""
+    ours = motion_sites(unet, mid=any(site.startswith("mid_block") for site in modules.sites))
+    for site in (*ours, *modules.sites):
+        if ours.get(site) != modules.sites.get(site):
+            theirs, own = (f"width {c}" if c else "no place" for c in (modules.sites.get(site), ours.get(site)))
+            raise AnimkitError(f"these motion modules do not fit this UNet: at {site} they have {theirs} and the UNet {own}; "
+                               "they were made for another base")

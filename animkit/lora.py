@@ -1,0 +1,193 @@
+"""Low-rank adaptation, once for the domain adapter (4.1), MotionLoRA (4.3) and personalised looks:
+
+    y = W x + alpha * scale * B A x,     A: in -> rank, B: rank -> out, B = 0 when fresh      (Hu et al. 2021)
+
+alpha is the paper's, a live number outside 0 to 1 if one likes; `scale` belongs to the weights: kohya's and PEFT's
+"alpha / rank" (whose alpha is another one), 1 in the AnimateDiff release. The base is never touched: its layers are listened
+to by forward hooks, so that its weights keep their tensors and names, and several LoRAs on one layer add up.
+"""
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from animkit.errors import AnimkitError
+from animkit.files import set_submodule
+
+
+class LowRank(nn.Module):
+    """scale * B A x for one layer: down (A) rank in, up (B) out rank; with kernel sizes behind for a convolution."""
+
+    def __init__(self, down: Tensor, up: Tensor, scale: float = 1.0):
+        super().__init__()
+        self.down, self.up = nn.Module(), nn.Module()  # so that the weights are named down.weight and up.weight
+        self.down.weight, self.up.weight = nn.Parameter(down), nn.Parameter(up)
+        self.register_buffer("scale", torch.tensor(float(scale)), persistent=scale != 1)
+
+    def forward(self, x: Tensor, layer: nn.Module) -> Tensor:
+        x = x.to(self.down.weight.dtype)
+        if self.down.weight.ndim == 4:
+            x = F.conv2d(x, self.down.weight, None, layer.stride, layer.padding, layer.dilation)
+            return self.scale * F.conv2d(x, self.up.weight)
+        return self.scale * F.linear(F.linear(x, self.down.weight), self.up.weight)
+
+    def delta(self) -> Tensor:
+        """scale * B A, in the shape of the layer's weight (4 dimensions for a convolution)."""
+        product = self.up.weight.flatten(1) @ self.down.weight.flatten(1)
+        return self.scale * product.reshape(self.up.weight.shape[0], *self.down.weight.shape[1:])
+
+
+class LoRA(nn.Module):
+    """The A and B of every adapted layer, by the layer's path; `<path>.down.weight`, `<path>.up.weight` in its state dict
+    (and `<path>.scale` where that is not 1)."""
+
+    def __init__(self, layers: Mapping[str, LowRank]):
+        super().__init__()
+        if not layers:
+            raise AnimkitError("a LoRA needs at least one layer; none was given")
+        for path, layer in layers.items():
+            set_submodule(self, path, layer)
+        self.paths = tuple(layers)
+
+    @classmethod
+    def for_module(cls, module: nn.Module, targets: Callable[[str], bool] | Iterable[str], rank: int, *, seed: int = 0,
+                   scale: float = 1.0) -> "LoRA":
+        """A fresh LoRA (no effect yet) on the Linear layers whose path satisfies `targets` or ends in one of its names."""
+        if rank < 1:
+            raise AnimkitError(f"a LoRA's rank must be at least 1, not {rank}")
+        names = () if callable(targets) else tuple(targets)
+        wanted = targets if callable(targets) else lambda path: any(f".{path}".endswith(f".{name}") for name in names)
+        generator = torch.Generator().manual_seed(seed)
+        layers = {}
+        for path, layer in module.named_modules():
+            path = path.replace(".base_layer", "")  # PEFT wraps layers; theirs is the one below, under its old name
+            if isinstance(layer, nn.Linear) and ".lora_" not in path and wanted(path):
+                bound = 1 / math.sqrt(layer.in_features)
+                down = (torch.rand(rank, layer.in_features, generator=generator) * 2 - 1) * bound
+                layers[path] = LowRank(down, torch.zeros(layer.out_features, rank), scale)
+        if not layers:
+            raise AnimkitError(f"no Linear layer of {type(module).__name__} matches the LoRA's targets"
+                               + (f" {', '.join(names)}" if names else "") + ": check the names with named_modules()")
+        return cls(layers)
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], scale: float | Mapping[str, float] = 1.0) -> "LoRA":
+        """A LoRA with these weights; `scale` (one, or one a path) multiplies what a `<path>.scale` says, if there is one."""
+        paths = [key.removesuffix(".down.weight") for key in state if key.endswith(".down.weight")]
+        known = {f"{path}.{end}" for path in paths for end in ("down.weight", "up.weight", "scale")}
+        for key in (*(k for k in state if k not in known), *(f"{p}.up.weight" for p in paths if f"{p}.up.weight" not in state)):
+            raise AnimkitError(f"a LoRA's weights come in pairs <path>.down.weight and <path>.up.weight; {key} breaks this")
+        layers = {}
+        for path in paths:
+            down, up = state[f"{path}.down.weight"], state[f"{path}.up.weight"]
+            if down.shape[0] != up.shape[1]:
+                raise AnimkitError(f"the LoRA's rank is {down.shape[0]} in {path}.down.weight and {up.shape[1]} in its up.weight")
+            own = float(state.get(f"{path}.scale", 1.0))
+            layers[path] = LowRank(down.clone(), up.clone(), own * (scale[path] if isinstance(scale, Mapping) else scale))
+        return cls(layers)
+
+    def __getitem__(self, path: str) -> LowRank:
+        return self.get_submodule(path)
+
+    @property
+    def rank(self) -> int:
+        return max(self[path].down.weight.shape[0] for path in self.paths)
+
+    def select(self, wanted: Callable[[str], bool]) -> "LoRA":
+        """The same weights on fewer layers, e.g. a v2 MotionLoRA without its middle block for a v3 module."""
+        return LoRA({path: self[path] for path in self.paths if wanted(path)})
+
+    def attach(self, *roots: nn.Module, alpha: float = 1.0) -> "Attachment":
+        """Set this LoRA on a module (each path is looked up in the first root that has it); AnimkitError if it does not fit."""
+        return Attachment(self, self.layers_in(*roots), alpha)
+
+    def layers_in(self, *roots: nn.Module) -> dict[str, nn.Module]:
+        """The layer under each path, in the first root that has it; AnimkitError if one is missing or of another shape."""
+        return {path: self._layer(path, roots) for path in self.paths}
+
+    def _layer(self, path: str, roots: tuple[nn.Module, ...]) -> nn.Module:
+        for root in roots:
+            try:
+                layer = root.get_submodule(path)
+            except AttributeError:
+                continue
+            layer = getattr(layer, "base_layer", layer)
+            shape, down, up = tuple(layer.weight.shape), self[path].down.weight, self[path].up.weight
+            if shape != (up.shape[0], *down.shape[1:]):
+                raise AnimkitError(f"the LoRA's {path} is for a weight of {(up.shape[0], *down.shape[1:])}, the model's has "
+                                   f"{shape}: this LoRA was made for another base")
+            return layer
+        missing = [p for p in self.paths if not any(_has(root, p) for root in roots)]
+        raise AnimkitError(f"{len(missing)} of the LoRA's {len(self.paths)} layers are not in the model, the first is {path}: it was "
+                           "made for another one; lora.select(...) keeps only some layers")
+
+
+def _has(root: nn.Module, path: str) -> bool:
+    try:
+        return root.get_submodule(path) is not None
+    except AttributeError:
+        return False
+
+
+class Attachment:
+    """A LoRA at work on a module: `alpha` is read at every call; `remove()` leaves no trace; `fuse()` only if asked."""
+
+    def __init__(self, lora: LoRA, layers: Mapping[str, nn.Module], alpha: float):
+        self.lora, self.layers, self.fused = lora, dict(layers), False
+        self._alpha = float(alpha)
+        self._handles = [layer.register_forward_hook(partial(self._add, lora[path])) for path, layer in self.layers.items()]
+
+    def _add(self, low_rank: LowRank, layer: nn.Module, args: tuple, y: Tensor) -> Tensor:
+        if self.fused or self._alpha == 0:
+            return y
+        return y + (self._alpha * low_rank(args[0], layer)).to(y.dtype)  # W x + alpha * B A x
+
+    @property
+    def alpha(self) -> float:
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        if self.fused:
+            raise AnimkitError("this LoRA is fused into the weights with its alpha: unfuse() it before changing alpha")
+        self._alpha = float(value)
+
+    def remove(self) -> None:
+        """Take the LoRA off; the module is as it was, bit for bit."""
+        self.unfuse()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def fuse(self) -> None:
+        """W <- W + alpha * B A, in the same tensors: saves the LoRA's time when alpha stays."""
+        if not self.fused:
+            self.fused = True
+            for path, layer in self.layers.items():
+                deltas = _FUSED.setdefault(layer, (layer.weight.detach().clone(), {}))[1]
+                deltas[self] = (self._alpha * self.lora[path].delta()).detach()
+                _write(layer)
+
+    def unfuse(self) -> None:
+        """Undo fuse() exactly: the weight is the kept original plus what else is fused, never a difference."""
+        if self.fused:
+            self.fused = False
+            for layer in self.layers.values():
+                del _FUSED[layer][1][self]
+                _write(layer)
+                if not _FUSED[layer][1]:
+                    del _FUSED[layer]
+
+
+# layer -> (its own weight, {attachment: what it added})
+_FUSED: WeakKeyDictionary[nn.Module, tuple[Tensor, dict[Attachment, Tensor]]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _write(layer: nn.Module) -> None:
+    weight, deltas = _FUSED[layer]
+    layer.weight.copy_(sum(deltas.values(), weight.to(torch.float32)) if deltas else weight)

@@ -1,0 +1,20 @@
+"""Section 4.3: MotionLoRA takes in one shot type (zoom, pan, tilt, roll) from a few dozen clips.
+
+    Q = W_Q z + alpha * A B^T z      and K, V, output likewise, in the motion module's temporal self-attentions
+
+Several MotionLoRAs add up, each with its own alpha: shot types compose.
+"""
+from animkit.lora import LoRA
+from animkit.motion_module import MotionModules
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def is_target(path: str) -> bool:
+    """Every projection of both temporal self-attentions."""
+    return ".attention_blocks." in path and path.endswith(tuple(f".{projection}" for projection in PROJECTIONS))
+
+
+def new_motion_lora(modules: MotionModules, rank: int = 64, seed: int = 0) -> LoRA:
+    """A fresh MotionLoRA (4.3) for motion modules; the released ones have rank 64. video_unet.insert(it) sets it to work."""
+    return LoRA.for_module(modules, is_target, rank, seed=seed)
