@@ -1,0 +1,48 @@
+"""The command `animkit`: a table of subcommands, each a module that is imported only when it is called."""
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from . import __version__
+from .errors import AnimkitError
+
+# name -> (module with add_arguments(parser) and run(args) -> exit code, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("animkit.doctor", "what the environment has and lacks"),
+    "demo": ("animkit.demo", "run the quickstart notebook; leaves a page and an mp4"),
+}
+
+
+def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for this call: every subcommand is listed, only the called one's module is imported."""
+    parser = argparse.ArgumentParser(prog="animkit", description="Understand, retrain and measure AnimateDiff.")
+    parser.add_argument("--version", action="version", version=f"animkit {__version__}")
+    subcommands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    called = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module_name, line) in COMMANDS.items():
+        subparser = subcommands.add_parser(name, help=line, description=line[0].upper() + line[1:] + ".")
+        if name == called:
+            module = import_module(module_name)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code; the kit's own errors become one line and code 2."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv:
+        build_parser(argv).print_help()
+        return 0
+    try:
+        args = build_parser(argv).parse_args(argv)
+        return args.run(args)
+    except AnimkitError as error:
+        print(f"animkit: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("animkit: stopped", file=sys.stderr)
+        return 130

@@ -1,0 +1,95 @@
+"""Run a notebook with papermill, its parameters checked first. Used by the demo and by reproduce/."""
+from __future__ import annotations
+
+import ast
+import os
+import time
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from .errors import AnimkitError
+
+
+def needs(module: str):
+    """An import of the extra `reproduce`; AnimkitError says what to install when it is missing."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise AnimkitError(f"running notebooks needs {module}: pip install 'animkit[reproduce]'") from error
+
+
+def parameters(notebook: str | os.PathLike) -> dict[str, dict[str, str]]:
+    """The parameters that a notebook declares: name -> {"default", "type", "help"}. Raises AnimkitError if unreadable."""
+    papermill = needs("papermill")
+    if not Path(notebook).is_file():
+        raise AnimkitError(f"no notebook at {notebook}")
+    try:
+        found = papermill.inspect_notebook(str(notebook))
+    except Exception as error:
+        raise AnimkitError(f"{notebook} is not a notebook that can be read: {error}") from error
+    return {name: {"default": p["default"], "type": p["inferred_type_name"], "help": p["help"]}
+            for name, p in found.items()}
+
+
+def checked(notebook: str | os.PathLike, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` with words turned into the declared kind of value; a name that the notebook lacks is refused.
+
+    papermill only warns of an unknown name, and hands over "false" as a word: both would go unnoticed.
+    """
+    declared = parameters(notebook)
+    unknown = sorted(set(given) - set(declared))
+    if unknown:
+        raise AnimkitError(f"{Path(notebook).name} has no parameter {', '.join(map(repr, unknown))}; "
+                           f"it has: {', '.join(declared) or 'none'}")
+    return {name: _value(name, value, declared[name]) for name, value in given.items()}
+
+
+def _value(name: str, value: Any, declared: Mapping[str, str]) -> Any:
+    try:
+        default = ast.literal_eval(declared["default"])
+    except (ValueError, SyntaxError):                   # a default that is computed: nothing to compare with
+        return value
+    if isinstance(value, str) and not isinstance(default, str):
+        words = {"true": True, "false": False, "none": None}
+        try:
+            value = words[value.lower()] if value.lower() in words else ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            if default is not None:
+                raise AnimkitError(f"parameter {name!r} is {value!r}, but its default is {default!r}: "
+                                   f"give a {type(default).__name__}") from None
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if default is not None and value is not None and type(value) is not type(default) \
+            and not {type(value), type(default)} <= {list, tuple}:
+        raise AnimkitError(f"parameter {name!r} is {value!r}, but its default is {default!r}: "
+                           f"give a {type(default).__name__}")
+    return value
+
+
+def execute(notebook: str | os.PathLike, output: str | os.PathLike, given: Mapping[str, Any] | None = None, *,
+            progress: bool = True, cell_timeout: int = 1800, attempts: int = 3) -> Path:
+    """Run `notebook` from its own folder with the parameters `given`; the executed copy is `output`.
+
+    Raises AnimkitError for an unknown parameter (before a kernel starts), and for a failing cell, naming it; what was
+    run until then stays in `output`. A kernel that does not come up is tried again, since ports collide now and then.
+    """
+    papermill = needs("papermill")
+    notebook, output = Path(notebook).resolve(), Path(output).resolve()
+    values = checked(notebook, given or {})
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, attempts + 1):
+        try:
+            papermill.execute_notebook(str(notebook), str(output), values, kernel_name="python3",
+                                       cwd=str(notebook.parent), progress_bar=progress, log_output=False,
+                                       start_timeout=120, execution_timeout=cell_timeout)
+            return output
+        except papermill.PapermillExecutionError as error:
+            raise AnimkitError(f"cell {error.cell_index + 1} of {notebook.name} failed with {error.ename}: "
+                               f"{error.evalue}; what was run is in {output}") from error
+        except RuntimeError as error:                   # nbclient: "Kernel died before replying to kernel_info"
+            if "kernel_info" not in str(error) or attempt == attempts:
+                raise AnimkitError(f"{notebook.name} could not be run: {error}") from error
+            time.sleep(attempt)
+    raise AssertionError("unreachable")
