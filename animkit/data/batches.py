@@ -1,0 +1,50 @@
+"""Micro-batches as a pure function of the step, so that a killed run goes on exactly where it was."""
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from animkit.errors import AnimkitError
+from animkit.training.draws import rank_and_world
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of `count` items in an epoch: a permutation, a function of (seed, epoch) alone."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+class Batches:
+    """The batch(k, generator) of `training.loop.fit` over any items with len() and get(index, epoch) -> dict.
+
+    Micro-step k holds the positions k * size ... of an endless row of shuffled epochs: each item once an epoch, batches running
+    on from one into the next. Several processes share a batch of world * size as one process would see it. The generator is
+    not drawn from. workers > 1 fetches the items of a batch side by side in threads (decoders release Python's lock).
+    """
+
+    def __init__(self, items, size: int, seed: int = 0, workers: int = 1):
+        if not len(items) or size < 1:
+            raise AnimkitError(f"batches of {size} out of {len(items)} items make no sense: both must be at least 1")
+        self.items, self.size, self.seed, self._order = items, size, seed, (None, None)
+        self._pool = ThreadPoolExecutor(workers) if workers > 1 else None
+
+    def rows(self, k: int) -> list[tuple[int, int]]:
+        """(index, epoch) of each item of this process's micro-batch k."""
+        rank, world = rank_and_world()
+        first = (k * world + rank) * self.size
+        places = [divmod(place, len(self.items)) for place in range(first, first + self.size)]
+        return [(int(self._of_epoch(epoch)[place]), epoch) for epoch, place in places]
+
+    def __call__(self, k: int, generator: torch.Generator | None = None) -> dict:
+        get = lambda row: self.items.get(*row)  # noqa: E731
+        return collate(list((self._pool.map if self._pool else map)(get, self.rows(k))))
+
+    def _of_epoch(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(len(self.items), self.seed, epoch))
+        return self._order[1]
+
+
+def collate(items: list[dict]) -> dict:
+    """Dicts of one item each -> a dict of the batch: tensors stacked along b, the rest as lists."""
+    return {key: torch.stack([item[key] for item in items]) if torch.is_tensor(items[0][key]) else [item[key] for item in items]
+            for key in items[0]}

@@ -1,0 +1,64 @@
+"""Captioned images, for a look: the paper's personalised models are trained on such folders."""
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from animkit.data.tables import image_table
+from animkit.data.video import resize_and_crop, to_float
+from animkit.errors import AnimkitError
+
+
+class Images:
+    """Captioned images resized and cropped: images[i] is {"image": c h w in -1 .. 1, "caption": str, "index": int}.
+
+    source: a folder (see `tables.image_table`) or a Dataset with `image` and `caption`. size: side or (height, width) in pixels.
+    crop: "centre" or "random". flip: mirror half of them; off unless asked for, since captions may speak of left and right.
+    What get(i, epoch) gives is a function of (seed, epoch, i). Raises AnimkitError for an image that cannot be read, naming it.
+    """
+
+    def __init__(self, source: str | Path | Dataset, *, size: int | tuple[int, int] = 512, crop: str = "centre",
+                 flip: bool = False, seed: int = 0):
+        if crop not in ("centre", "random"):
+            raise AnimkitError(f"crop is centre or random, got {crop!r}")
+        self.table = source if isinstance(source, Dataset) else image_table(source)
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.crop, self.flip, self.seed = crop, flip, seed
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.get(index)
+
+    def get(self, index: int, epoch: int = 0) -> dict:
+        """Image `index` as it is in this epoch."""
+        try:
+            row = self.table[index]
+            pixels = torch.from_numpy(np.array(row["image"].convert("RGB"))).permute(2, 0, 1)  # h w c -> c h w
+        except (OSError, SyntaxError) as error:  # what Pillow raises on damaged files
+            raise AnimkitError(f"image {self._name(index)} cannot be read ({error}): mend it or take it out") from None
+        rng = np.random.default_rng([self.seed, epoch, index])
+        pixels = resize_and_crop(pixels[:, None], self.size, rng if self.crop == "random" else None)[:, 0]
+        if self.flip and rng.random() < 0.5:
+            pixels = pixels.flip(-1)
+        return {"image": to_float(pixels), "caption": row["caption"], "index": index}
+
+    def _name(self, index: int) -> str:
+        return self._encoded()[index]["image"]["path"] or f"number {index}"
+
+    def _encoded(self) -> Dataset:
+        from datasets import Image
+        return self.table.cast_column("image", Image(decode=False))
+
+    def fingerprint(self) -> str:
+        """A hash of the images' bytes, captions and settings: equal where the images are equal."""
+        digest = hashlib.sha256(repr((self.size, self.crop, self.flip, self.seed)).encode())
+        for row in self._encoded():
+            data = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
+            digest.update(hashlib.sha256(data).digest() + row["caption"].encode())
+        return digest.hexdigest()

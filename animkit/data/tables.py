@@ -1,0 +1,121 @@
+"""Tables of videos and of captioned images as `datasets` Datasets: paths and captions, memory-mapped; nothing is decoded."""
+import csv
+import json
+from pathlib import Path
+
+from datasets import Dataset, Features, Image, Value
+
+from animkit.errors import AnimkitError
+
+VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".gif")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def webvid_table(table: str | Path, videos: str | Path) -> Dataset:
+    """A WebVid CSV (columns videoid,name,page_dir) with its folder of videos: a Dataset of `video` (a path) and `caption`.
+
+    A video lies at {videoid}.mp4, or at {page_dir}/{videoid}.mp4 as downloaders for the whole of WebVid leave it.
+    Whether it is there is seen when it is read. Raises AnimkitError for a missing file or missing columns, naming them.
+    """
+    table, videos = _existing(table, "table of videos"), _existing(videos, "folder of videos")
+    wanted = ("videoid", "name", "page_dir")
+    with open(table, newline="", encoding="utf-8") as f:
+        rows = csv.reader(f)
+        columns = next(rows, [])
+        _need(wanted, columns, table)
+        count = 0
+        for count, row in enumerate(rows, start=1):  # an unquoted comma would shift a caption into the next column unseen
+            if row and len(row) != len(columns):
+                raise AnimkitError(f"{table}, line {rows.line_num}: {len(row)} fields where the header has {len(columns)}; put "
+                                   'captions that hold a comma into "double quotes"')
+    if not count:
+        raise AnimkitError(f"{table} has its header but no row: there is nothing to read")
+    text = Features({name: Value("string") for name in wanted})  # videoid too: as a number it would lose leading zeros
+    table_of_text = Dataset.from_csv(str(table), features=text, usecols=list(wanted), keep_default_na=False)
+
+    def locate(row):
+        flat = videos / f"{row['videoid']}.mp4"
+        deep = videos / row["page_dir"] / flat.name
+        return {"video": str(deep if row["page_dir"] and deep.exists() and not flat.exists() else flat),
+                "caption": row["name"]}
+
+    return table_of_text.map(locate, remove_columns=list(wanted), load_from_cache_file=False, desc="videos")
+
+
+def video_table(folder: str | Path) -> Dataset:
+    """All videos under a folder, sorted: `video` (a path) and `caption` ("" for all where nothing in the folder has one).
+
+    Captions as in `image_table`. Raises AnimkitError where there is no video, or where only some have a caption.
+    """
+    return _captioned_folder(folder, "video", VIDEOS, needed=False)
+
+
+def image_table(folder: str | Path) -> Dataset:
+    """A folder of captioned images, for a look: `image` (decoded when it is looked at) and `caption`.
+
+    Captions stand in metadata.csv or metadata.jsonl (file_name, text), or in a .txt file of the same name beside each image.
+    Raises AnimkitError for missing columns, images without a caption and captions without an image, naming them.
+    """
+    return _captioned_folder(folder, "image", IMAGES, needed=True).cast_column("image", Image())
+
+
+def _captioned_folder(folder, kind: str, endings: tuple[str, ...], needed: bool) -> Dataset:
+    folder = _existing(folder, f"folder of {kind}s")
+    files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.suffix.lower() in endings}
+    if not files:
+        raise AnimkitError(f"no {kind} in {folder}: looked for {', '.join(endings)}")
+    captions = _metadata(folder)
+    if captions is None:
+        captions = {name: p.with_suffix(".txt").read_text(encoding="utf-8").strip()
+                    for name, p in files.items() if p.with_suffix(".txt").exists()}
+    absent = [name for name in captions if name not in files]
+    if absent:
+        raise AnimkitError(f"the captions of {folder} name {kind}s that are not there: {_some(absent)}")
+    bare = [name for name in files if name not in captions]
+    if bare and (captions or needed):
+        raise AnimkitError(f"{len(bare)} of {len(files)} {kind}s in {folder} have no caption: {_some(bare)}; write "
+                           "metadata.csv or metadata.jsonl (file_name, text), or a .txt file beside each")
+    return Dataset.from_dict({kind: [str(p) for p in files.values()], "caption": [captions.get(n, "") for n in files]})
+
+
+def _metadata(folder: Path) -> dict[str, str] | None:
+    """file_name -> text out of the folder's metadata file; None where it has none."""
+    found = [p for p in (folder / "metadata.csv", folder / "metadata.jsonl") if p.exists()]
+    if not found:
+        return None
+    if len(found) == 2:
+        raise AnimkitError(f"{folder} has both metadata.csv and metadata.jsonl: keep one")
+    path = found[0]
+    with open(path, newline="", encoding="utf-8") as f:
+        if path.suffix == ".csv":
+            reader = csv.DictReader(f)
+            _need(("file_name", "text"), reader.fieldnames or [], path)
+            rows = list(reader)
+        else:
+            try:
+                rows = [json.loads(line) for line in f if line.strip()]
+            except json.JSONDecodeError as error:
+                raise AnimkitError(f"{path} is not one JSON object a line: {error}") from None
+            for row in rows:
+                _need(("file_name", "text"), row, path)
+    holes = [str(row["file_name"]) for row in rows if not isinstance(row["text"], str)]
+    if holes:
+        raise AnimkitError(f"{path} has rows without a text: {_some(holes)}")
+    return {str(Path(row["file_name"])): row["text"] for row in rows}
+
+
+def _need(wanted, got, path: Path) -> None:
+    lacking = [name for name in wanted if name not in got]
+    if lacking:
+        raise AnimkitError(f"{path} lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}: it must have "
+                           f"{', '.join(wanted)}, and has {', '.join(map(str, got)) or 'none'}")
+
+
+def _existing(path: str | Path, what: str) -> Path:
+    if not Path(path).exists():
+        raise AnimkitError(f"no such {what}: {path}")
+    return Path(path)
+
+
+def _some(names: list[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

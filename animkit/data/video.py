@@ -1,0 +1,118 @@
+"""Single videos: frames out of a file or its bytes, and a count of those that cannot be used."""
+import io
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from animkit.errors import AnimkitError
+
+
+class BadVideo(Exception):
+    """One video cannot be used, and why; whoever reads many of them notes it and goes on."""
+
+
+def read_frames(source: str | Path | bytes, frames: int, stride: int, rng: np.random.Generator | None = None) -> torch.Tensor:
+    """`frames` frames, every `stride`-th: uint8 c f h w. They start at a place that rng draws, or at the first frame.
+
+    Raises BadVideo for a video that cannot be decoded, has no frames, or fewer than (frames - 1) * stride + 1.
+    """
+    span = (frames - 1) * stride + 1
+    if not isinstance(source, bytes) and not Path(source).exists():
+        raise BadVideo("no such file")
+    reason = ""
+    for read in (_decord, _pyav):  # decord refuses some sound videos (widths of 48, 72, 96 ...: its issue 336)
+        try:
+            length, get = read(source)
+            if length >= span:
+                start = 0 if rng is None else int(rng.integers(length - span + 1))
+                return torch.from_numpy(get(range(start, start + span, stride))).permute(3, 0, 1, 2)  # f h w c -> c f h w
+            reason = ("no frames" if length == 0 else f"{length} frames, {span} needed ({frames} at stride {stride})")
+            break
+        except Exception as error:  # decoders raise whatever they like on damaged files, and they alone are called here
+            reason = f"unreadable ({(str(error).strip() or type(error).__name__).splitlines()[0][:120]})"
+    raise BadVideo(reason)
+
+
+def _decord(source):
+    """(number of frames, function from frame numbers to uint8 f h w c)."""
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)
+    reader = decord.VideoReader(io.BytesIO(source) if isinstance(source, bytes) else str(source), num_threads=1)
+    return len(reader), lambda numbers: reader.get_batch(list(numbers)).asnumpy()
+
+
+def _pyav(source):
+    """The same by PyAV, which has to decode all of a video to know its length: for where decord fails or is missing."""
+    import av
+
+    with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
+        stream = next(iter(container.streams.video), None)  # a recording that broke off at once has none
+        pictures = [f.to_ndarray(format="rgb24") for f in container.decode(stream)] if stream else []
+    return len(pictures), lambda numbers: np.stack([pictures[n] for n in numbers])
+
+
+def resize_and_crop(video: torch.Tensor, size: tuple[int, int], rng: np.random.Generator | None = None) -> torch.Tensor:
+    """c f h w -> c f `size`: the smallest picture that covers `size` (antialiased), cut at its centre or where rng draws."""
+    h, w = video.shape[-2:]
+    scale = max(size[0] / h, size[1] / w)
+    h, w = max(size[0], round(h * scale)), max(size[1], round(w * scale))
+    if (h, w) != tuple(video.shape[-2:]):
+        video = F.interpolate(video.transpose(0, 1), (h, w), mode="bilinear", antialias=True).transpose(0, 1)
+    top, left = ((h - size[0]) // 2, (w - size[1]) // 2) if rng is None else (
+        int(rng.integers(h - size[0] + 1)), int(rng.integers(w - size[1] + 1)))
+    return video[..., top:top + size[0], left:left + size[1]].contiguous()
+
+
+def to_float(video: torch.Tensor) -> torch.Tensor:
+    """uint8 0 .. 255 -> float32 -1 .. 1."""
+    return video.float() / 127.5 - 1
+
+
+class Skipped:
+    """Counts the videos that could not be used; stops the run when they are over a tenth. Safe to share between threads.
+
+    A tenth of all where their number is known; and, so that a large bad set stops early, a tenth of those tried so far,
+    once that are 100. Where the number is unknown (a stream), call `end` at the end of the first epoch.
+    """
+    share, patience = 0.1, 100
+
+    def __init__(self, total: int | None = None):
+        self.total, self.tried, self.why, self._lock = total, 0, {}, threading.Lock()
+
+    def note(self, name: str, why: str | None = None) -> None:
+        """Video `name` was tried; `why` it is bad, or None. Raises AnimkitError with the list when too many are."""
+        with self._lock:
+            self.tried += 1
+            if why is not None and name not in self.why:
+                self.why[name] = why
+                seen = max(self.tried, self.patience)
+                self._judge(seen if self.total is None else min(self.total, seen))
+
+    def end(self) -> None:
+        """All videos have been tried once: judge by their number, however small."""
+        with self._lock:
+            if self.total is None:
+                self.total = self.tried
+                self._judge(self.total)
+
+    def _judge(self, among: int) -> None:
+        if len(self.why) > self.share * among:
+            raise AnimkitError(f"over {self.share:.0%} of the videos cannot be used, so this run stops. {self}")
+
+    def __len__(self) -> int:
+        return len(self.why)
+
+    def __str__(self) -> str:
+        tried = self.tried if self.total is None else min(self.tried, self.total)  # later epochs try the same ones again
+        return f"{len(self.why)} of {tried} videos tried cannot be used and were skipped:\n" + "\n".join(
+            f"  {name}: {why}" for name, why in sorted(self.why.items()))
+
+    def report(self) -> None:
+        """Name the skipped videos on stderr, if there are any."""
+        if self.why:
+            print(self, file=sys.stderr)
