@@ -27,7 +27,7 @@ Callback = Callable[[int, Tensor, Tensor], Any]
 @torch.no_grad()
 def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, steps: int = 25, guidance: float = 7.5,
            generators: list[torch.Generator] | None = None, callback: Callback | None = None, progress: bool = True,
-           **conditions) -> Tensor:
+           added: dict[str, Tensor] | None = None) -> Tensor:
     """From noise x_T (b c f h w) to the latents x_0 of a clip: 25 steps of DDIM in the paper, here any diffusers scheduler.
 
     text is [negative, positive] stacked (2b n d) when guidance is above 1, else b n d. Each step asks the video UNet for the
@@ -46,10 +46,10 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
     for step, t in enumerate(bar):
         z = scheduler.scale_model_input(x, t)
         if guidance > 1:
-            negative, positive = video_unet(torch.cat([z, z]), t, text, **conditions).chunk(2)
+            negative, positive = video_unet(torch.cat([z, z]), t, text, added_cond_kwargs=added).chunk(2)
             eps = negative + guidance * (positive - negative)
         else:
-            eps = video_unet(z, t, text, **conditions)
+            eps = video_unet(z, t, text, added_cond_kwargs=added)
         x = scheduler.step(eps, t, x, **extra, return_dict=False)[0]                        # x_t -> x_{t-1}
         if callback is not None:
             callback(step, t, x)
@@ -145,9 +145,9 @@ class Animator:
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]) if latents is None else latents
         if noise.shape != (len(prompts), *shape):
             raise AnimkitError(f"latents have the shape {tuple(noise.shape)}; this call needs {(len(prompts), *shape)} (b c f h w).")
-        text, conditions = encode_text(self.pipe, prompts, [negative_prompt] * len(prompts), guidance > 1, (h, w), device)
+        text, added = encode_text(self.pipe, prompts, [negative_prompt] * len(prompts), guidance > 1, (h, w), device)
         x = sample(self.video_unet, noise.to(device, unet.dtype), text.to(unet.dtype), scheduler, steps, guidance, generators,
-                   callback, progress, **conditions)
+                   callback, progress, added)
         if not torch.isfinite(x).all():
             raise AnimkitError(f"Sampling gave numbers that are not finite ({unet.dtype} on {device}): the weights are damaged, "
                                f"or the precision is too low; load the base again with dtype=torch.float32.")

@@ -131,7 +131,8 @@ def check_prompt(prompt: str, tokenizer: Any, vocabulary: str = "open") -> None:
     the words and the nearest known ones.
     """
     if vocabulary == "closed":
-        known = {w.removesuffix("</w>") for w in tokenizer.get_vocab()}
+        pieces = set(tokenizer.get_vocab())  # CLIP's mark the end of a word
+        known = {w.removesuffix("</w>") for w in pieces if w.endswith("</w>")} or pieces
         unknown = {word: difflib.get_close_matches(word, known, 3) for word in _unknown_words(prompt, tokenizer)}
         if unknown:
             said = "; ".join(f"'{w}'" + (f" (near: {', '.join(near)})" if near else "") for w, near in unknown.items())

@@ -1,0 +1,432 @@
+"""Section 4.4: the animator against diffusers' own pipeline, and what it promises about noise, batches and bad input."""
+import json
+import shutil
+import warnings
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import animkit as ak
+from animkit.animator import decode, sample
+from animkit.base import open_base
+
+WORDS = "a red blue green balloon bird house over the sea rising falling".split()
+STEPS = 3
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def make_tokenizer():
+    """A CLIP tokenizer whose whole English is WORDS: each word is merged from its letters, one by one."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)] + [",", "!", "'"]
+    vocab = {piece: i for i, piece in enumerate(letters + [c + "</w>" for c in letters])}
+    merges = []
+
+    def pieces_of(word):
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        for pair in merges:
+            places = [i for i in range(len(pieces) - 1) if (pieces[i], pieces[i + 1]) == pair]
+            for i in reversed(places):
+                pieces[i:i + 2] = ["".join(pair)]
+        return pieces
+
+    for word in WORDS:
+        while len(pieces := pieces_of(word)) > 1:
+            merges.append((pieces[0], pieces[1]))
+            vocab.setdefault(pieces[0] + pieces[1], len(vocab))
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocab[special] = len(vocab)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=12)
+
+
+def make_pipe(seed=0, scheduler=None):
+    """A Stable Diffusion of toy size with random weights: VAE f4 with 8 channels, as the miniature's."""
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=12, projection_dim=32, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id))
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32, attention_head_dim=2)
+    vae = AutoencoderKL(
+        block_out_channels=(16, 16, 32), layers_per_block=1, latent_channels=8, norm_num_groups=8, sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, scaling_factor=0.7)
+    own = scheduler or diffusers.PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+                                               skip_prk_steps=True)
+    pipe = StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=own, safety_checker=None,
+                                   feature_extractor=None, requires_safety_checker=False)
+    for part in (vae, unet, text):
+        part.eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipe()
+
+
+@pytest.fixture(scope="module")
+def still(pipe):
+    """No motion module."""
+    return ak.Animator(pipe)
+
+
+def make_motion(unet, seed=1):
+    """A motion module that has an effect: fresh ones are the identity."""
+    modules = ak.MotionModules.for_unet(unet, positions=6)
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in modules.named_parameters():
+        if "proj_out" in name:
+            p.data = torch.randn(p.shape, generator=generator) * 0.1
+    return modules
+
+
+@pytest.fixture(scope="module")
+def moving():
+    own = make_pipe()
+    return ak.Animator(own, make_motion(own.unet))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "toy"
+    make_pipe().save_pretrained(path)
+    return path
+
+
+# ---- equality with diffusers
+
+
+@pytest.mark.parametrize("guidance", [7.5, 1.0])
+@pytest.mark.parametrize("scheduler", ["own", "DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
+                                       "DPMSolverMultistepScheduler", "LCMScheduler", "HeunDiscreteScheduler", "DDPMScheduler"])
+def test_one_frame_is_the_image_pipeline(pipe, still, scheduler, guidance):
+    own = pipe.scheduler
+    chosen = own if scheduler == "own" else getattr(diffusers, scheduler).from_config(own.config)
+    pipe.scheduler = chosen
+    try:
+        expected = pipe("a red balloon", negative_prompt="the sea", num_inference_steps=STEPS, guidance_scale=guidance,
+                        generator=torch.Generator().manual_seed(5), output_type="np").images[0]
+    finally:
+        pipe.scheduler = own
+    clip = still("a red balloon", frames=1, seed=5, negative_prompt="the sea", steps=STEPS, guidance=guidance, progress=False,
+                 scheduler=None if scheduler == "own" else chosen)
+    assert expected.std() > 0.01  # a picture, not a flat field on which everything agrees
+    assert np.abs(clip.array[0] / 255 - expected).max() <= 0.5 / 255 + 1e-5
+
+
+def test_latents_are_the_image_pipelines_too(pipe, still):
+    noise = torch.randn(1, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected = pipe("a bird", num_inference_steps=STEPS, latents=noise, output_type="latent").images
+    seen = []
+    still("a bird", frames=1, steps=STEPS, guidance=7.5, latents=noise[:, :, None], progress=False,
+          callback=lambda step, t, x: seen.append(x))
+    assert torch.allclose(seen[-1][:, :, 0], expected, atol=1e-5)
+
+
+def test_frames_without_motion_are_pictures_each_alone(pipe, still):
+    """Inflated and without motion module, frame i is what the image model draws from frame i's noise."""
+    noise = torch.randn(1, 8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    clip = still("a bird", frames=3, steps=STEPS, latents=noise, progress=False)
+    for i in range(3):
+        one = pipe("a bird", num_inference_steps=STEPS, latents=noise[:, :, i], output_type="np").images[0]
+        assert np.abs(clip.array[i] / 255 - one).max() <= 0.5 / 255 + 1e-5
+
+
+# ---- noise, batches, seeds
+
+
+def close(a, b):
+    """Equal up to the rounding of one level: a batch may add its numbers in another order."""
+    return np.abs(np.asarray(a).astype(int) - np.asarray(b)).max() <= 1
+
+
+@pytest.mark.parametrize("scheduler", [None, diffusers.EulerAncestralDiscreteScheduler()])
+def test_every_clip_of_a_batch_can_be_made_alone(moving, scheduler):
+    options = dict(frames=3, steps=STEPS, progress=False, negative_prompt="green", scheduler=scheduler)
+    together = moving(["a red bird", "the blue sea"], seed=4, clips_per_prompt=2, **options)
+    assert [(c.prompt, c.settings["seed"]) for c in together] == [
+        ("a red bird", 4), ("a red bird", 5), ("the blue sea", 6), ("the blue sea", 7)]
+    for clip in together:
+        assert close(clip, moving(clip.prompt, seed=clip.settings["seed"], **options))
+    assert not close(together[0], together[1])
+
+
+def test_settings_make_the_clip_again(moving):
+    clip = moving("a red balloon", frames=2, seed=3, steps=2, guidance=3.0, height=16, width=24, negative_prompt="sea", fps=5,
+                  progress=False)
+    s = json.loads(json.dumps(clip.settings))  # as they come back from a file
+    scheduler = getattr(diffusers, s["scheduler"]).from_config(s["scheduler_config"])
+    again = moving(clip.prompt, **{k: s[k] for k in ("frames", "seed", "steps", "guidance", "height", "width", "negative_prompt")},
+                   scheduler=scheduler, progress=False)
+    assert np.array_equal(again, clip) and clip.array.shape == (2, 16, 24, 3) and clip.fps == 5
+    assert again.settings["scheduler_config"] == s["scheduler_config"]
+    assert not np.array_equal(again, moving(clip.prompt, frames=2, seed=4, steps=2, height=16, width=24, progress=False))
+
+
+def test_the_noise_is_drawn_on_the_cpu_as_documented(moving):
+    noise = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(11))[None]
+    options = dict(frames=3, steps=STEPS, progress=False)
+    assert np.array_equal(moving("a bird", seed=11, **options), moving("a bird", seed=0, latents=noise, **options))
+
+
+# ---- the scheduler
+
+
+def test_motion_is_sampled_with_linear_betas(still, moving):
+    assert still.scheduler is still.pipe.scheduler
+    ddim = moving.scheduler
+    assert isinstance(ddim, DDIMScheduler) and ddim.config.beta_schedule == "linear" and not ddim.config.clip_sample
+    assert torch.allclose(ddim.betas, torch.linspace(0.00085, 0.012, 1000))
+    assert ddim.config.steps_offset == moving.pipe.scheduler.config.steps_offset == 1
+    clip = moving("a bird", frames=2, steps=2, progress=False)
+    assert clip.settings["scheduler"] == "DDIMScheduler" and clip.settings["scheduler_config"]["beta_schedule"] == "linear"
+
+
+def test_a_call_leaves_the_scheduler_fresh(moving):
+    scheduler = diffusers.PNDMScheduler(skip_prk_steps=True)
+    first = moving("a bird", frames=2, steps=4, scheduler=scheduler, progress=False)
+    assert scheduler.num_inference_steps is None
+    assert np.array_equal(first, moving("a bird", frames=2, steps=4, scheduler=scheduler, progress=False))
+
+
+def test_guidance_is_the_formula():
+    """eps(x, negative) + g (eps(x, text) - eps(x, negative)), with a network and a scheduler simple enough to work by hand."""
+    class Network:
+        def __call__(self, x, t, text, added_cond_kwargs=None):
+            return text.mean((1, 2))[:, None, None, None, None].expand_as(x)
+
+    class Subtract:
+        init_noise_sigma, timesteps = 2.0, torch.tensor([3, 2, 1])
+        def set_timesteps(self, steps, device): pass
+        def scale_model_input(self, x, t): return x
+        def step(self, eps, t, x, return_dict): return (x - eps,)
+
+    x = torch.ones(1, 1, 2, 1, 1)
+    text = torch.stack([torch.full((3, 2), 0.25), torch.full((3, 2), 1.0)])
+    assert torch.allclose(sample(Network(), x, text, Subtract(), guidance=4.0, progress=False), 2 - 3 * (0.25 + 4 * 0.75) * x)
+    assert torch.allclose(sample(Network(), x, text[1:], Subtract(), guidance=1.0, progress=False), 2 - 3 * x)
+
+
+def test_callback_sees_each_step(moving):
+    seen = []
+    moving("a bird", frames=2, steps=4, progress=False, callback=lambda step, t, x: seen.append((step, int(t), x.shape)))
+    assert [s for s, _, _ in seen] == [0, 1, 2, 3] and {shape for _, _, shape in seen} == {(1, 8, 2, 8, 8)}
+    assert [t for _, t, _ in seen] == sorted((t for _, t, _ in seen), reverse=True)
+
+
+def test_progress_says_the_device(moving, capsys):
+    moving("a bird", frames=2, steps=2)
+    assert "2 frames on cpu" in capsys.readouterr().err
+    moving("a bird", frames=2, steps=2, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_decoding_in_slices_is_decoding_at_once(pipe):
+    latents = torch.randn(2, 8, 5, 4, 4, generator=torch.Generator().manual_seed(0))
+    at_once = decode(pipe.vae, latents, frames_at_once=100)
+    assert at_once.shape == (2, 5, 16, 16, 3) and at_once.dtype == torch.uint8
+    assert close(at_once, decode(pipe.vae, latents, frames_at_once=3))
+    with torch.no_grad():
+        one = pipe.vae.decode(latents[1, :, 2][None] / 0.7).sample[0].permute(1, 2, 0)
+    assert close(at_once[1, 2], ((one / 2 + 0.5).clamp(0, 1) * 255).round())
+
+
+# ---- what is inserted
+
+
+def test_motion_goes_in_and_out_without_a_trace():
+    animator = ak.Animator(make_pipe())
+    options = dict(frames=3, steps=STEPS, progress=False)
+    before = animator("a bird", **options)
+    motion = make_motion(animator.pipe.unet)
+    name = animator.insert(motion)
+    within = animator("a bird", **options)
+    assert not close(before, within)
+    animator.remove(name)
+    assert np.array_equal(before, animator("a bird", **options))
+
+
+def test_a_look_by_alpha():
+    animator = ak.Animator(make_pipe())
+    look = ak.LoRA.for_module(animator.pipe.unet, ["to_q", "to_v"], rank=4)
+    for p in look.parameters():
+        p.data.normal_(std=0.3, generator=torch.Generator().manual_seed(0))
+    options = dict(frames=2, steps=STEPS, progress=False)
+    plain = animator("a bird", **options)
+    assert animator.insert(look, alpha=0.8, name="ink") == "ink"
+    strong = animator("a bird", **options)
+    assert not close(plain, strong) and strong.settings["alpha"] == {"ink": 0.8}
+    animator.alpha["ink"] = 0.0
+    assert np.array_equal(plain, animator("a bird", **options))
+    animator.remove("ink")
+    for call in (lambda: animator.remove("ink"), lambda: animator.alpha.__setitem__("ink", 1.0)):
+        with pytest.raises(ak.AnimkitError, match="ink"):
+            call()
+
+
+# ---- from files
+
+
+def test_a_folder_draws_what_its_pipeline_draws(folder, still):
+    animator = ak.Animator(folder, device="cpu")
+    options = dict(frames=2, steps=STEPS, seed=2, progress=False)
+    assert close(animator("a bird", **options), still("a bird", **options))
+    assert animator.defaults["steps"] == 25 and animator.defaults["guidance"] == 7.5 and animator.defaults["frames"] == 16
+
+
+def test_animkit_json_sets_defaults_and_brings_the_motion_module(folder, tmp_path):
+    base = shutil.copytree(folder, tmp_path / "toy")
+    (base / "animkit.json").write_text(json.dumps({"steps": 2, "guidance": 3.0, "frames": 4, "height": 16, "fps": 6}))
+    clip = ak.Animator(base, device="cpu")("a bird", progress=False)
+    assert clip.array.shape == (4, 16, 32, 3) and clip.fps == 6
+    assert (clip.settings["steps"], clip.settings["guidance"]) == (2, 3.0)
+    assert clip.settings["scheduler"] == "PNDMScheduler"
+    make_motion(make_pipe().unet).save_pretrained(tmp_path / "motion_module")
+    assert ak.Animator(base, device="cpu").video_unet.motion.positions == 6
+    assert ak.Animator(base, motion=False, device="cpu").video_unet.motion is None
+    (base / "animkit.json").write_text("{steps")
+    with pytest.raises(ak.AnimkitError, match="animkit.json"):
+        ak.Animator(base)
+
+
+def damage_truncated(base):
+    file = base / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def damage_missing_tensors(base, part="unet", name="diffusion_pytorch_model.safetensors"):
+    weights = load_file(base / part / name)
+    weights.pop(sorted(weights)[0])
+    save_file(weights, base / part / name, metadata={"format": "pt"})
+
+
+def damage_text_encoder(base):
+    damage_missing_tensors(base, "text_encoder", "model.safetensors")
+
+
+def damage_shape(base):
+    file = base / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    key = sorted(weights)[0]
+    weights[key] = weights[key].new_zeros(3)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def damage_config(base):
+    (base / "unet" / "config.json").write_text("{")
+
+
+def damage_no_file(base):
+    (base / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_truncated, damage_missing_tensors, damage_text_encoder, damage_shape, damage_config,
+                                    damage_no_file])
+def test_damaged_weights_are_refused(folder, tmp_path, damage):
+    base = shutil.copytree(folder, tmp_path / "toy")
+    damage(base)
+    with pytest.raises(ak.AnimkitError, match="toy") as caught:
+        ak.Animator(base, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused():
+    broken = make_pipe()
+    broken.unet.conv_out.weight.data[0] = float("nan")
+    with pytest.raises(ak.AnimkitError, match="not finite"):
+        ak.Animator(broken)("a bird", frames=1, steps=1, progress=False)
+
+
+@pytest.mark.parametrize("base, said", [
+    ("no/such/place", "no base model at 'no/such/place'"),
+    ("minature", "no base model at 'minature'"),
+    (3, "int"),
+])
+def test_what_is_no_base_is_refused(base, said):
+    with pytest.raises(ak.AnimkitError, match=said):
+        ak.Animator(base)
+
+
+def test_a_folder_or_file_of_something_else_is_refused(tmp_path):
+    with pytest.raises(ak.AnimkitError, match="model_index.json"):
+        ak.Animator(tmp_path)
+    (tmp_path / "junk.safetensors").write_bytes(b"junk" * 100)
+    with pytest.raises(ak.AnimkitError, match="junk.safetensors"):
+        ak.Animator(tmp_path / "junk.safetensors")
+
+
+# ---- bad calls
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"frames": 0}, "frames .* got 0"),
+    ({"frames": 7}, "7 frames .* 6 positions"),
+    ({"frames": 2.5}, "frames .* got 2.5"),
+    ({"steps": 0}, "steps .* got 0"),
+    ({"clips_per_prompt": 0}, "clips_per_prompt .* got 0"),
+    ({"seed": "x"}, "seed .* 'x'"),
+    ({"height": 20}, "height is a multiple of 8 .* got 20"),
+    ({"width": 12}, "width is a multiple of 8 .* got 12"),
+    ({"latents": torch.zeros(1, 8, 2, 4, 4), "frames": 2}, r"latents .* \(1, 8, 2, 8, 8\)"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [3]}, "prompt"),
+    ({"negative_prompt": 3}, "negative"),
+])
+def test_bad_calls_are_refused(moving, options, said):
+    with pytest.raises(ak.AnimkitError, match=said):
+        moving(**{"prompt": "a bird", "frames": 2, "steps": 1, "progress": False, **options})
+
+
+def test_most_frames_the_module_takes(moving):
+    assert len(moving("a bird", frames=6, steps=1, progress=False)) == 6
+
+
+def test_a_closed_vocabulary_names_unknown_words(folder, tmp_path):
+    base = shutil.copytree(folder, tmp_path / "toy")
+    (base / "animkit.json").write_text('{"vocabulary": "closed"}')
+    animator = ak.Animator(base, device="cpu")
+    options = dict(frames=1, steps=1, progress=False)
+    animator("A red bird, over the sea!", **options)  # capitals and marks are no words
+    with pytest.raises(ak.AnimkitError, match=r"'purple'.*'baloon' \(near: balloon\)"):
+        animator("a purple baloon over the sea", **options)
+    with pytest.raises(ak.AnimkitError, match="horse"):
+        animator("a bird", negative_prompt="a horse", **options)
+
+
+def test_an_open_vocabulary_takes_any_word(still):
+    still("a purple zebra", frames=1, steps=1, progress=False)
+
+
+def test_a_prompt_too_long_says_what_is_cut(still, capfd):
+    long = "a red bird over the blue sea a green house falling"  # 11 words; 12 places less start and end take 10
+    with pytest.warns(UserWarning, match="12 tokens .* 'falling'"):
+        still(long, frames=1, steps=1, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        still(long.rsplit(" ", 1)[0], frames=1, steps=1, progress=False)
+    assert "truncated" not in capfd.readouterr().err  # said once, by us
+
+
+def test_importing_does_not_load_torch():
+    import subprocess
+    import sys
+    code = "import sys, animkit; animkit.AnimkitError; assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_open_base_takes_a_pipeline_as_it_is(pipe):
+    same, defaults, beside = open_base(pipe)
+    assert same is pipe and defaults["vocabulary"] == "open" and beside is None
