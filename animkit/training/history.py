@@ -106,8 +106,8 @@ def _on_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise AnimkitError(f"{path} cannot be written ({error}); the last checkpoint is intact: free some disk space and "
-                           "start the same call again to go on.") from error
+        raise AnimkitError(f"{path} cannot be written ({error}); the last checkpoint is intact: free some disk space "
+                           "and start the same call again to go on.") from error
 
 
 def _locked(folder: Path):

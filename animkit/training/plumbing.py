@@ -23,14 +23,22 @@ from animkit.training.draws import generator_at
 
 def accelerator_for(config) -> Accelerator:
     """An Accelerator; in one process the device and precision of an earlier run in the same notebook do not stick."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()) and "LOCAL_RANK" not in os.environ:
+    if "LOCAL_RANK" not in os.environ:
+        several = {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys()
+        if several and not {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"} & os.environ.keys():
+            raise AnimkitError("accelerate launch was asked for several processes but starts only one on a CPU unless "
+                               "--multi_gpu is given too: accelerate launch --multi_gpu --num_processes 2 ...")
         AcceleratorState._reset_state(reset_partial_state=True)
+    cpu = config.device == "cpu" or not torch.accelerator.is_available()  # said, or processes do not find each other
     try:
-        return Accelerator(mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulate,
-                           cpu=config.device == "cpu")
+        accelerator = Accelerator(mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulate,
+                                  cpu=cpu)
     except ValueError as error:
         raise AnimkitError(f"accelerate cannot train with mixed_precision={config.mixed_precision!r} here: {error}"
                            ) from error
+    if config.mixed_precision == "fp16" and accelerator.device.type in ("cpu", "mps"):
+        raise AnimkitError(f"fp16 trains on GPUs only, not on {accelerator.device.type}: take bf16 or no.")
+    return accelerator
 
 
 def named_trainable(model: nn.Module, parameters: Iterable[nn.Parameter] | None) -> dict[str, nn.Parameter]:

@@ -1,0 +1,92 @@
+"""The three losses of the paper. One formula, eq. (2) for images and eq. (4) for clips:
+
+    L = E || eps - eps_theta(z_t, t, text) ||^2,      z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps,      eps ~ N(0, I)
+
+4.1 sees single random frames, 4.2 whole clips with one timestep t for all their frames, 4.3 is 4.2; they differ in what
+is trained, which is not a loss's affair (`fit(parameters=...)`). Latents z_0 b c f h w, text b n d (the embeddings of
+the captions), `empty` 1 n d or n d (that of ""). Noise and timesteps are drawn on the CPU by the generator given.
+"""
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from animkit.errors import AnimkitError
+from animkit.training.draws import rand, randint, randn
+
+
+def domain_adapter_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: torch.Generator, *, scheduler: Any,
+                        empty: Tensor | None = None, drop: float = 0.1, min_snr_gamma: float | None = None) -> Tensor:
+    """4.1: the plain image loss on one random frame of each clip; frames of a clip have nothing to do with each other.
+
+    z b c f h w (or stills, f = 1), text b n d, scheduler with the base's betas (Stable Diffusion: scaled_linear).
+    Insert no motion module while it runs: on a single frame that would be another network. Scalar. AnimkitError on
+    shapes that do not fit.
+    """
+    b, _, f = _checked(z, text).shape[:3]
+    chosen = randint(0, f, (b,), generator).to(z.device)
+    return denoising_loss(video_unet, z[torch.arange(b, device=z.device), :, chosen].unsqueeze(2), text, generator,
+                          scheduler=scheduler, empty=empty, drop=drop, min_snr_gamma=min_snr_gamma)
+
+
+def motion_module_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: torch.Generator, *, scheduler: Any,
+                       empty: Tensor | None = None, drop: float = 0.1, min_snr_gamma: float | None = None) -> Tensor:
+    """4.2: the video loss; a clip has one timestep, each of its frames noise of its own; captions dropped with p = 0.1.
+
+    z b c f h w, text b n d, scheduler with linear betas 0.00085 to 0.012. The domain adapter, inserted with alpha = 1,
+    and the base are frozen. Scalar. AnimkitError on shapes that do not fit.
+    """
+    return denoising_loss(video_unet, z, text, generator, scheduler=scheduler, empty=empty, drop=drop,
+                          min_snr_gamma=min_snr_gamma)
+
+
+# 4.3: "the same objective"; what changes is that the MotionLoRA's A and B are trained, on clips of one shot type.
+motion_lora_loss = motion_module_loss
+
+
+def denoising_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: torch.Generator, *, scheduler: Any,
+                   empty: Tensor | None = None, drop: float = 0.0, min_snr_gamma: float | None = None) -> Tensor:
+    """E || eps - eps_theta(sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, t, text) ||^2 over clips b c f h w; a scalar."""
+    b = _checked(z, text).shape[0]
+    t = randint(0, scheduler.config.num_train_timesteps, (b,), generator).to(z.device)  # one for all frames of a clip
+    eps = randn(z.shape, generator).to(z)  # b c f h w: independent for each frame
+    z_t = scheduler.add_noise(z, eps, t)  # sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps
+    predicted = video_unet(z_t, t, drop_captions(text, empty, drop, generator) if drop else text)
+    kind = scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise AnimkitError(f"The scheduler predicts {kind!r}; the losses know epsilon and v_prediction.")
+    target = eps if kind == "epsilon" else scheduler.get_velocity(z, eps, t)
+    error = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 2, 3, 4))  # b
+    return (error * min_snr_weight(scheduler, t, min_snr_gamma)).mean() if min_snr_gamma else error.mean()
+
+
+def drop_captions(text: Tensor, empty: Tensor | None, p: float, generator: torch.Generator) -> Tensor:
+    """Each caption of text b n d becomes the empty prompt `empty` (1 n d or n d) with probability p, for guidance."""
+    if empty is None:
+        raise AnimkitError('Captions are to be dropped, but there is nothing to put in their place: pass empty=, the '
+                           'embedding of "", or drop=0.')
+    if empty.shape[-2:] != text.shape[-2:]:
+        raise AnimkitError(f"The empty prompt's embedding is {tuple(empty.shape)}, the captions' {tuple(text.shape)}: "
+                           "both must come from the same text encoder and padding.")
+    dropped = (rand((text.shape[0],), generator) < p).to(text.device)
+    return torch.where(rearrange(dropped, "b -> b 1 1"), empty.to(text), text)
+
+
+def min_snr_weight(scheduler: Any, t: Tensor, gamma: float) -> Tensor:
+    """min(SNR_t, gamma) / SNR_t, SNR_t = abar_t / (1 - abar_t): Hang et al. 2023 (arXiv 2303.09556), for epsilon; b.
+
+    A v-prediction has an error SNR_t + 1 times as large in the same terms, hence min(SNR_t, gamma) / (SNR_t + 1).
+    """
+    abar = scheduler.alphas_cumprod.to(t.device)[t]
+    snr = abar / (1 - abar)
+    return snr.clamp(max=gamma) / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
+
+
+def _checked(z: Tensor, text: Tensor) -> Tensor:
+    if z.ndim != 5 or 0 in z.shape:
+        raise AnimkitError(f"A loss takes latents b c f h w, not a tensor of shape {tuple(z.shape)}.")
+    if text.ndim != 3 or len(text) != len(z):
+        raise AnimkitError(f"There are {len(z)} clips, but text is {tuple(text.shape)}: give b n d, one a clip.")
+    return z
