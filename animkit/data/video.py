@@ -77,7 +77,7 @@ class Skipped:
     """Counts the videos that could not be used; stops the run when they are over a tenth. Safe to share between threads.
 
     A tenth of all where their number is known; and, so that a large bad set stops early, a tenth of those tried so far,
-    once that are 100. Where the number is unknown (a stream), call `end` at the end of the first epoch.
+    once that are 100. A stream knows their number (`known`) only at the end of the first epoch.
     """
     share, patience = 0.1, 100
 
@@ -93,12 +93,11 @@ class Skipped:
                 seen = max(self.tried, self.patience)
                 self._judge(seen if self.total is None else min(self.total, seen))
 
-    def end(self) -> None:
-        """All videos have been tried once: judge by their number, however small."""
+    def known(self, total: int) -> None:
+        """Now the number of all videos is known: judge by it, however small."""
         with self._lock:
-            if self.total is None:
-                self.total = self.tried
-                self._judge(self.total)
+            self.total = total
+            self._judge(min(total, max(self.tried, self.patience)))
 
     def _judge(self, among: int) -> None:
         if len(self.why) > self.share * among:

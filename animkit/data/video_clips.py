@@ -1,6 +1,7 @@
 """VideoClips: clips for training out of a folder of videos or a WebVid table."""
 import hashlib
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,37 +15,65 @@ from animkit.data.video import BadVideo, Skipped, read_frames, resize_and_crop, 
 from animkit.errors import AnimkitError
 
 
+@dataclass(frozen=True)
+class ClipRecipe:
+    """How a clip is cut out of a video. Raises AnimkitError for settings that make no sense or contradict each other."""
+    size: int | tuple[int, int] = 256                 # side, or (height, width), in pixels
+    frames: int = 16
+    stride: int = 4                                   # every fourth frame of the video (the paper's training)
+    start: Literal["random", "first"] = "random"      # where in the video
+    crop: Literal["centre", "random"] = "centre"
+    shot: str | None = None                           # a shot type of `camera`, made by moving the crop (4.3),
+    amount: float | tuple[float, float] = 0.3         # by so much, or by an amount drawn between (low, high)
+    flip: bool = False                                # mirror half of them: captions, pans and rolls know left from right
+    dtype: torch.dtype = torch.float32                # -1 .. 1; or torch.uint8
+
+    def __post_init__(self):
+        for name, choices in (("start", ("random", "first")), ("crop", ("centre", "random")),
+                              ("dtype", (torch.float32, torch.uint8))):
+            if getattr(self, name) not in choices:
+                raise AnimkitError(f"{name} is {' or '.join(map(str, choices))}, not {getattr(self, name)!r}")
+        if self.frames < 1 or self.stride < 1 or min(self.height_width) < 1:
+            raise AnimkitError(f"frames, stride and size must be at least 1, got {self.frames}, {self.stride} and {self.size}")
+        if self.shot:
+            shot = camera.shot_name(self.shot)
+            if self.flip and shot.split()[0] in ("pan", "roll"):
+                raise AnimkitError(f"flip=True would turn half of the clips of {shot!r} into {camera.OPPOSITE[shot]!r}: leave it off")
+            if self.crop == "random":
+                raise AnimkitError(f"crop='random' and shot={shot!r} both place the crop: choose one")
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+
+    def cut(self, source: str | Path | bytes, rng: np.random.Generator) -> torch.Tensor:
+        """A clip c f h w out of a video file or its bytes; rng is drawn from in a fixed order. Raises BadVideo."""
+        video = read_frames(source, self.frames, self.stride, rng if self.start == "random" else None)
+        if self.shot:
+            amount = float(rng.uniform(*self.amount)) if isinstance(self.amount, (tuple, list)) else self.amount
+            height, width = self.height_width
+            video = camera.apply(video, camera.crop_path(self.shot, self.frames, amount, width / height), (height, width))
+        else:
+            video = resize_and_crop(video, self.height_width, rng if self.crop == "random" else None)
+        if self.flip and rng.random() < 0.5:
+            video = video.flip(-1)
+        return video if self.dtype == torch.uint8 else to_float(video)
+
+
 class VideoClips:
-    """Clips of `frames` frames at a stride, resized and cropped: clips[i] is {"video": c f h w, "caption": str, "index": int}.
+    """Clips for training out of videos: clips[i] is {"video": c f h w, "caption": str, "index": int}.
 
     source: a folder of videos, a WebVid CSV (then `videos` is its folder), or a Dataset with `video` (paths) and `caption`.
-    size: side, or (height, width), in pixels. start: "random" place in the video or "first" frame. crop: "centre" or "random".
-    shot: a shot type of `camera`, made by moving the crop (4.3), by `amount` or an amount drawn between (low, high).
-    flip: mirror half of the clips. Off unless asked for: captions ("to the left"), pans and rolls depend on left and right.
-    dtype: torch.float32 (-1 .. 1) or torch.uint8.
+    recipe: the settings of ClipRecipe: size, frames, stride, start, crop, shot, amount, flip, dtype.
 
     What get(i, epoch) gives is a function of (seed, epoch, i) alone. A video that cannot be used gives way to the next one that
     can, is counted and is named at the end (`skipped`). Raises AnimkitError when these are over a tenth of the videos.
     """
 
-    def __init__(self, source: str | Path | Dataset, *, videos: str | Path | None = None, size: int | tuple[int, int] = 256,
-                 frames: int = 16, stride: int = 4, start: Literal["random", "first"] = "random",
-                 crop: Literal["centre", "random"] = "centre", shot: str | None = None,
-                 amount: float | tuple[float, float] = 0.3, flip: bool = False, dtype: torch.dtype = torch.float32, seed: int = 0):
-        shot = camera.shot_name(shot) if shot else None
-        if frames < 1 or stride < 1:
-            raise AnimkitError(f"frames and stride must be at least 1, got {frames} and {stride}")
-        if start not in ("random", "first") or crop not in ("centre", "random") or dtype not in (torch.float32, torch.uint8):
-            raise AnimkitError(f"start is random or first, crop is centre or random, dtype is float32 or uint8; got {start}, {crop}, {dtype}")
-        if flip and shot and shot.split()[0] in ("pan", "roll"):
-            raise AnimkitError(f"flip=True would turn half of the clips of {shot!r} into {camera.OPPOSITE[shot]!r}: leave it off")
-        if shot and crop == "random":
-            raise AnimkitError(f"crop='random' and shot={shot!r} both place the crop: choose one")
+    def __init__(self, source: str | Path | Dataset, *, videos: str | Path | None = None, seed: int = 0, **recipe):
+        self.recipe, self.seed = ClipRecipe(**recipe), seed
         self.table = source if isinstance(source, Dataset) else (
             webvid_table(source, videos or Path(source).parent) if str(source).endswith(".csv") else video_table(source))
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
-        self.frames, self.stride, self.start, self.crop, self.shot = frames, stride, start, crop, shot
-        self.amount, self.flip, self.dtype, self.seed = amount, flip, dtype, seed
         self.skipped = Skipped(len(self.table))
         weakref.finalize(self, self.skipped.report)  # at the end of the run, or of this object
 
@@ -67,31 +96,16 @@ class VideoClips:
     def try_get(self, index: int, epoch: int = 0) -> dict | None:
         """Clip `index`, or None (and noted) where its video is bad."""
         row = self.table[index]
-        rng = np.random.default_rng([self.seed, epoch, index])
         try:
-            video = read_frames(row["video"], self.frames, self.stride, rng if self.start == "random" else None)
+            video = self.recipe.cut(row["video"], np.random.default_rng([self.seed, epoch, index]))
         except BadVideo as why:
-            self.skipped.note(row["video"], str(why))
-            return None
+            return self.skipped.note(row["video"], str(why))
         self.skipped.note(row["video"])
-        return {"video": self._picture(video, rng), "caption": row["caption"], "index": index}
-
-    def _picture(self, video: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Full frames uint8 c f h w -> what this set of clips gives; draws from rng in a fixed order."""
-        if self.shot:
-            amount = self.amount if isinstance(self.amount, (int, float)) else float(rng.uniform(*self.amount))
-            path = camera.crop_path(self.shot, self.frames, amount, aspect=self.size[1] / self.size[0])
-            video = camera.apply(video, path, self.size)
-        else:
-            video = resize_and_crop(video, self.size, rng if self.crop == "random" else None)
-        if self.flip and rng.random() < 0.5:
-            video = video.flip(-1)
-        return video if self.dtype == torch.uint8 else to_float(video)
+        return {"video": video, "caption": row["caption"], "index": index}
 
     def fingerprint(self) -> str:
         """A hash of the files (name, length, time of change), captions and settings: equal where the clips are equal."""
-        settings = (self.size, self.frames, self.stride, self.start, self.crop, self.shot, self.amount, self.flip, self.seed)
-        digest = hashlib.sha256(repr(settings).encode())
+        digest = hashlib.sha256(repr((self.recipe, self.seed)).encode())
         for row in self.table:
             path = Path(row["video"])
             stat = path.stat() if path.exists() else None

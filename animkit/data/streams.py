@@ -1,0 +1,140 @@
+"""Clips streamed out of WebDataset shards (tar files): for sets that no disk holds."""
+import glob
+import re
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import IterableDataset, Video, load_dataset
+from datasets.distributed import split_dataset_by_node
+
+from animkit.data.batches import collate
+from animkit.data.tables import VIDEOS
+from animkit.data.video import BadVideo, Skipped
+from animkit.data.video_clips import ClipRecipe
+from animkit.errors import AnimkitError
+from animkit.training.draws import rank_and_world, seed_at
+
+
+def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100, rank: int = 0, world: int = 1) -> IterableDataset:
+    """Samples of WebDataset shards as a stream: `video` (encoded bytes: nothing is decoded here), `caption`, `key`, `shard`.
+
+    shards: tar files or addresses, as a list, a glob pattern, or with a range such as clips-{000..127}.tar. A sample is a
+    video with .txt, or .json with "caption" or "text", of the same name. shuffle: samples held (encoded) to draw from, and
+    the shards in random order; 0: in order. Of `world` processes this one, `rank`, gets its share, and so does each worker of a
+    torch DataLoader over it: every sample exactly once among them. With a multiple of `world` shards none is read twice.
+    Raises AnimkitError for shards that are absent or damaged, or hold no video or no caption.
+    """
+    files = [file for pattern in ([shards] if isinstance(shards, (str, Path)) else shards) for file in _expanded(str(pattern))]
+    try:
+        stream = load_dataset("webdataset", data_files={"train": files}, split="train", streaming=True)
+        columns = list(stream.features)
+    except Exception as error:  # datasets, tarfile and the file systems below all have errors of their own
+        raise AnimkitError(f"the shards {shards} cannot be read: {error}") from error
+    video = next((c for c in columns if "." + c.lower() in VIDEOS), None)
+    caption = next((c for c in ("txt", "json") if c in columns), None)
+    if video is None or caption is None:
+        raise AnimkitError(f"the samples of {shards} need a video ({', '.join(VIDEOS)}) and a caption (.txt or .json); they have "
+                           f"{', '.join(c for c in columns if not c.startswith('__'))}")
+
+    def plain(sample: dict) -> dict:
+        text = sample[caption]
+        text = (text.get("caption") or text.get("text")) if isinstance(text, dict) else text
+        return {"video": (sample[video] or {}).get("bytes"), "caption": text, "key": sample["__key__"], "shard": sample["__url__"]}
+
+    stream = stream.cast_column(video, Video(decode=False))
+    if shuffle:
+        stream = stream.shuffle(seed=seed, buffer_size=shuffle)
+    return split_dataset_by_node(stream, rank, world).map(plain, remove_columns=columns)
+
+
+class StreamClips:
+    """The batch(k, generator) of `training.loop.fit` over WebDataset shards; settings as for open_shards and ClipRecipe.
+
+    Batch k is a function of (seed, k) and of the process: one that starts at k > 0 reads past what comes before, without
+    decoding it. A bad video gives way to those that follow, is counted and named at the end; over a tenth stop the run.
+    """
+
+    def __init__(self, shards: str | list[str], batch: int, *, seed: int = 0, shuffle: int = 100, workers: int = 1, **recipe):
+        self.shards, self.batch, self.seed, self.shuffle, self.recipe = shards, batch, seed, shuffle, ClipRecipe(**recipe)
+        self.skipped = Skipped()
+        self._samples, self._ahead, self._place = None, deque(), 0  # _place: of the first sample in _ahead
+        self._pool = ThreadPoolExecutor(workers) if workers > 1 else None
+        weakref.finalize(self, self.skipped.report)
+
+    def __call__(self, k: int, generator: torch.Generator | None = None) -> dict:
+        if self._samples is None or k * self.batch < self._place:
+            self._samples, self._place = self._endless(), 0
+            self._ahead.clear()
+        for _ in range(k * self.batch - self._place):
+            self._look(0)
+            self._ahead.popleft()
+        self._look(self.batch - 1)
+        clips = list((self._pool.map if self._pool else map)(self._clip, [self._ahead[i] for i in range(self.batch)]))
+        clips, extra = [c for c in clips if c is not None], self.batch
+        while len(clips) < self.batch:  # bad ones: take from those ahead, which keep their place in batch k + 1
+            clip = self._clip(self._look(extra))
+            clips += [clip] if clip is not None else []
+            extra += 1
+        for _ in range(self.batch):
+            self._ahead.popleft()
+        self._place = (k + 1) * self.batch
+        return collate(clips)
+
+    def _look(self, i: int) -> tuple[int, dict]:
+        """The i-th sample ahead, with its epoch."""
+        while len(self._ahead) <= i:
+            self._ahead.append(next(self._samples))
+        return self._ahead[i]
+
+    def _clip(self, sample: tuple[int, dict]) -> dict | None:
+        epoch, sample = sample
+        name = f"{sample['shard']}: {sample['key']}"
+        rng = np.random.default_rng([self.seed, epoch, seed_at(sample["key"])])
+        try:
+            if sample["video"] is None or sample["caption"] is None:
+                raise BadVideo("no video" if sample["video"] is None else "no caption")
+            video = self.recipe.cut(sample["video"], rng)
+        except BadVideo as why:
+            return self.skipped.note(name, str(why))
+        self.skipped.note(name)
+        return {"video": video, "caption": sample["caption"], "key": sample["key"]}
+
+    def _endless(self) -> Iterator[tuple[int, dict]]:
+        rank, world = rank_and_world()  # here, not in __init__: the training loop sets up the processes after that
+        stream = open_shards(self.shards, seed=self.seed, shuffle=self.shuffle, rank=rank, world=world)
+        epoch = 0
+        while True:
+            stream.set_epoch(epoch)
+            count, sample = 0, None
+            try:
+                for count, sample in enumerate(stream, start=1):
+                    yield epoch, sample
+            except AnimkitError:
+                raise
+            except Exception as error:
+                at = f"after {sample['key']} of {sample['shard']}" if sample else f"at the start of {self.shards}"
+                raise AnimkitError(f"the shards cannot be read on, {at}: {error}") from error
+            if not count:
+                raise AnimkitError(f"process {rank} of {world} gets no sample out of {self.shards}: use fewer processes")
+            self.skipped.known(count)
+            epoch += 1
+
+
+def _expanded(pattern: str) -> list[str]:
+    """clips-{000..127}.tar and clips-*.tar -> the files; an address (with ://) stands for itself."""
+    numbers = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if numbers:
+        first, last = numbers.groups()
+        return [file for n in range(int(first), int(last) + 1)
+                for file in _expanded(pattern.replace(numbers[0], str(n).zfill(len(first)), 1))]
+    if "://" in pattern:
+        return [pattern]
+    files = sorted(glob.glob(pattern)) or ([pattern] if Path(pattern).exists() else [])
+    if not files:
+        raise AnimkitError(f"no such shard: {pattern}")
+    return files
