@@ -1,4 +1,4 @@
-"""Section 4.1: the domain adapter takes in the look of the training videos, so that the motion module need not learn it.
+"""Section 4.1: the domain adapter takes in the look of the training videos, which the motion module need not learn.
 
     Q = W_Q z + alpha * A B^T z      and K, V, output likewise, in every self- and cross-attention of the image UNet
 
@@ -13,9 +13,9 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 def is_target(path: str) -> bool:
     """Every projection of attn1 (self-attention) and attn2 (cross-attention)."""
-    return any(path.endswith(f".{attention}.{projection}") for attention in ("attn1", "attn2") for projection in PROJECTIONS)
+    return path.endswith(tuple(f".{attention}.{name}" for attention in ("attn1", "attn2") for name in PROJECTIONS))
 
 
 def new_domain_adapter(unet: nn.Module, rank: int = 128, seed: int = 0) -> LoRA:
-    """A fresh domain adapter (4.1) for an image UNet; the released one has rank 128. video_unet.insert(it) sets it to work."""
+    """A fresh domain adapter (4.1) for an image UNet, released with rank 128; video_unet.insert(it) sets it to work."""
     return LoRA.for_module(getattr(unet, "unet", unet), is_target, rank, seed=seed)

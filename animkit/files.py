@@ -14,7 +14,7 @@ from animkit.errors import AnimkitError
 
 
 def write_atomically(path: str | Path, write: Callable[[str], None]) -> Path:
-    """Call write(temporary path) in the folder of `path` (made if absent), then rename; AnimkitError if the disk refuses."""
+    """Call write(temporary path) in the folder of `path` (made if absent), then rename; AnimkitError if that fails."""
     path = Path(path)
     temporary = None
     try:
@@ -30,7 +30,8 @@ def write_atomically(path: str | Path, write: Callable[[str], None]) -> Path:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
         if isinstance(error, OSError):
-            raise AnimkitError(f"could not write {path}: {error.strerror or error}; an older file there is untouched") from error
+            why = error.strerror or error
+            raise AnimkitError(f"could not write {path}: {why}; an older file there is untouched") from error
         raise
     return path
 
@@ -54,7 +55,7 @@ def load_folder(folder: str | Path, class_name: str) -> tuple[dict, dict[str, Te
 
     file = Path(folder) if Path(folder).suffix == ".safetensors" else Path(folder) / WEIGHTS
     if not file.is_file():
-        raise AnimkitError(f"no {WEIGHTS} at {folder}: give the folder (or the .safetensors file) that save_pretrained wrote")
+        raise AnimkitError(f"no {WEIGHTS} at {folder}: give the folder that save_pretrained wrote, or the file in it")
     try:
         with safe_open(file, framework="pt") as weights:
             text = (weights.metadata() or {}).get("config")
@@ -68,7 +69,7 @@ def load_folder(folder: str | Path, class_name: str) -> tuple[dict, dict[str, Te
     except ValueError as error:
         raise AnimkitError(f"the config of {file} is no JSON ({error}): fetch or make it again") from error
     if config.pop("_class_name", None) != class_name:
-        raise AnimkitError(f"{file} does not hold {class_name}: its config says otherwise; open it with open_checkpoint")
+        raise AnimkitError(f"{file} does not hold {class_name}, says its config: open it with open_checkpoint")
     return config, state
 
 
@@ -79,14 +80,14 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     wrong = [k for k in own if k in state and own[k].shape != state[k].shape]
     for keys, what in ((missing, "are missing"), (extra, "are unknown"), (wrong, "have another shape")):
         if keys:
-            raise AnimkitError(f"{len(keys)} of the weights for {type(module).__name__} {what}, the first is {keys[0]}"
-                               + (f" ({tuple(state[keys[0]].shape)} for {tuple(own[keys[0]].shape)})" if keys is wrong else "")
-                               + ": nothing was loaded")
+            shapes = f" ({tuple(state[keys[0]].shape)} for {tuple(own[keys[0]].shape)})" if keys is wrong else ""
+            raise AnimkitError(f"{len(keys)} of the weights for {type(module).__name__} {what}, the first is "
+                               f"{keys[0]}{shapes}: nothing was loaded")
     module.load_state_dict(state)
 
 
 def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a dotted path, making the containers on the way, so that its weights' names begin with the path."""
+    """Put a module at a dotted path, with containers on the way, so that its weights' names begin with the path."""
     *parents, last = path.split(".")
     for name in parents:
         if name not in root._modules:

@@ -2,8 +2,8 @@
 
     image layers see  b c f h w  as  (b f) c h w;     motion modules alone see the frames, as  (b h w) f c
 
-Nothing of diffusers is copied or edited: forward hooks stand where the paper puts the motion modules, and act only while a
-VideoUNet runs. b batch, f frames, c channels, h w latent height and width, n tokens, d width of a text token.
+Nothing of diffusers is copied or edited: forward hooks stand where the paper puts the motion modules, and act only
+while a VideoUNet runs. b batch, f frames, c channels, h w latent height and width, n tokens, d width of a text token.
 """
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +12,8 @@ from itertools import count
 from typing import Any
 
 import torch
-from diffusers.models import attention_processor
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
@@ -22,8 +23,8 @@ from animkit.lora import LoRA
 from animkit.motion_module import MotionModules
 
 # Processors that treat query tokens alike, whatever their number; any other one gets its tokens frame by frame.
-FOLDABLE = {"AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor",
-            "IPAdapterAttnProcessor", "IPAdapterAttnProcessor2_0"}
+FOLDABLE = {"AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "SlicedAttnProcessor",
+            "XFormersAttnProcessor", "IPAdapterAttnProcessor", "IPAdapterAttnProcessor2_0"}
 
 
 def inflate(unet: nn.Module) -> "VideoUNet":
@@ -31,25 +32,27 @@ def inflate(unet: nn.Module) -> "VideoUNet":
 
     Raises AnimkitError if this is no such UNet.
     """
-    if not all(hasattr(unet, part) for part in ("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out", "config")):
-        raise AnimkitError(f"inflate needs a diffusers UNet2DConditionModel, not {type(unet).__name__}: pass pipeline.unet")
+    if not isinstance(unet, UNet2DConditionModel):
+        raise AnimkitError(f"inflate needs a diffusers UNet2DConditionModel, not {type(unet).__name__}; of a pipeline, "
+                           "pass pipeline.unet")
     return VideoUNet(unet)
 
 
 class VideoUNet(nn.Module):
     """An image UNet that denoises clips (4.2): (x b c f h w, t a number or b, text b n d) -> b c f h w.
 
-    insert() and remove() set motion modules and LoRAs to work and take them off; `alpha[name]` is live. text may also be
-    (b f) n d, one prompt a frame. fold_text=False computes text keys and values once a frame, the plain way.
+    insert() and remove() set motion modules and LoRAs to work and take them off; alpha[name] is live. text may also be
+    (b f) n d, one prompt a frame. fold_text = False computes text keys and values once a frame, the plain way.
     """
 
-    def __init__(self, unet: nn.Module):
+    def __init__(self, unet: UNet2DConditionModel):
         super().__init__()
         self.unet, self.fold_text = unet, True
-        self.parts, self._inserted = nn.ModuleList(), {}  # the parts, so that .to() and .train() reach them; name -> Inserted
+        self.parts = nn.ModuleList()  # so that .to(), .train() and .parameters() reach what is inserted
+        self._inserted: dict[str, Inserted] = {}
         self.alpha = Alphas(self._inserted)
         self._call: tuple[int, int] | None = None  # (b, f) of the running call; None: the hooks do nothing
-        attentions = [m for m in unet.modules() if isinstance(m, attention_processor.Attention)]
+        attentions = [m for m in unet.modules() if isinstance(m, Attention)]
         self._handles = [attention.register_forward_pre_hook(self._fold, with_kwargs=True) for attention in attentions]
         self._handles += [attention.register_forward_hook(self._unfold) for attention in attentions]
 
@@ -67,34 +70,36 @@ class VideoUNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor | float, text: Tensor, *, added_cond_kwargs: Mapping[str, Any] | None = None,
                 down_block_additional_residuals: tuple[Tensor, ...] | None = None,
                 mid_block_additional_residual: Tensor | None = None, **kwargs) -> Tensor:
-        """Noise prediction. Conditions are given once a clip (b ...) or once a frame ((b f) ...), ControlNet's residuals
-        also as b c f h w; other keywords go to the image UNet. Raises AnimkitError on shapes that do not fit."""
+        """Noise prediction, b c f h w; conditions are given once a clip (b ...) or once a frame ((b f) ...).
+
+        ControlNet's residuals may also be b c f h w; other keywords go to the image UNet. Raises AnimkitError on shapes
+        that do not fit.
+        """
         if self._handles is None:
             raise AnimkitError("this VideoUNet was deflated: call inflate(unet) again")
         if x.ndim != 5 or 0 in x.shape:
-            raise AnimkitError(f"a VideoUNet takes clips b c f h w with at least one frame, not a tensor of shape {tuple(x.shape)}")
+            raise AnimkitError(f"a VideoUNet takes clips b c f h w, all at least 1, not {tuple(x.shape)}")
         b, f = x.shape[0], x.shape[2]
         each = partial(_each_frame, b=b, f=f)
         if text.shape[0] not in (b, b * f):
-            raise AnimkitError(f"text has batch {text.shape[0]}, the clips {b}: give {b} prompts, or {b * f}, one for each frame")
-        added = dict(added_cond_kwargs or {})
-        if text.shape[0] != b or any(e.shape[0] != b for e in _tensors(added.get("image_embeds"))) or self._text_in_embedding:
+            raise AnimkitError(f"text has batch {text.shape[0]}, clips {b}: give {b} prompts, or {b * f}, one a frame")
+        added, config = dict(added_cond_kwargs or {}), self.unet.config
+        images = _tensors(added.get("image_embeds"))
+        if config.addition_embed_type in ("text", "text_image") or any(image.shape[0] != b for image in images):
             text = each(text)  # and so attention finds one prompt a frame, and folds nothing
-        added = {key: value if key == "image_embeds" and text.shape[0] == b and self._is_ip_adapter else each(value)
-                 for key, value in added.items()}
+        keep = ("image_embeds",) if config.encoder_hid_dim_type == "ip_image_proj" and text.shape[0] == b else ()
+        added = {key: value if key in keep else each(value) for key, value in added.items()}
         if torch.is_tensor(t) and t.ndim and len(t) > 1:
             t = each(t)
         for key in ("class_labels", "timestep_cond", "attention_mask"):
             if kwargs.get(key) is not None:
                 kwargs[key] = each(kwargs[key])
         with self._running((b, f)), self._checkpoints_carry_frames():
-            y = self.unet(rearrange(x, "b c f h w -> (b f) c h w"), t, text, added_cond_kwargs=added or None, return_dict=False,
+            y = self.unet(rearrange(x, "b c f h w -> (b f) c h w"), t, text, added_cond_kwargs=added or None,
                           down_block_additional_residuals=each(down_block_additional_residuals),
-                          mid_block_additional_residual=each(mid_block_additional_residual), **kwargs)[0]
+                          mid_block_additional_residual=each(mid_block_additional_residual),
+                          return_dict=False, **kwargs)[0]
         return rearrange(y, "(b f) c h w -> b c f h w", f=f)
-
-    _is_ip_adapter = property(lambda self: self.unet.config.encoder_hid_dim_type == "ip_image_proj")
-    _text_in_embedding = property(lambda self: self.unet.config.addition_embed_type in ("text", "text_image"))
 
     @contextmanager
     def _running(self, call: tuple[int, int]) -> Iterator[None]:
@@ -106,8 +111,9 @@ class VideoUNet(nn.Module):
 
     @contextmanager
     def _checkpoints_carry_frames(self) -> Iterator[None]:
-        """Gradient checkpointing runs layers again in backward, perhaps after other calls: give them this call's b and f."""
-        blocks = [m for m in self.unet.modules() if torch.is_grad_enabled() and getattr(m, "gradient_checkpointing", False)]
+        """Checkpointing runs layers again in backward, perhaps after other calls: give them this call's b and f."""
+        on = torch.is_grad_enabled()
+        blocks = [m for m in self.unet.modules() if on and getattr(m, "gradient_checkpointing", False)]
         plain = [block._gradient_checkpointing_func for block in blocks]
         for block, checkpoint in zip(blocks, plain):
             block._gradient_checkpointing_func = partial(self._checkpoint, checkpoint)
@@ -150,8 +156,8 @@ class VideoUNet(nn.Module):
     def insert(self, part: Any, alpha: float = 1.0, name: str | None = None, dtype: torch.dtype | None = None) -> str:
         """Set motion modules (in the place of those there), a domain adapter, a look or a MotionLoRA to work; its name.
 
-        part: MotionModules, LoRA, or what open_checkpoint gives; it is moved to the UNet's device and dtype (or `dtype`).
-        MotionLoRAs follow to new motion modules. Raises AnimkitError, and changes nothing, if the part does not fit.
+        part: MotionModules, LoRA, or what open_checkpoint gives; it is moved to the UNet's device and dtype (or to the
+        dtype given). MotionLoRAs follow to new motion modules. If the part does not fit, AnimkitError, and no change.
         """
         if self._handles is None:
             raise AnimkitError("this VideoUNet was deflated: call inflate(unet) again")
@@ -159,7 +165,8 @@ class VideoUNet(nn.Module):
         if hasattr(part, "build"):
             part = part.build(self)
         if not isinstance(part, (MotionModules, LoRA)):
-            raise AnimkitError(f"cannot insert a {type(part).__name__}: give MotionModules, a LoRA or what open_checkpoint returns")
+            raise AnimkitError(f"cannot insert a {type(part).__name__}: give MotionModules, a LoRA, or what open_checkpoint "
+                               "returns")
         old = next((n for n, p in self._inserted.items() if isinstance(p.module, MotionModules)), None)
         replaced = old if isinstance(part, MotionModules) else None
         name = name or self._free_name("motion" if isinstance(part, MotionModules) else "lora", replaced)
@@ -191,9 +198,9 @@ class VideoUNet(nn.Module):
         return next(name for i in count(1) if (name := stem if i == 1 else f"{stem}-{i}") not in taken)
 
     def remove(self, name: str) -> None:
-        """Take a part off; what stays is as if it had never been there. MotionLoRAs wait for the next motion modules."""
+        """Take a part off; the rest is as if it had never been there. MotionLoRAs wait for the next motion modules."""
         if name not in self._inserted:
-            raise AnimkitError(f"nothing is inserted as {name!r}: there is {', '.join(map(repr, self._inserted)) or 'nothing'}")
+            raise AnimkitError(f"nothing is inserted as {name!r}; there is: {', '.join(self._inserted) or 'nothing'}")
         gone = self._inserted.pop(name)
         if isinstance(gone.module, MotionModules):
             for rider in self._inserted.values():

@@ -1,5 +1,7 @@
-"""Section 4.2: what stands inside an inflated UNet, and where. Motion modules follow every (ResNet, spatial attention) pair,
-or the ResNet alone in blocks without attention; v2 has one between the middle block's attention and its second ResNet.
+"""Section 4.2: what stands inside an inflated UNet, and where.
+
+Motion modules follow every (ResNet, spatial attention) pair, or the ResNet alone in blocks without attention; v2 has
+one in the middle block, between its attention and its second ResNet.
 """
 import math
 from collections.abc import Iterator, Mapping
@@ -28,14 +30,14 @@ class Inserted:
 
 
 class Alphas(Mapping):
-    """The paper's alpha of every inserted part, live: `video_unet.alpha["ink"] = 0.3`. AnimkitError for unknown names."""
+    """The paper's alpha of every inserted part, live: video_unet.alpha["ink"] = 0.3; AnimkitError for unknown names."""
 
     def __init__(self, inserted: dict[str, Inserted]):
         self._inserted = inserted
 
     def __getitem__(self, name: str) -> float:
         if name not in self._inserted:
-            raise AnimkitError(f"nothing is inserted as {name!r}: there is {', '.join(map(repr, self._inserted)) or 'nothing'}")
+            raise AnimkitError(f"nothing is inserted as {name!r}; there is: {', '.join(self._inserted) or 'nothing'}")
         return self._inserted[name].work.alpha
 
     def __setitem__(self, name: str, alpha: float) -> None:
@@ -79,9 +81,9 @@ class MotionAtWork:
             return output
         x = output if torch.is_tensor(output) else output[0]  # an attention returns (x,)
         move = partial(module, frames=self.video_unet._call[1], alpha=self.alpha)
-        if torch.is_grad_enabled() and getattr(block, "gradient_checkpointing", False) and not isinstance(layer, ResnetBlock2D):
-            x = block._gradient_checkpointing_func(move, x)  # after a ResNet we are inside the ResNet's own checkpoint
-        else:
+        if torch.is_grad_enabled() and getattr(block, "gradient_checkpointing", False) and layer not in block.resnets:
+            x = block._gradient_checkpointing_func(move, x)
+        else:  # after a ResNet we are inside the ResNet's own checkpoint, if there is one
             x = move(x)
         return x if torch.is_tensor(output) else (x, *output[1:]) if type(output) is tuple else type(output)(x)
 
@@ -122,5 +124,5 @@ def check_fits(modules: MotionModules, unet: nn.Module) -> None:
     for site in (*ours, *modules.sites):
         if ours.get(site) != modules.sites.get(site):
             theirs, own = (f"width {c}" if c else "no place" for c in (modules.sites.get(site), ours.get(site)))
-            raise AnimkitError(f"these motion modules do not fit this UNet: at {site} they have {theirs} and the UNet {own}; "
-                               "they were made for another base")
+            raise AnimkitError(f"these motion modules were made for another base: at {site} they have {theirs}, the "
+                               f"UNet has {own}; take modules for this base, or MotionModules.for_unet(unet)")

@@ -2,9 +2,9 @@
 
     y = W x + alpha * scale * B A x,     A: in -> rank, B: rank -> out, B = 0 when fresh      (Hu et al. 2021)
 
-alpha is the paper's, a live number outside 0 to 1 if one likes; `scale` belongs to the weights: kohya's and PEFT's
-"alpha / rank" (whose alpha is another one), 1 in the AnimateDiff release. The base is never touched: its layers are listened
-to by forward hooks, so that its weights keep their tensors and names, and several LoRAs on one layer add up.
+alpha is the paper's, a live number, outside 0 to 1 too; `scale` belongs to the weights: kohya's and PEFT's
+"alpha / rank" (whose alpha is another one), 1 in the AnimateDiff release. The base is never touched: forward hooks add
+to what its layers give, so that its weights keep their tensors and names, and several LoRAs on one layer add up.
 """
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -42,8 +42,10 @@ class LowRank(nn.Module):
 
 
 class LoRA(nn.Module):
-    """The A and B of every adapted layer, by the layer's path; `<path>.down.weight`, `<path>.up.weight` in its state dict
-    (and `<path>.scale` where that is not 1)."""
+    """A and B of every adapted layer, by the layer's path.
+
+    In its state dict: <path>.down.weight (A, rank in), <path>.up.weight (B, out rank), and <path>.scale where not 1.
+    """
 
     def __init__(self, layers: Mapping[str, LowRank]):
         super().__init__()
@@ -56,7 +58,7 @@ class LoRA(nn.Module):
     @classmethod
     def for_module(cls, module: nn.Module, targets: Callable[[str], bool] | Iterable[str], rank: int, *, seed: int = 0,
                    scale: float = 1.0) -> "LoRA":
-        """A fresh LoRA (no effect yet) on the Linear layers whose path satisfies `targets` or ends in one of its names."""
+        """A fresh LoRA (no effect yet) on the Linear layers whose path targets accepts, or ends in one of its names."""
         if rank < 1:
             raise AnimkitError(f"a LoRA's rank must be at least 1, not {rank}")
         names = () if callable(targets) else tuple(targets)
@@ -76,18 +78,21 @@ class LoRA(nn.Module):
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], scale: float | Mapping[str, float] = 1.0) -> "LoRA":
-        """A LoRA with these weights; `scale` (one, or one a path) multiplies what a `<path>.scale` says, if there is one."""
+        """A LoRA with these weights; scale (one, or one a path) multiplies what <path>.scale says, if there is one."""
         paths = [key.removesuffix(".down.weight") for key in state if key.endswith(".down.weight")]
         known = {f"{path}.{end}" for path in paths for end in ("down.weight", "up.weight", "scale")}
-        for key in (*(k for k in state if k not in known), *(f"{p}.up.weight" for p in paths if f"{p}.up.weight" not in state)):
-            raise AnimkitError(f"a LoRA's weights come in pairs <path>.down.weight and <path>.up.weight; {key} breaks this")
+        odd = [k for k in state if k not in known] + [f"{p}.up.weight" for p in paths if f"{p}.up.weight" not in state]
+        if odd:
+            raise AnimkitError(f"{odd[0]} breaks the rule that a LoRA's weights come in pairs <path>.down.weight and "
+                               "<path>.up.weight: open other formats with open_checkpoint")
         layers = {}
         for path in paths:
             down, up = state[f"{path}.down.weight"], state[f"{path}.up.weight"]
             if down.shape[0] != up.shape[1]:
-                raise AnimkitError(f"the LoRA's rank is {down.shape[0]} in {path}.down.weight and {up.shape[1]} in its up.weight")
-            own = float(state.get(f"{path}.scale", 1.0))
-            layers[path] = LowRank(down.clone(), up.clone(), own * (scale[path] if isinstance(scale, Mapping) else scale))
+                raise AnimkitError(f"{path}.down.weight has rank {down.shape[0]} and its up.weight {up.shape[1]}: the "
+                                   "file is damaged, fetch or make it again")
+            factor = float(state.get(f"{path}.scale", 1.0)) * (scale[path] if isinstance(scale, Mapping) else scale)
+            layers[path] = LowRank(down.clone(), up.clone(), factor)
         return cls(layers)
 
     def __getitem__(self, path: str) -> LowRank:
@@ -102,11 +107,11 @@ class LoRA(nn.Module):
         return LoRA({path: self[path] for path in self.paths if wanted(path)})
 
     def attach(self, *roots: nn.Module, alpha: float = 1.0) -> "Attachment":
-        """Set this LoRA on a module (each path is looked up in the first root that has it); AnimkitError if it does not fit."""
+        """Set this LoRA to work on a module (or several: a path is sought in each); AnimkitError if it does not fit."""
         return Attachment(self, self.layers_in(*roots), alpha)
 
     def layers_in(self, *roots: nn.Module) -> dict[str, nn.Module]:
-        """The layer under each path, in the first root that has it; AnimkitError if one is missing or of another shape."""
+        """The layer under each path, in the first root that has it; AnimkitError if one is missing or does not fit."""
         return {path: self._layer(path, roots) for path in self.paths}
 
     def _layer(self, path: str, roots: tuple[nn.Module, ...]) -> nn.Module:
@@ -118,12 +123,12 @@ class LoRA(nn.Module):
             layer = getattr(layer, "base_layer", layer)
             shape, down, up = tuple(layer.weight.shape), self[path].down.weight, self[path].up.weight
             if shape != (up.shape[0], *down.shape[1:]):
-                raise AnimkitError(f"the LoRA's {path} is for a weight of {(up.shape[0], *down.shape[1:])}, the model's has "
-                                   f"{shape}: this LoRA was made for another base")
+                raise AnimkitError(f"this LoRA was made for another base: {path} has shape {shape}, the LoRA is for "
+                                   f"{(up.shape[0], *down.shape[1:])}; choose one for this base")
             return layer
         missing = [p for p in self.paths if not any(_has(root, p) for root in roots)]
-        raise AnimkitError(f"{len(missing)} of the LoRA's {len(self.paths)} layers are not in the model, the first is {path}: it was "
-                           "made for another one; lora.select(...) keeps only some layers")
+        raise AnimkitError(f"{len(missing)} of the LoRA's {len(self.paths)} layers are not in the model, the first is "
+                           f"{path}; choose one made for this model, or keep some of its layers with lora.select")
 
 
 def _has(root: nn.Module, path: str) -> bool:
@@ -139,7 +144,7 @@ class Attachment:
     def __init__(self, lora: LoRA, layers: Mapping[str, nn.Module], alpha: float):
         self.lora, self.layers, self.fused = lora, dict(layers), False
         self._alpha = float(alpha)
-        self._handles = [layer.register_forward_hook(partial(self._add, lora[path])) for path, layer in self.layers.items()]
+        self._handles = [layer.register_forward_hook(partial(self._add, lora[path])) for path, layer in layers.items()]
 
     def _add(self, low_rank: LowRank, layer: nn.Module, args: tuple, y: Tensor) -> Tensor:
         if self.fused or self._alpha == 0:

@@ -16,5 +16,5 @@ def is_target(path: str) -> bool:
 
 
 def new_motion_lora(modules: MotionModules, rank: int = 64, seed: int = 0) -> LoRA:
-    """A fresh MotionLoRA (4.3) for motion modules; the released ones have rank 64. video_unet.insert(it) sets it to work."""
+    """A fresh MotionLoRA (4.3) for motion modules, released with rank 64; video_unet.insert(it) sets it to work."""
     return LoRA.for_module(modules, is_target, rank, seed=seed)
