@@ -25,7 +25,7 @@ def accelerator_for(config) -> Accelerator:
     """An Accelerator; in one process the device and precision of an earlier run in the same notebook do not stick."""
     if "LOCAL_RANK" not in os.environ:
         several = {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys()
-        if several and not {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"} & os.environ.keys():
+        if several and not {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys():
             raise AnimkitError("accelerate launch was asked for several processes but starts only one on a CPU unless "
                                "--multi_gpu is given too: accelerate launch --multi_gpu --num_processes 2 ...")
         AcceleratorState._reset_state(reset_partial_state=True)
