@@ -1,0 +1,4 @@
+"""One door for every weights file: open_checkpoint says what it is, and what it returns goes into VideoUNet or Animator."""
+from animkit.checkpoints.door import open_checkpoint
+
+__all__ = ["open_checkpoint"]

@@ -1,0 +1,57 @@
+"""`animkit inspect FILE...`: a table that says what weights files are."""
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from pathlib import Path
+
+from animkit.checkpoints.checkpoint import Checkpoint
+from animkit.errors import AnimkitError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a .safetensors, .ckpt, .pt or .bin file, or a diffusers folder")
+    parser.add_argument("--tensors", action="store_true", help="also list every tensor with its shape and dtype")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints a table for each file; 1 if one of them is nothing that animkit can use, else 0."""
+    from animkit.checkpoints import open_checkpoint
+
+    failed = 0
+    for number, file in enumerate(args.files):
+        print(end="\n" if number else "")
+        try:
+            print(table(open_checkpoint(file), args.tensors))
+        except AnimkitError as error:
+            print(error)
+            failed = 1
+    return failed
+
+
+def table(checkpoint: Checkpoint, tensors: bool = False) -> str:
+    """What a checkpoint is, as lines of a name and a value."""
+    weights = checkpoint.weights
+    blocks = Counter(m[0] if (m := re.match(r"(.*?)(down_blocks|mid_block|up_blocks)", name)) else name.split(".")[0] for name in weights)
+    rows = {"file": str(checkpoint.path), "kind": checkpoint.kind, "version": checkpoint.version, "naming": checkpoint.format,
+            "tensors": f"{len(weights):,}", "parameters": f"{checkpoint.parameters:,}", "dtype": ", ".join(checkpoint.dtypes),
+            "size": f"{sum(t.nbytes for t in weights.values()) / 1e6:,.1f} MB",
+            "inside": ", ".join(f"{name} ({count})" for name, count in blocks.most_common(6)),
+            **{key.replace("_", " "): str(value) for key, value in checkpoint.config.items() if key in ("positions", "heads")}}
+    lines = [f"{name:<11} {value}" for name, value in rows.items()]
+    lines += [f"{'note':<11} {note}" for note in checkpoint.notes]
+    if tensors:
+        width = max(map(len, weights))
+        lines += [f"  {name:<{width}}  {str(tuple(t.shape)):<22} {str(t.dtype).removeprefix('torch.')}" for name, t in weights.items()]
+    return "\n".join(lines)
+
+
+def describe(path: str | Path) -> str:
+    """One line about a file, or the one sentence about why it cannot be used."""
+    from animkit.checkpoints import open_checkpoint
+
+    try:
+        return open_checkpoint(path).describe()
+    except AnimkitError as error:
+        return str(error)

@@ -1,0 +1,88 @@
+"""A personalised model that is a whole set of weights (a full fine-tune), as a part that is inserted, scaled and taken off:
+
+    W + sum_k alpha_k (W_k - W)        alpha = 1 is the personalised model itself, exactly; 0 the base, exactly
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from animkit.checkpoints.checkpoint import misfit
+from animkit.errors import AnimkitError
+from animkit import lora as low_rank
+
+# parameter -> (its own tensor, {replacement at work: (tensor, alpha)})
+_REPLACED: WeakKeyDictionary[nn.Parameter, tuple[Tensor, dict]] = WeakKeyDictionary()
+
+
+class Replacement(nn.Module):
+    """Weights that take the place of a model's own; `attach` as animkit.lora.LoRA has it. Not parameters: they are data."""
+
+    def __init__(self, path: Path, state: Mapping[str, Tensor]):
+        super().__init__()
+        self.path, self.state = path, dict(state)
+
+    def attach(self, root: nn.Module, *_others: nn.Module, alpha: float = 1.0) -> ReplacementAtWork:
+        """Set these weights on `root`, all or nothing. Raises AnimkitError if a name or a shape differs."""
+        own = {name.replace(".base_layer", ""): p for name, p in root.named_parameters() if ".lora_" not in name}
+        wrong = [f"{n} {tuple(self.state[n].shape)} for {tuple(own[n].shape)}"
+                 for n in own if n in self.state and own[n].shape != self.state[n].shape]
+        missing, extra = [n for n in own if n not in self.state], [n for n in self.state if n not in own]
+        if missing or extra or wrong:
+            raise misfit(self.path, f"this {type(root).__name__}", missing, extra, wrong)
+        return ReplacementAtWork(root, {own[name]: tensor for name, tensor in self.state.items()}, alpha)
+
+
+class ReplacementAtWork:
+    """A replacement on its model: `alpha` is live, `remove()` gives every parameter its own tensor back."""
+
+    def __init__(self, root: nn.Module, tensors: Mapping[nn.Parameter, Tensor], alpha: float):
+        self.root, self.tensors, self._alpha = root, dict(tensors), float(alpha)
+        self._write()
+
+    @property
+    def alpha(self) -> float:
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._alpha = float(value)
+        self._write()
+
+    def remove(self) -> None:
+        self._check_unfused()
+        for parameter in self.tensors:
+            _REPLACED[parameter][1].pop(self, None)
+            _mix(parameter)
+            if not _REPLACED[parameter][1]:
+                del _REPLACED[parameter]
+        self.tensors = {}
+
+    def _write(self) -> None:
+        self._check_unfused()
+        for parameter, tensor in self.tensors.items():
+            _REPLACED.setdefault(parameter, (parameter.data, {}))[1][self] = (tensor, self._alpha)
+            _mix(parameter)
+
+    def _check_unfused(self) -> None:
+        if any(layer in low_rank._FUSED for layer in self.root.modules()):
+            raise AnimkitError("a LoRA is fused into the weights that are to be replaced: unfuse() it first, or its original is lost")
+
+
+@torch.no_grad()
+def _mix(parameter: nn.Parameter) -> None:
+    own, others = _REPLACED[parameter]
+    at_work = [(tensor, alpha) for tensor, alpha in others.values() if alpha != 0]
+    if not at_work:
+        mixed = own
+    elif len(at_work) == 1 and at_work[0][1] == 1:
+        mixed = at_work[0][0]
+    else:
+        base = own.to(torch.float32)
+        mixed = base + sum(alpha * (tensor.to(base.device, torch.float32) - base) for tensor, alpha in at_work)
+    # .data, so that the parameter itself (and what refers to it) stays the same object
+    parameter.data = mixed.to(device=parameter.device, dtype=parameter.dtype)

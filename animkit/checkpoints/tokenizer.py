@@ -1,0 +1,68 @@
+"""CLIP's tokenizer without a network: from a folder, the hub's cache, or the vocabulary that some pip packages carry."""
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from animkit.errors import AnimkitError
+
+HUB = (("openai/clip-vit-large-patch14", ""), ("stable-diffusion-v1-5/stable-diffusion-v1-5", "tokenizer"),
+       ("runwayml/stable-diffusion-v1-5", "tokenizer"), ("stabilityai/stable-diffusion-2-1", "tokenizer"),
+       ("stabilityai/stable-diffusion-xl-base-1.0", "tokenizer"))
+PACKAGES = (("open_clip", "bpe_simple_vocab_16e6.txt.gz"), ("clip", "bpe_simple_vocab_16e6.txt.gz"))
+MERGES = 49152 - 256 - 2  # of the file's merges, as many as CLIP's vocabulary of 49408 has room for
+
+
+def clip_tokenizer(folder: str | Path | None = None, pad_token: str = "<|endoftext|>") -> Any:
+    """CLIP's tokenizer for 77 tokens. folder: one with vocab.json and merges.txt (or tokenizer.json), or one that has a
+    `tokenizer` folder. Without it, and if it has none: the environment's ANIMKIT_TOKENIZER, the hub's cache, pip packages.
+
+    Raises AnimkitError that says what was tried.
+    """
+    tried: list[str] = []
+    for place in (folder, os.environ.get("ANIMKIT_TOKENIZER")):
+        for candidate in (Path(place), Path(place) / "tokenizer") if place else ():
+            if (candidate / "tokenizer.json").is_file() or (candidate / "vocab.json").is_file():
+                return _from_pretrained(candidate, pad_token)
+            tried.append(f"the folder {candidate} (no tokenizer.json or vocab.json)")
+    for name, subfolder in HUB:
+        try:
+            return _from_pretrained(name, pad_token, subfolder=subfolder, local_files_only=True)
+        except Exception:  # the hub's client has a dozen ways to say "not there", some of them new in each version
+            tried.append(f"the hub's cache of {name}")
+    for package, file in PACKAGES:
+        spec = importlib.util.find_spec(package)  # finds the package without running it
+        places = [Path(p) / file for p in (spec.submodule_search_locations or [])] if spec else []
+        vocabulary = next((p for p in places if p.is_file()), None)
+        if vocabulary is not None:
+            return _from_bpe(vocabulary, pad_token)
+        tried.append(f"the pip package {package}")
+    raise AnimkitError("CLIP's tokenizer was not found; tried: " + "; ".join(tried) + ". Give a folder that has it (tokenizer=...), or "
+                       "`pip install open_clip_torch`, whose vocabulary file is enough.")
+
+
+def _from_pretrained(place: str | Path, pad_token: str, **where: Any) -> Any:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(str(place), **where)
+    tokenizer.pad_token = pad_token
+    tokenizer.model_max_length = min(tokenizer.model_max_length, 77)
+    return tokenizer
+
+
+def _from_bpe(path: Path, pad_token: str) -> Any:
+    """OpenAI's bpe_simple_vocab_16e6.txt.gz: a heading, then the merges; the vocabulary follows from them in this order."""
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    with gzip.open(path, "rt", encoding="utf-8") as f:
+        merges = f.read().split("\n")[1:MERGES + 1]
+    merges = [merge for merge in merges if merge.strip()]
+    letters = list(bytes_to_unicode().values())
+    words = letters + [f"{letter}</w>" for letter in letters] + ["".join(merge.split()) for merge in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    pairs = [tuple(merge.split()) for merge in merges]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=pairs, pad_token=pad_token, model_max_length=77)
