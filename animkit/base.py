@@ -9,12 +9,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 
 from animkit.errors import AnimkitError
+from animkit.quiet import quiet_libraries
+
+with quiet_libraries():  # importing pipelines makes transformers talk of torchvision, which nothing here uses
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 # What the paper's own release samples with; a base may say otherwise in an animkit.json beside its model_index.json.
 DEFAULTS = {"steps": 25, "guidance": 7.5, "frames": 16, "fps": 8, "vocabulary": "open"}
@@ -38,10 +40,11 @@ def open_base(base: str | Path | Any, dtype: torch.dtype = torch.float32) -> tup
     if path.is_dir() and not (path / "model_index.json").exists():
         raise AnimkitError(f"The folder '{path}' is not a diffusers pipeline: it has no model_index.json.")
     try:
-        if path.is_file():
-            pipe = StableDiffusionPipeline.from_single_file(str(path), torch_dtype=dtype, safety_checker=None)
-        else:
-            pipe = DiffusionPipeline.from_pretrained(str(base), torch_dtype=dtype, **_without_checker(path))
+        with quiet_libraries(progress_bars=not path.exists()):  # a download may take long: show it
+            if path.is_file():
+                pipe = StableDiffusionPipeline.from_single_file(str(path), dtype=dtype, safety_checker=None)
+            else:
+                pipe = DiffusionPipeline.from_pretrained(str(base), dtype=dtype, **_without_checker(path))
         _usable(pipe)
         _complete(pipe, path)
     except AnimkitError:
@@ -124,16 +127,14 @@ def sample_looks() -> dict[str, Path]:
         return {}
 
 
-def check_prompt(prompt: str, tokenizer: Any, vocabulary: str = "open") -> None:
-    """Warn when a prompt is longer than the text encoder reads; with a closed vocabulary, refuse words that it never learned.
+def check_prompt(prompt: str, tokenizer: Any, vocabulary: str | list[str] = "open") -> None:
+    """Warn when a prompt is longer than the text encoder reads; refuse words that the base never learned.
 
-    A word is unknown when the tokenizer breaks it into pieces or maps it to its unknown token. Raises AnimkitError that names
-    the words and the nearest known ones.
+    vocabulary: "open" takes any word; a list takes its words; "closed" takes words that are one token for the tokenizer.
+    Raises AnimkitError that names the words and the nearest known ones.
     """
-    if vocabulary == "closed":
-        pieces = set(tokenizer.get_vocab())  # CLIP's mark the end of a word
-        known = {w.removesuffix("</w>") for w in pieces if w.endswith("</w>")} or pieces
-        unknown = {word: difflib.get_close_matches(word, known, 3) for word in _unknown_words(prompt, tokenizer)}
+    if vocabulary != "open":
+        unknown = _unknown_words(prompt, tokenizer, vocabulary)
         if unknown:
             said = "; ".join(f"'{w}'" + (f" (near: {', '.join(near)})" if near else "") for w, near in unknown.items())
             raise AnimkitError(f"The base never learned {said}, in the prompt '{prompt}': use words from its small world.")
@@ -145,31 +146,30 @@ def check_prompt(prompt: str, tokenizer: Any, vocabulary: str = "open") -> None:
                       stacklevel=3)
 
 
-def _unknown_words(prompt: str, tokenizer: Any) -> list[str]:
+def _unknown_words(prompt: str, tokenizer: Any, vocabulary: str | list[str]) -> dict[str, list[str]]:
+    """Unknown words of a prompt -> known ones that look like them; words end where the tokenizer ends them."""
+    pieces = set(tokenizer.get_vocab())  # CLIP's mark the end of a word
+    known = {w.removesuffix("</w>") for w in pieces if w.endswith("</w>")} or pieces
+    known = known if vocabulary == "closed" else {w.lower() for w in vocabulary}
     encoding = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False)
-    pieces: dict[int, list[int]] = {}
+    places: dict[int, list[int]] = {}
     for place, word in enumerate(encoding.word_ids()):
-        pieces.setdefault(word, []).append(place)
-    unknown = []
-    for places in pieces.values():
-        start, end = encoding.token_to_chars(places[0]).start, encoding.token_to_chars(places[-1]).end
-        word = prompt[start:end].strip().lower()
-        broken = len(places) > 1 or encoding.input_ids[places[0]] == tokenizer.unk_token_id
-        if broken and any(c.isalnum() for c in word) and word not in unknown:
-            unknown.append(word)
+        places.setdefault(word, []).append(place)
+    unknown = {}
+    for inside in places.values():
+        word = prompt[encoding.token_to_chars(inside[0]).start:encoding.token_to_chars(inside[-1]).end].strip().lower()
+        broken = len(inside) > 1 or encoding.input_ids[inside[0]] == tokenizer.unk_token_id
+        if any(c.isalnum() for c in word) and (broken if vocabulary == "closed" else word not in known):
+            unknown[word] = difflib.get_close_matches(word, known, 3)
     return unknown
 
 
 def encode_text(pipe: Any, prompts: list[str], negatives: list[str] | None, guided: bool, size: tuple[int, int],
                 device: torch.device) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """-> (text [negative, positive] stacked: 2b n d, or b n d when not guided; SDXL's added conditions, else {})."""
-    said = diffusers.utils.logging.get_verbosity()
-    diffusers.utils.logging.set_verbosity_error()  # check_prompt has said what is cut
-    try:
+    with quiet_libraries():  # check_prompt has said what is cut
         encoded = pipe.encode_prompt(prompt=prompts, device=device, num_images_per_prompt=1,
                                      do_classifier_free_guidance=guided, negative_prompt=negatives if guided else None)
-    finally:
-        diffusers.utils.logging.set_verbosity(said)
     positive, negative, *pooled = encoded
     text = torch.cat([negative, positive]) if guided else positive
     if not pooled:

@@ -406,6 +406,15 @@ def test_a_closed_vocabulary_names_unknown_words(folder, tmp_path):
         animator("a bird", negative_prompt="a horse", **options)
 
 
+def test_a_listed_vocabulary_is_taken_by_the_word(folder, tmp_path):
+    base = shutil.copytree(folder, tmp_path / "toy")
+    (base / "animkit.json").write_text(json.dumps({"vocabulary": ["Red", "bird"]}))
+    animator = ak.Animator(base, device="cpu")
+    animator("red bird!", frames=1, steps=1, progress=False)
+    with pytest.raises(ak.AnimkitError, match=r"'balloon', in"):  # one token, and yet not in the list
+        animator("red balloon", frames=1, steps=1, progress=False)
+
+
 def test_an_open_vocabulary_takes_any_word(still):
     still("a purple zebra", frames=1, steps=1, progress=False)
 
@@ -425,6 +434,17 @@ def test_importing_does_not_load_torch():
     import sys
     code = "import sys, animkit; animkit.AnimkitError; assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_loading_is_silent_and_leaves_the_libraries_as_they_were(folder, capfd):
+    from diffusers.utils import logging
+    logging.set_verbosity_info()
+    try:
+        ak.Animator(folder, device="cpu")
+        assert logging.get_verbosity() == logging.INFO and logging.is_progress_bar_enabled()
+    finally:
+        logging.set_verbosity_warning()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_open_base_takes_a_pipeline_as_it_is(pipe):
