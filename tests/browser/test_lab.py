@@ -1,0 +1,79 @@
+"""The browser helpers themselves, on a notebook made here: they must see what works and what is broken."""
+import base64
+import io
+
+import nbformat
+import numpy as np
+import pytest
+from nbformat import v4
+
+SLIDER = """import ipywidgets as widgets
+slider = widgets.IntSlider(value=3, max=9)
+shown = widgets.interactive_output(lambda n: print("value", n), {"n": slider})
+widgets.VBox([slider, shown])"""
+
+
+def film(codec: str = "h264") -> str:
+    """A data address of a small moving film."""
+    import av
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream(codec, rate=8)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for i in range(16):
+            picture = np.full((64, 64, 3), 255, np.uint8)
+            picture[20:40, 3 * i:3 * i + 12] = (200, 30, 30)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return "data:video/mp4;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def notebook(*sources: str) -> nbformat.NotebookNode:
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return v4.new_notebook(cells=[v4.new_markdown_cell("# A test"), *map(v4.new_code_cell, sources)],
+                           metadata={"kernelspec": kernel})
+
+
+def show(address: str) -> str:
+    return ("from IPython.display import HTML\n"
+            f"HTML('<figure><video controls muted loop playsinline src=\"{address}\"></video></figure>')")
+
+
+@pytest.mark.timeout(300)
+def test_runs_moves_a_slider_and_plays_a_clip_trusted_and_not(lab, screenshots):
+    lab.add(notebook("x = 2 + 2\nx", SLIDER, show(film())), "it.ipynb")
+    page = lab.open_notebook("it.ipynb")
+    page.run_all()
+    page.wait_done(120)
+    assert page.errors() == []
+    assert page.cells()[1]["outputs"][0]["data"]["text/plain"] == "4"
+    page.page.get_by_text("value 3").wait_for()
+    page.press_slider(times=2)
+    page.page.get_by_text("value 5").wait_for()
+    assert page.undrawn_widgets() == 0
+    assert page.clips() == 1 and page.clip_plays()
+    assert page.screenshot(screenshots / "self-test.png").stat().st_size > 10_000
+    assert page.outside == []
+    page.save()
+
+    saved = nbformat.read(lab.folder / "it.ipynb", as_version=4)
+    saved.metadata.pop("widgets", None)
+    saved.cells[3].outputs[0].data["text/html"] += "\n"         # changed outside Lab: its signature no longer fits
+    lab.add(saved, "from_elsewhere.ipynb")
+    reopened = lab.open_notebook("from_elsewhere.ipynb")
+    assert reopened.page.evaluate(f"() => {reopened.MODEL}.content.model.cells.get(3).trusted") is False
+    assert reopened.clips() == 1 and reopened.clip_plays()
+
+
+@pytest.mark.timeout(300)
+def test_sees_a_failing_cell_a_dead_clip_and_a_broken_picture(lab):
+    dead = "data:video/mp4;base64," + base64.b64encode(b"not a film").decode()
+    lab.add(notebook(show(dead), "HTML('<img src=\"nowhere.png\">')", "raise KeyError('gone')", "1"), "broken.ipynb")
+    page = lab.open_notebook("broken.ipynb")
+    page.run_all()
+    page.wait_done(120)
+    assert any(error.startswith("KeyError") for error in page.errors())
+    assert page.cells()[4]["execution_count"] is None
+    assert page.clips() == 1 and not page.clip_plays(seconds=2)
+    assert page.broken_pictures() == 1
