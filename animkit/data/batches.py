@@ -1,4 +1,6 @@
 """Micro-batches as a pure function of the step, so that a killed run goes on exactly where it was."""
+import hashlib
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -48,3 +50,23 @@ def collate(items: list[dict]) -> dict:
     """Dicts of one item each -> a dict of the batch: tensors stacked along b, the rest as lists."""
     return {key: torch.stack([item[key] for item in items]) if torch.is_tensor(items[0][key]) else [item[key] for item in items]
             for key in items[0]}
+
+
+class TensorClips:
+    """Clips held in memory, for Batches and for cache_latents: video b c f h w (uint8, or float in -1 .. 1), a caption each."""
+
+    def __init__(self, video: torch.Tensor, captions: Sequence[str]):
+        if video.ndim != 5 or len(video) != len(captions):
+            raise AnimkitError(f"{len(captions)} captions do not go with clips {tuple(video.shape)}: give b c f h w and one for each")
+        self.video, self.captions = video, list(captions)
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def get(self, index: int, epoch: int = 0) -> dict:
+        return {"video": self.video[index], "caption": self.captions[index], "index": index}
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr((self.video.dtype, self.video.shape, self.captions)).encode())
+        digest.update(self.video.contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()

@@ -1,0 +1,190 @@
+"""Latents and text embeddings computed once: base, VAE and text encoder are frozen, so every epoch would find the same.
+
+A cache is one safetensors file, fp16, memory-mapped when it is read. Its name holds a hash of all that it depends on (videos,
+settings, weights), so a stale one is never taken; it is written beside its place and renamed, so a half one never is either.
+"""
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from animkit.errors import AnimkitError
+from animkit.files import write_atomically
+
+
+class LatentCache:
+    """Latents read from a cache, for `Batches`: get(i, epoch) is {"latents": c f h w float32, "caption": str, "index": int}.
+
+    After with_text(texts) items have "text" n d too. Clips whose video was bad are not in it: `index` is the place in the source.
+    """
+
+    def __init__(self, path: str | Path):
+        with _opened(path) as file:
+            self.latents = file.get_tensor("latents")  # rows c f h w, fp16; memory-mapped: pages are read when touched
+            rows, self.captions = file.get_tensor("rows").tolist(), _from_bytes(file.get_tensor("captions"))
+        self.path, self.texts = Path(path), None
+        self._row = {(index, view): row for row, (index, view) in enumerate(rows)}
+        self.indices, self.views = sorted({index for index, _ in rows}), 1 + max(view for _, view in rows)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def with_text(self, texts: "TextCache") -> "LatentCache":
+        self.texts = texts
+        return self
+
+    def get(self, i: int, epoch: int = 0) -> dict:
+        """Clip i; the views that were cached take turns over the epochs."""
+        index = self.indices[i]
+        row = self._row[index, epoch % self.views]
+        item = {"latents": self.latents[row].float(), "caption": self.captions[row], "index": index}
+        return item | ({"text": self.texts[self.captions[row]]} if self.texts else {})
+
+
+class TextCache:
+    """Text embeddings read from a cache: texts["a red balloon"] is n d float32; texts.empty that of "", for dropped captions."""
+
+    def __init__(self, path: str | Path):
+        with _opened(path) as file:
+            self.text = file.get_tensor("text")  # b n d, fp16, memory-mapped
+            self._row = {caption: row for row, caption in enumerate(_from_bytes(file.get_tensor("captions")))}
+        self.path = Path(path)
+
+    def __getitem__(self, caption: str) -> Tensor:
+        if caption not in self._row:
+            raise AnimkitError(f"no text embedding of {caption!r} in {self.path}: call cache_text with it")
+        return self.text[self._row[caption]].float()
+
+    @property
+    def empty(self) -> Tensor:
+        return self[""]
+
+
+def cache_latents(vae: nn.Module, clips: Any, folder: str | Path, *, views: int = 1, frames_at_once: int = 16,
+                  quiet: bool = False) -> LatentCache:
+    """Latents of clips, z = (mode of the encoder's posterior - shift) * scale, computed unless `folder` has them already.
+
+    clips: VideoClips, Images, TensorClips, or anything with len(), get(i, epoch) and fingerprint(). views: how many random
+    windows and crops of each clip to take. Raises AnimkitError for latents that are not finite, a full disk, a damaged cache.
+    """
+    key = _digest(clips.fingerprint(), views, fingerprint_of(vae))
+    path = Path(folder) / f"latents-{key}.safetensors"
+    if not path.exists():
+        write_atomically(path, lambda temporary: _write_latents(temporary, vae, clips, views, frames_at_once, quiet))
+    return LatentCache(path)
+
+
+def cache_text(tokenizer: Any, text_encoder: nn.Module, captions: Sequence[str], folder: str | Path, *,
+               at_once: int = 64, quiet: bool = False) -> TextCache:
+    """The text encoder's last hidden states of the captions and of "", each once, computed unless `folder` has them already."""
+    captions = sorted({"", *captions})
+    length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)  # some tokenizers name no limit
+    ids = tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids  # b n
+    key = _digest(captions, hashlib.sha256(ids.numpy().tobytes()).hexdigest(), fingerprint_of(text_encoder))
+    path = Path(folder) / f"text-{key}.safetensors"
+    if not path.exists():
+        device = next(text_encoder.parameters()).device
+        with torch.no_grad():
+            text = torch.cat([text_encoder(part.to(device))[0].cpu().half()
+                              for part in tqdm(ids.split(at_once), desc="text embeddings", disable=quiet)])  # b n d
+        _finite(text, "the text embeddings")
+        write_atomically(path, lambda temporary: save_file({"text": text, "captions": _to_bytes(captions)}, temporary))
+    return TextCache(path)
+
+
+@torch.no_grad()
+def encode(vae: nn.Module, video: Tensor, frames_at_once: int = 16) -> Tensor:
+    """One clip c f h w in -1 .. 1 (or uint8) -> latents c f h w: the mode of the posterior, in the base's scale."""
+    video = video.float() / 127.5 - 1 if video.dtype == torch.uint8 else video
+    first = next(vae.parameters())
+    frames = video.transpose(0, 1).to(first.device, first.dtype)  # f c h w
+    z = torch.cat([vae.encode(part).latent_dist.mode() for part in frames.split(frames_at_once)])
+    return ((z.float() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).transpose(0, 1)
+
+
+def fingerprint_of(module: nn.Module) -> str:
+    """A hash of a model's configuration and weights."""
+    config = getattr(module, "config", {})
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # of transformers, of diffusers
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + str(tensor.dtype).encode() + str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+_HEADER = 1024  # bytes kept free for the header, which is known only when all is written; spaces fill it up
+
+
+def _write_latents(path: str, vae, clips, views: int, frames_at_once: int, quiet: bool) -> None:
+    """Rows are written as they come, so that a set larger than memory can be cached: safetensors is a JSON header and the data."""
+    rows, captions, shape = [], [], None
+    with open(path, "wb") as file:
+        file.seek(_HEADER)
+        bar = tqdm(_every(clips, views), total=len(clips) * views, desc="latents", unit="clip", disable=quiet)
+        for index, view, item in bar:
+            if item is None:
+                continue
+            video = item["video"] if "video" in item else item["image"][:, None]  # an image is a clip of one frame
+            z = encode(vae, video, frames_at_once).cpu().half().contiguous()
+            _finite(z, f"the latents of clip {index} ({item.get('caption', '')!r})")
+            if shape not in (None, tuple(z.shape)):
+                raise AnimkitError(f"clip {index} has latents {tuple(z.shape)}, those before it {shape}: give all one size")
+            shape = tuple(z.shape)
+            file.write(z.numpy().tobytes())
+            rows.append((index, view))
+            captions.append(item.get("caption", ""))
+        if not rows:
+            raise AnimkitError("there is no clip to cache: the source is empty or none of it can be used")
+        header, place = {}, 0
+        extra = {"rows": torch.tensor(rows, dtype=torch.int64), "captions": _to_bytes(captions)}
+        sizes = {"latents": ("F16", [len(rows), *shape], 2), "rows": ("I64", [len(rows), 2], 8),
+                 "captions": ("U8", [len(extra["captions"])], 1)}
+        for name, (dtype, dims, width) in sizes.items():
+            end = place + width * torch.Size(dims).numel()
+            header[name] = {"dtype": dtype, "shape": dims, "data_offsets": [place, end]}
+            place = end
+        for tensor in extra.values():
+            file.write(tensor.numpy().tobytes())
+        file.seek(0)
+        file.write(struct.pack("<Q", _HEADER - 8) + json.dumps(header).encode().ljust(_HEADER - 8))
+
+
+def _every(clips, views: int) -> Iterator[tuple[int, int, dict | None]]:
+    get = getattr(clips, "try_get", clips.get)  # with try_get a bad video is left out, not replaced by another one twice
+    for view in range(views):
+        for index in range(len(clips)):
+            yield index, view, get(index, view)
+
+
+def _opened(path: str | Path):
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise AnimkitError(f"the cache {path} is damaged ({error}): delete it, and it will be made again") from error
+
+
+def _finite(tensor: Tensor, what: str) -> None:
+    if not tensor.isfinite().all():
+        raise AnimkitError(f"{what} are not finite in float16: check the weights and run the model in float32")
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
+
+
+def _to_bytes(captions: list[str]) -> Tensor:
+    """Captions as a tensor: in the header of a large set they would be larger than a header may be."""
+    return torch.frombuffer(bytearray(json.dumps(captions).encode()), dtype=torch.uint8)
+
+
+def _from_bytes(tensor: Tensor) -> list[str]:
+    return json.loads(tensor.numpy().tobytes())

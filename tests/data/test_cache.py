@@ -1,0 +1,186 @@
+import os
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors import safe_open
+from torch import nn
+
+from animkit.data import cache
+from animkit.data.batches import Batches, TensorClips
+from animkit.data.cache import TextCache, LatentCache, cache_latents, cache_text, encode
+from animkit.data.images import Images
+from animkit.data.video_clips import VideoClips
+from animkit.errors import AnimkitError
+
+
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    return AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+                         up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4, scaling_factor=0.5)
+
+
+@pytest.fixture
+def clips():
+    video = torch.randint(0, 256, (5, 3, 4, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return TensorClips(video, [f"clip {i}" for i in range(5)])
+
+
+class Counting(nn.Module):
+    """A model that counts how often it is asked."""
+    def __init__(self, model, name):
+        super().__init__()
+        self.model, self.config, self.calls, self.name = model, model.config, 0, name
+
+    def __getattr__(self, key):
+        if key == "encode":
+            self.calls += 1
+            return self.model.encode
+        return super().__getattr__(key)
+
+
+def test_latents_are_those_of_the_vae_and_computed_once(vae, clips, tmp_path):
+    counted = Counting(vae, "encode")
+    latents = cache_latents(counted, clips, tmp_path, quiet=True)
+    assert counted.calls == 5 and len(latents) == 5
+    for i in range(5):
+        with torch.no_grad():
+            plain = vae.encode(clips.video[i].transpose(0, 1).float() / 127.5 - 1).latent_dist.mode() * 0.5  # f c h w
+        item = latents.get(i)
+        assert item["latents"].dtype == torch.float32 and item["latents"].shape == (4, 4, 8, 8)
+        assert torch.equal(item["latents"], plain.transpose(0, 1).half().float()) and item["caption"] == f"clip {i}"
+    again = cache_latents(counted, clips, tmp_path, quiet=True)
+    assert counted.calls == 5 and torch.equal(again.latents, latents.latents)
+    assert [p.name for p in tmp_path.iterdir()] == [latents.path.name]  # nothing left beside it
+
+
+def test_the_file_is_safetensors_and_memory_mapped(vae, clips, tmp_path):
+    latents = cache_latents(vae, clips, tmp_path, quiet=True)
+    with safe_open(latents.path, framework="pt") as file:
+        assert set(file.keys()) == {"latents", "rows", "captions"} and file.get_tensor("latents").dtype == torch.float16
+    mapped = open("/proc/self/maps").read() if os.path.exists("/proc/self/maps") else str(latents.path)
+    assert str(latents.path) in mapped
+
+
+def test_another_setting_video_or_weight_is_another_cache(vae, clips, tmp_path):
+    one = cache_latents(vae, clips, tmp_path, quiet=True).path
+    assert cache_latents(vae, clips, tmp_path, views=2, quiet=True).path != one
+    other = TensorClips(clips.video.clone(), clips.captions)
+    assert cache_latents(vae, other, tmp_path, quiet=True).path == one
+    other.video[3, 1, 2, 5, 5] ^= 1
+    assert cache_latents(vae, other, tmp_path, quiet=True).path != one
+    before = cache.fingerprint_of(vae)
+    with torch.no_grad():
+        vae.encoder.conv_in.bias[0] += 1e-3
+    assert cache.fingerprint_of(vae) != before
+    with torch.no_grad():
+        vae.encoder.conv_in.bias[0] -= 1e-3
+
+
+def test_bad_videos_are_left_out_and_views_take_turns(videos, vae, tmp_path):
+    for i in range(10):
+        videos.write(tmp_path / "v" / f"{i:02}.mp4", 12, size=(16, 32))
+    (tmp_path / "v" / "03.mp4").write_bytes(b"junk")
+    source = VideoClips(tmp_path / "v", size=16, frames=2, stride=1)
+    latents = cache_latents(vae, source, tmp_path, views=3, quiet=True)
+    assert latents.indices == [0, 1, 2, 4, 5, 6, 7, 8, 9] and latents.latents.shape == (27, 4, 2, 8, 8)
+    for i, view in ((0, 0), (5, 1), (8, 2)):
+        wanted = encode(vae, source.get(latents.indices[i], view)["video"]).half().float()
+        assert torch.equal(latents.get(i, view)["latents"], wanted) and torch.equal(latents.get(i, view + 3)["latents"], wanted)
+
+
+def test_images_are_clips_of_one_frame(vae, tmp_path):
+    from PIL import Image
+    for i in range(2):
+        Image.new("RGB", (20, 16), (90 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"shade {i}")
+    latents = cache_latents(vae, Images(tmp_path, size=16), tmp_path / "cache", quiet=True)
+    assert latents.get(1)["latents"].shape == (4, 1, 8, 8) and latents.captions == ["shade 0", "shade 1"]
+
+
+@pytest.fixture(scope="module")
+def words():
+    """A tokenizer and text encoder of the shape that Stable Diffusion has."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+    torch.manual_seed(0)
+    model = CLIPTextModel(CLIPTextConfig(vocab_size=300, hidden_size=8, intermediate_size=16, num_hidden_layers=1,
+                                         num_attention_heads=2, max_position_embeddings=12, bos_token_id=1, eos_token_id=2))
+
+    class Tokenizer:
+        model_max_length = 12
+
+        def __call__(self, captions, padding, max_length, truncation, return_tensors):
+            from types import SimpleNamespace
+            ids = [([1] + [ord(c) % 256 + 3 for c in text] + [2] * max_length)[:max_length] for text in captions]
+            return SimpleNamespace(input_ids=torch.tensor(ids))
+    return Tokenizer(), model.eval()
+
+
+def test_text_embeddings_once_with_the_empty_prompt(words, tmp_path):
+    tokenizer, model = words
+    asked = []
+    handle = model.register_forward_hook(lambda *_: asked.append(1))
+    texts = cache_text(tokenizer, model, ["a cat", "a dog", "a cat"], tmp_path, quiet=True)
+    for caption in ("a cat", "a dog", ""):
+        with torch.no_grad():
+            plain = model(tokenizer([caption], "max_length", 12, True, "pt").input_ids).last_hidden_state[0]
+        assert torch.allclose(texts[caption], plain, atol=2e-3) and texts[caption].shape == (12, 8)
+    assert torch.equal(texts.empty, texts[""]) and texts.text.shape[0] == 3
+    count = len(asked)
+    assert torch.equal(cache_text(tokenizer, model, ["a dog", "a cat"], tmp_path, quiet=True).text, texts.text)
+    assert len(asked) == count
+    handle.remove()
+    with pytest.raises(AnimkitError, match="'a fish'"):
+        texts["a fish"]
+
+
+def test_batches_of_latents_and_text_for_the_losses(vae, clips, words, tmp_path):
+    texts = cache_text(*words, clips.captions, tmp_path, quiet=True)
+    batch = Batches(cache_latents(vae, clips, tmp_path, quiet=True).with_text(texts), 3)(1)
+    assert batch["latents"].shape == (3, 4, 4, 8, 8) and batch["text"].shape == (3, 12, 8) and len(batch["caption"]) == 3
+    assert torch.equal(batch["text"][2], texts[batch["caption"][2]])
+
+
+def test_a_kill_or_a_full_disk_leaves_no_half_cache(vae, clips, tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, file):
+            self.file, self.left = file, 2
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            self.file.close()
+
+        def write(self, data):
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(28, "No space left on device")
+            return self.file.write(data)
+    monkeypatch.setattr(cache, "open", lambda *a: Full(open(*a)), raising=False)
+    with pytest.raises(AnimkitError, match="could not write .*No space left"):
+        cache_latents(vae, clips, tmp_path, quiet=True)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    path = cache_latents(vae, clips, tmp_path, quiet=True).path
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(AnimkitError, match="damaged.*delete it"):
+        cache_latents(vae, clips, tmp_path, quiet=True)
+
+
+def test_what_cannot_be_cached_is_named(vae, clips, tmp_path):
+    broken = AutoencoderKL.from_config(vae.config)
+    with torch.no_grad():
+        broken.quant_conv.bias.fill_(float("nan"))
+    with pytest.raises(AnimkitError, match="latents of clip 0 .'clip 0'. are not finite"):
+        cache_latents(broken, clips, tmp_path, quiet=True)
+    with pytest.raises(AnimkitError, match="no clip to cache"):
+        cache_latents(vae, TensorClips(clips.video[:0], []), tmp_path, quiet=True)
+    with pytest.raises(AnimkitError, match="damaged"):
+        LatentCache(tmp_path / "absent.safetensors")
+    with pytest.raises(AnimkitError, match="damaged"):
+        TextCache(tmp_path / "absent.safetensors")
