@@ -10,14 +10,20 @@ __version__ = "0.1.0"
 # Public name -> the module that holds it; imported on first use, so that `import animkit` is quick.
 _PUBLIC = {
     "AnimkitError": "animkit.errors",
+    "Animator": "animkit.animator",
+    "Clip": "animkit.show.clip",
+    "filmstrip": "animkit.show.filmstrip",
+    "side_by_side": "animkit.show.filmstrip",
     "inflate": "animkit.inflation",
     "VideoUNet": "animkit.inflation",
     "MotionModule": "animkit.motion_module",
     "MotionModules": "animkit.motion_module",
     "record_attention": "animkit.motion_module",
     "LoRA": "animkit.lora",
+    "open_checkpoint": "animkit.checkpoints",
     "new_domain_adapter": "animkit.domain_adapter",
     "new_motion_lora": "animkit.motion_lora",
+    "VideoClips": "animkit.data.video_clips",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -164,9 +164,9 @@ class VideoUNet(nn.Module):
         name = name or getattr(part, "name", None)
         if hasattr(part, "build"):
             part = part.build(self)
-        if not isinstance(part, (MotionModules, LoRA)):
-            raise AnimkitError(f"cannot insert a {type(part).__name__}: give MotionModules, a LoRA, or what open_checkpoint "
-                               "returns")
+        if not isinstance(part, MotionModules) and not hasattr(part, "attach"):  # LoRAs, and whole replaced weights
+            raise AnimkitError(f"cannot insert a {type(part).__name__}: give MotionModules, a LoRA, or what "
+                               "open_checkpoint returns")
         old = next((n for n, p in self._inserted.items() if isinstance(p.module, MotionModules)), None)
         replaced = old if isinstance(part, MotionModules) else None
         name = name or self._free_name("motion" if isinstance(part, MotionModules) else "lora", replaced)
