@@ -36,7 +36,8 @@ def tiny_video_unet():
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
             sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
-            norm_num_groups=8, cross_attention_dim=16, attention_head_dim=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            norm_num_groups=8, cross_attention_dim=16, attention_head_dim=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), use_linear_projection=True)
     return inflate(unet.requires_grad_(False))
 

@@ -1,0 +1,90 @@
+"""Settings: the shipped files hold the paper's numbers, and nothing unknown or ill-typed gets through."""
+from pathlib import Path
+
+import pytest
+import torch
+
+from animkit.errors import AnimkitError
+from animkit.training.config import STAGES, load_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+MINIMAL = "base: miniature\nlook:\n  data: {source: images, batch: 2}\n"
+
+
+@pytest.mark.parametrize("name", ["miniature", "sd15"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_of_the_shipped_files_reads(name, stage):
+    config = load_config(CONFIGS / f"{name}.yaml", stage)
+    assert type(config) is STAGES[stage] and config.training.steps > 0
+    linear = torch.linspace(0.00085, 0.012, 1000)
+    betas = linear if stage.startswith("motion") else torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    torch.testing.assert_close(config.noise.scheduler().betas, betas)
+
+
+def test_the_papers_numbers():
+    motion = load_config(CONFIGS / "sd15.yaml", "motion-module")
+    assert (motion.training.lr, motion.training.betas, motion.training.weight_decay) == (1e-4, (0.9, 0.999), 1e-2)
+    assert (motion.data.batch, motion.data.size, motion.data.frames, motion.data.stride) == (4, 256, 16, 4)
+    assert motion.drop_captions == 0.1 and motion.training.clip_norm == 1.0
+    assert load_config(CONFIGS / "sd15.yaml", "domain-adapter").rank == 128
+    lora = load_config(CONFIGS / "sd15.yaml", "motion-lora")
+    assert (lora.training.steps, lora.rank, lora.data.count) == (2000, 64, 50)
+
+
+def test_overrides_reach_their_setting():
+    overrides = ["training.steps=500", "training.lr=2e-3", "rank=4", "data.count=null", "training.betas=[0.9, 0.95]"]
+    config = load_config(CONFIGS / "miniature.yaml", "look", overrides)
+    assert (config.training.steps, config.training.lr, config.rank, config.data.count) == (500, 2e-3, 4, None)
+    assert config.training.betas == (0.9, 0.95)
+    assert load_config(CONFIGS / "miniature.yaml", "look").training.lr == 1e-3
+
+
+@pytest.mark.parametrize("override, message", [
+    ("training.stepz=5", "no setting 'training.stepz' to override; the nearest is training.steps"),
+    ("steps=5", "the nearest is training.steps"),
+    ("training=5", "no setting 'training'"),
+    ("xyzzy=5", "known are base, data.source"),
+    ("training.steps", "reads setting=value"),
+    ("training.steps=many", "training.steps is 'many'; it must be a whole number"),
+    ("training.steps=1.5", "must be a whole number"),
+    ("training.steps=true", "must be a whole number"),
+    ("training.lr=fast", "must be a number"),
+    ("training.schedule=linear", "must be one of 'constant', 'cosine'"),
+    ("training.betas=[1]", "must be 2 numbers"),
+    ("data.flip=1", "must be true or false"),
+    ("data.source=null", "must be text"),
+    ("training.steps=0", "LoopConfig.steps = 0 makes no sense"),
+    ("training.steps=[", "not valid YAML"),
+])
+def test_a_bad_override_is_named(tmp_path, override, message):
+    (tmp_path / "c.yaml").write_text(MINIMAL)
+    with pytest.raises(AnimkitError) as raised:
+        load_config(tmp_path / "c.yaml", "look", [override])
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("text, message", [
+    (MINIMAL + "  rnak: 4\n", "look has no setting rnak; the nearest is rank"),
+    (MINIMAL + "  training: {stepz: 4}\n", "no setting training.stepz; the nearest is training.steps"),
+    (MINIMAL + "lok: {}\n", "section 'lok' that is not known; the nearest is look"),
+    (MINIMAL + "  rank: 4\n  rank: 5\n", "'rank' is set twice"),
+    ("look:\n  data: {source: images}\n", "lacks the setting data.batch"),
+    ("look:\n  data: images\n", "data must hold settings"),
+    ("look: 5\n", "look must hold settings"),
+    ("base: miniature\n", "has no section look"),
+    (MINIMAL + "motion_module: {datum: {}}\n", "motion_module has no setting datum; the nearest is data"),
+    ("- look\n", "must hold sections"),
+    ("look: {", "not valid YAML"),
+])
+def test_a_bad_file_is_named(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(AnimkitError) as raised:
+        load_config(tmp_path / "c.yaml", "look")
+    assert message in str(raised.value)
+
+
+def test_a_missing_file_and_stage():
+    with pytest.raises(AnimkitError, match="cannot be read"):
+        load_config("nowhere.yaml", "look")
+    with pytest.raises(AnimkitError, match="no stage 'looks'"):
+        load_config(CONFIGS / "miniature.yaml", "looks")
