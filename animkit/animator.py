@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
@@ -16,9 +17,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import animkit
-from animkit.base import check_prompt, encode_text, find_checkpoint, open_base
+from animkit.base import find_checkpoint, open_base
 from animkit.errors import AnimkitError
 from animkit.inflation import VideoUNet, inflate
+from animkit.prompts import check_prompt, encode_text
 from animkit.show.clip import Clip
 
 Callback = Callable[[int, Tensor, Tensor], Any]
@@ -68,6 +70,30 @@ def decode(vae: Any, latents: Tensor, frames_at_once: int = 8) -> Tensor:
     return rearrange(pictures, "(b f) c h w -> b f h w c", b=b)
 
 
+class Alphas(Mapping):
+    """The paper's alpha of each inserted part by name, in the UNet and in the text encoder; assign to change it."""
+
+    def __init__(self, video_unet: VideoUNet):
+        self.video_unet, self.on_text = video_unet, {}
+
+    def __getitem__(self, name: str) -> float:
+        return self.video_unet.alpha[name]
+
+    def __setitem__(self, name: str, alpha: float) -> None:
+        self.video_unet.alpha[name] = alpha
+        for attached in self.on_text.get(name, ()):
+            attached.alpha = alpha
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.video_unet.alpha)
+
+    def __len__(self) -> int:
+        return len(self.video_unet.alpha)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
 class Animator:
     """Text -> clip (4.4): `Animator("miniature")("a red balloon over the sea, rising", seed=0)`.
 
@@ -84,27 +110,38 @@ class Animator:
             self.pipe.to(device or _best_device())
         self.base = str(base) if isinstance(base, (str, Path)) else type(base).__name__
         self.video_unet = inflate(self.pipe.unet)
+        self.alpha = Alphas(self.video_unet)  # animator.alpha["ink"] = 0.3
         motion = beside if motion is None else motion
         if motion is not None and motion is not False:
-            self.insert(motion)
+            self.insert(motion, name="motion")
 
     # ---- what is inserted: motion modules, looks, domain adapters, MotionLoRAs
 
     def insert(self, what: Any, alpha: float = 1.0, name: str | None = None) -> str:
-        """Insert what `ak.open_checkpoint` returned, or the file or sample look of that name; -> the name it goes by."""
+        """Insert what `ak.open_checkpoint` returned, or the file or sample look of that name; -> the name it goes by.
+
+        A look that was trained on the text encoder too goes there as well. Raises AnimkitError, and changes nothing, if it
+        does not fit.
+        """
         if isinstance(what, (str, Path)):
             from animkit.checkpoints import open_checkpoint
-            what = open_checkpoint(find_checkpoint(what))
-        return self.video_unet.insert(what, alpha=alpha, name=name)
+            path = find_checkpoint(what)
+            what, name = open_checkpoint(path), name or (path.resolve().name if path.is_dir() else None)
+        on_text = []
+        if hasattr(what, "build_text"):
+            what._for_animator = True  # it need not warn that a UNet alone takes only half of it
+            encoders = {part: encoder for part, encoder in self.pipe.components.items() if part.startswith("text_encoder")}
+            on_text = [(encoder, what.build_text(encoder, part)) for part, encoder in encoders.items() if encoder is not None]
+        name = self.video_unet.insert(what, alpha=alpha, name=name)
+        self.alpha.on_text[name] = [lora.to(encoder.device, encoder.dtype).attach(encoder, alpha=alpha)
+                                    for encoder, lora in on_text if lora is not None]
+        return name
 
     def remove(self, name: str) -> None:
-        """Take out what was inserted under this name; nothing of it stays."""
+        """Take out what was inserted under this name; nothing of it stays. Raises AnimkitError for an unknown name."""
         self.video_unet.remove(name)
-
-    @property
-    def alpha(self):
-        """The paper's alpha of each inserted part, by name; assign to change it: `animator.alpha["ink"] = 0.3`."""
-        return self.video_unet.alpha
+        for attached in self.alpha.on_text.pop(name, ()):
+            attached.remove()
 
     @property
     def scheduler(self) -> Any:

@@ -1,11 +1,10 @@
-"""Section 4.4, what an animator starts from: the base (a personalised Stable Diffusion), its defaults, and its words."""
+"""Section 4.4, what an animator starts from: the base, a personalised Stable Diffusion, with its defaults."""
 from __future__ import annotations
 
 import difflib
 import json
 import pickle
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +41,9 @@ def open_base(base: str | Path | Any, dtype: torch.dtype = torch.float32) -> tup
     try:
         with quiet_libraries(progress_bars=not path.exists()):  # a download may take long: show it
             if path.is_file():
-                pipe = StableDiffusionPipeline.from_single_file(str(path), dtype=dtype, safety_checker=None)
+                pipe = _open_file(path, dtype)
             else:
-                pipe = DiffusionPipeline.from_pretrained(str(base), dtype=dtype, **_without_checker(path))
+                pipe = DiffusionPipeline.from_pretrained(str(base), torch_dtype=dtype, **_without_checker(path))
         _usable(pipe)
         _complete(pipe, path)
     except AnimkitError:
@@ -54,6 +53,15 @@ def open_base(base: str | Path | Any, dtype: torch.dtype = torch.float32) -> tup
         raise AnimkitError(f"The base model '{base}' could not be loaded ({reason}): the file is damaged, incomplete, or not a "
                            f"Stable Diffusion model; fetch or train it again.") from e
     return pipe, _defaults(path), _motion_beside(path)
+
+
+def _open_file(path: Path, dtype: torch.dtype) -> Any:
+    from animkit.checkpoints import open_checkpoint
+    checkpoint = open_checkpoint(path)
+    if not hasattr(checkpoint, "pipeline"):
+        raise AnimkitError(f"'{path}' is a {checkpoint.kind}, not a base: insert it into one, as in "
+                           f"Animator(\"miniature\").insert(\"{path}\").")
+    return checkpoint.pipeline(dtype=dtype)
 
 
 def _usable(pipe: Any) -> Any:
@@ -125,55 +133,3 @@ def sample_looks() -> dict[str, Path]:
         return {file.stem: file for file in sorted(Path(sample("looks")).glob("*.safetensors"))}
     except AnimkitError:
         return {}
-
-
-def check_prompt(prompt: str, tokenizer: Any, vocabulary: str | list[str] = "open") -> None:
-    """Warn when a prompt is longer than the text encoder reads; refuse words that the base never learned.
-
-    vocabulary: "open" takes any word; a list takes its words; "closed" takes words that are one token for the tokenizer.
-    Raises AnimkitError that names the words and the nearest known ones.
-    """
-    if vocabulary != "open":
-        unknown = _unknown_words(prompt, tokenizer, vocabulary)
-        if unknown:
-            said = "; ".join(f"'{w}'" + (f" (near: {', '.join(near)})" if near else "") for w, near in unknown.items())
-            raise AnimkitError(f"The base never learned {said}, in the prompt '{prompt}': use words from its small world.")
-    limit = tokenizer.model_max_length
-    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
-    if len(ids) > limit:
-        cut = tokenizer.decode(ids[limit - 1:-1])
-        warnings.warn(f"The prompt is longer than the {limit} tokens that the text encoder reads; this was cut off: '{cut}'.",
-                      stacklevel=3)
-
-
-def _unknown_words(prompt: str, tokenizer: Any, vocabulary: str | list[str]) -> dict[str, list[str]]:
-    """Unknown words of a prompt -> known ones that look like them; words end where the tokenizer ends them."""
-    pieces = set(tokenizer.get_vocab())  # CLIP's mark the end of a word
-    known = {w.removesuffix("</w>") for w in pieces if w.endswith("</w>")} or pieces
-    known = known if vocabulary == "closed" else {w.lower() for w in vocabulary}
-    encoding = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False)
-    places: dict[int, list[int]] = {}
-    for place, word in enumerate(encoding.word_ids()):
-        places.setdefault(word, []).append(place)
-    unknown = {}
-    for inside in places.values():
-        word = prompt[encoding.token_to_chars(inside[0]).start:encoding.token_to_chars(inside[-1]).end].strip().lower()
-        broken = len(inside) > 1 or encoding.input_ids[inside[0]] == tokenizer.unk_token_id
-        if any(c.isalnum() for c in word) and (broken if vocabulary == "closed" else word not in known):
-            unknown[word] = difflib.get_close_matches(word, known, 3)
-    return unknown
-
-
-def encode_text(pipe: Any, prompts: list[str], negatives: list[str] | None, guided: bool, size: tuple[int, int],
-                device: torch.device) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """-> (text [negative, positive] stacked: 2b n d, or b n d when not guided; SDXL's added conditions, else {})."""
-    with quiet_libraries():  # check_prompt has said what is cut
-        encoded = pipe.encode_prompt(prompt=prompts, device=device, num_images_per_prompt=1,
-                                     do_classifier_free_guidance=guided, negative_prompt=negatives if guided else None)
-    positive, negative, *pooled = encoded
-    text = torch.cat([negative, positive]) if guided else positive
-    if not pooled:
-        return text, {}
-    embeds = torch.cat([pooled[1], pooled[0]]) if guided else pooled[0]
-    times = torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=device).repeat(len(text), 1)
-    return text, {"text_embeds": embeds, "time_ids": times}  # SDXL: what the picture's size was, and where it was cropped

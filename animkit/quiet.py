@@ -1,11 +1,13 @@
 """Silence for the libraries below, while animkit itself says what matters and refuses what they would only log."""
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
 def quiet_libraries(progress_bars: bool = False) -> Iterator[None]:
-    """Inside, diffusers and transformers log errors only and draw no progress bars (unless asked to); afterwards as before."""
+    """Inside, diffusers and transformers log errors only, draw no progress bars (unless asked to) and announce no changes of
+    their API; afterwards all is as before."""
     import diffusers.utils.logging
     import transformers.utils.logging
     logs = [diffusers.utils.logging, transformers.utils.logging]
@@ -15,7 +17,9 @@ def quiet_libraries(progress_bars: bool = False) -> Iterator[None]:
             log.set_verbosity_error()
             if not progress_bars:
                 log.disable_progress_bar()
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         for log, verbosity, bars in before:
             log.set_verbosity(verbosity)

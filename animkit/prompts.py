@@ -1,0 +1,63 @@
+"""Section 4.4, an animator's text: are the prompt's words known and not too many, and what does the text encoder make of it."""
+from __future__ import annotations
+
+import difflib
+import warnings
+from typing import Any
+
+import torch
+
+from animkit.errors import AnimkitError
+from animkit.quiet import quiet_libraries
+
+
+def check_prompt(prompt: str, tokenizer: Any, vocabulary: str | list[str] = "open") -> None:
+    """Warn when a prompt is longer than the text encoder reads; refuse words that the base never learned.
+
+    vocabulary: "open" takes any word; a list takes its words; "closed" takes words that are one token for the tokenizer.
+    Raises AnimkitError that names the words and the nearest known ones.
+    """
+    if vocabulary != "open":
+        unknown = _unknown_words(prompt, tokenizer, vocabulary)
+        if unknown:
+            said = "; ".join(f"'{w}'" + (f" (near: {', '.join(near)})" if near else "") for w, near in unknown.items())
+            raise AnimkitError(f"The base never learned {said}, in the prompt '{prompt}': use words from its small world.")
+    limit = tokenizer.model_max_length
+    ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+    if len(ids) > limit:
+        cut = tokenizer.decode(ids[limit - 1:-1])
+        warnings.warn(f"The prompt is longer than the {limit} tokens that the text encoder reads; this was cut off: '{cut}'.",
+                      stacklevel=3)
+
+
+def _unknown_words(prompt: str, tokenizer: Any, vocabulary: str | list[str]) -> dict[str, list[str]]:
+    """Unknown words of a prompt -> known ones that look like them; words end where the tokenizer ends them."""
+    pieces = set(tokenizer.get_vocab())  # CLIP's mark the end of a word
+    known = {w.removesuffix("</w>") for w in pieces if w.endswith("</w>")} or pieces
+    known = known if vocabulary == "closed" else {w.lower() for w in vocabulary}
+    encoding = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False)
+    places: dict[int, list[int]] = {}
+    for place, word in enumerate(encoding.word_ids()):
+        places.setdefault(word, []).append(place)
+    unknown = {}
+    for inside in places.values():
+        word = prompt[encoding.token_to_chars(inside[0]).start:encoding.token_to_chars(inside[-1]).end].strip().lower()
+        broken = len(inside) > 1 or encoding.input_ids[inside[0]] == tokenizer.unk_token_id
+        if any(c.isalnum() for c in word) and (broken if vocabulary == "closed" else word not in known):
+            unknown[word] = difflib.get_close_matches(word, known, 3)
+    return unknown
+
+
+def encode_text(pipe: Any, prompts: list[str], negatives: list[str] | None, guided: bool, size: tuple[int, int],
+                device: torch.device) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """-> (text [negative, positive] stacked: 2b n d, or b n d when not guided; SDXL's added conditions, else {})."""
+    with quiet_libraries():  # check_prompt has said what is cut
+        encoded = pipe.encode_prompt(prompt=prompts, device=device, num_images_per_prompt=1,
+                                     do_classifier_free_guidance=guided, negative_prompt=negatives if guided else None)
+    positive, negative, *pooled = encoded
+    text = torch.cat([negative, positive]) if guided else positive
+    if not pooled:
+        return text, {}
+    embeds = torch.cat([pooled[1], pooled[0]]) if guided else pooled[0]
+    times = torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=device).repeat(len(text), 1)
+    return text, {"text_embeds": embeds, "time_ids": times}  # SDXL: what the picture's size was, and where it was cropped

@@ -1,0 +1,91 @@
+"""A playground: a prompt, a seed, a look and every alpha as controls, the clip beside them. Drawing is `draw`, a plain function."""
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+from IPython.display import display
+
+from animkit.errors import AnimkitError
+from animkit.show.clip import Clip
+
+LOOK = "look"  # the name under which the chosen look is inserted while a clip is drawn
+
+
+def draw(animator: Any, prompt: str, seed: int = 0, look: Any = None, alphas: Mapping[str, float] | None = None,
+         **options) -> Clip:
+    """One clip of an animator, with a look (a file or part, as `insert` takes it) and alphas that hold for this clip alone.
+
+    alphas: name -> alpha of what is inserted; the name "look" is the look's. The animator is afterwards as it was. options go
+    to the animator's call. Raises AnimkitError as the animator does.
+    """
+    before, inserted = dict(animator.alpha), None
+    try:
+        if look is not None:
+            inserted = animator.insert(look, name=LOOK)
+        for name, alpha in (alphas or {}).items():
+            if name != LOOK or look is not None:
+                animator.alpha[name] = alpha
+        return animator(prompt, seed=seed, **options)
+    finally:
+        if inserted is not None:
+            animator.remove(inserted)
+        for name, alpha in before.items():
+            animator.alpha[name] = alpha
+
+
+class Playground(widgets.VBox):
+    """The controls over `draw`: `.prompt .seed .look .alphas[name] .run .shown`, and the last clip as `.clip`."""
+
+    def __init__(self, animator: Any, prompt: str, seed: int, looks: Mapping[str, Any], clip: Clip | None, options: dict):
+        self.animator, self.looks, self.options, self.clip = animator, dict(looks), options, clip
+        wide = {"style": {"description_width": "5em"}, "layout": {"width": "26em"}}
+        self.prompt = widgets.Text(prompt, description="prompt", **wide)
+        self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, description="seed", **wide)
+        self.look = widgets.Dropdown(options=[("the base's own", None), *((name, name) for name in self.looks)],
+                                     description="look", **wide)
+        names = [*animator.alpha, *([LOOK] if self.looks else [])]
+        self.alphas = {name: widgets.FloatSlider(dict(animator.alpha).get(name, 1.0), min=0, max=1.5, step=0.05,
+                                                 description=f"alpha {name}", continuous_update=False, **wide) for name in names}
+        self.run = widgets.Button(description="Animate", button_style="primary", tooltip="Draw the clip with these settings")
+        self.bar = widgets.IntProgress(0, 0, 1, description="steps", **wide)
+        self.shown = widgets.HTML(clip._repr_html_() if clip is not None else "")
+        self.run.on_click(lambda _: self.animate())
+        controls = widgets.VBox([self.prompt, self.seed, self.look, *self.alphas.values(), self.run, self.bar])
+        super().__init__([widgets.HBox([controls, self.shown])])
+
+    def animate(self) -> None:
+        """Draw with the present settings and show it; bad input shows its one sentence in the clip's place."""
+        self.run.disabled = True
+        self.bar.value, self.bar.max = 0, self.options.get("steps") or self.animator.defaults["steps"]
+        try:
+            look = self.looks[self.look.value] if self.look.value is not None else None
+            self.clip = draw(self.animator, self.prompt.value, self.seed.value, look,
+                             {name: slider.value for name, slider in self.alphas.items()},
+                             **{"progress": False, "callback": self._step, **self.options})
+            self.shown.value = self.clip._repr_html_()
+        except AnimkitError as error:
+            self.shown.value = f'<p role="alert">{html.escape(str(error))}</p>'
+        finally:
+            self.run.disabled = False
+
+    def _step(self, step: int, t: Any, x: Any) -> None:
+        self.bar.max, self.bar.value = max(self.bar.max, step + 1), step + 1  # some schedulers take more steps than asked
+
+
+def playground(animator: Any, prompt: str = "a red balloon over the sea, rising", seed: int = 0,
+               looks: Mapping[str, Any] | None = None, clip: Clip | None = None, **options) -> Playground:
+    """Controls to play with an animator; above them a first clip that stays visible where widgets do not run.
+
+    looks: name -> what `animator.insert` takes; None: the looks shipped with animkit, if the base is the miniature. clip: a clip
+    to begin with, else one is drawn. options (frames, steps, ...) go to every call.
+    """
+    if looks is None:
+        from animkit.base import sample_looks
+        looks: Mapping[str, Path] = sample_looks() if animator.base == "miniature" else {}
+    clip = draw(animator, prompt, seed, **options) if clip is None else clip
+    display(clip)
+    return Playground(animator, prompt, seed, looks, clip, options)
