@@ -1,7 +1,16 @@
 """Training: one loop (`fit`), resumable and on accelerate, and three losses that read like the paper's formulas."""
-from animkit.training.draws import randint, randn, shard
-from animkit.training.ema import EMA
-from animkit.training.history import History
-from animkit.training.loop import LoopConfig, fit
+from importlib import import_module
 
-__all__ = ["EMA", "History", "LoopConfig", "fit", "randint", "randn", "shard"]
+# Public name -> the module that holds it; imported on first use, since accelerate takes its time.
+_PUBLIC = {
+    "fit": "loop", "LoopConfig": "loop", "History": "history", "EMA": "ema", "LiveCurve": "live",
+    "domain_adapter_loss": "losses", "motion_module_loss": "losses", "motion_lora_loss": "losses",
+    "denoising_loss": "losses", "load_config": "config", "randn": "draws", "rand": "draws", "randint": "draws", "shard": "draws",
+}
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(import_module(f"animkit.training.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'animkit.training' has no attribute {name!r}")

@@ -32,7 +32,7 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned from. `source`: "world" (the cartoon world), a folder, or a WebVid CSV (its files in `videos`)."""
+    """What is learned from. `source`: "world" (the cartoon world), a folder, or a WebVid CSV (files in `videos`)."""
     source: str
     batch: int                                        # per process and micro-step
     size: int = 256                                   # pixels
@@ -176,7 +176,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             pass
     elif type(value) is hint:
         return value
-    wanted = (f"one of {', '.join(map(repr, options))}" if origin is Literal else f"{len(options)} numbers" if origin is tuple
+    wanted = (f"one of {', '.join(map(repr, options))}" if origin is Literal
+              else f"{len(options)} numbers" if origin is tuple
               else {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint])
     raise AnimkitError(f"{where} is {value!r}; it must be {wanted}.")
 

@@ -14,7 +14,7 @@ from animkit.errors import AnimkitError
 class History:
     """The loss curve of a run, from its folder's log.jsonl; `ema` is the average of the weights if one was kept.
 
-    `ended` says why the last call came back: "finished" (all steps) or "stopped" (its `stop` said so).
+    `ended` says why the last call came back: "finished" (all steps), "stopped" (its `stop` said so); or "running".
     """
 
     def __init__(self, records: list[dict], ema=None, ended: str = "finished"):

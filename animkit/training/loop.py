@@ -86,7 +86,7 @@ class _Objective(nn.Module):
 def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Batch], config: LoopConfig,
         folder: str | Path, *, validate: Callable[[nn.Module, int], dict | None] | None = None,
         stop: float | Callable[[float], bool] | None = None, parameters: Iterable[nn.Parameter] | None = None,
-        resume: bool = True, quiet: bool = False) -> History:
+        resume: bool = True, quiet: bool = False, watch: Callable[[History], None] | None = None) -> History:
     """Train `model` in place and return the loss curve; the same call again goes on where it ended.
 
     batch(k, generator) gives micro-batch k (of this process: see draws.py), loss(model, batch, generator) its mean
@@ -94,6 +94,7 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
     function of (config.seed, k), which is why a killed run resumes bit for bit. validate(model, step) runs under the
     EMA weights. stop: seconds of training in all, or a function of them. Only `parameters` (default: all with
     requires_grad) change. The model ends with its own weights; `history.ema.copy_to_model()` makes them the average.
+    watch(history) is called as the log is shown, each `log_every` steps: LiveCurve() draws it in a notebook.
     Raises AnimkitError on a NaN, on a full disk, and on a checkpoint in `folder` of other settings or another model.
     """
     folder = Path(folder)
@@ -177,6 +178,8 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
                 log.add(record)
                 if look or at_end or step % config.log_every == 0:
                     log.show(record)
+                    if watch:
+                        watch(History(log.records, ema, "finished" if at_end else "running"))
             screen.show(record, at_end)
             if halt or due or at_end:
                 save(step)

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from animkit.errors import AnimkitError
-from animkit.training import EMA, History, LoopConfig, fit, randn, shard
+from animkit.training import EMA, History, LiveCurve, LoopConfig, fit, randn, shard
 
 TABLE = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
 
@@ -64,7 +65,7 @@ def slow_run(folder: Path, steps: int) -> None:
 
 def test_killed_at_random_moments_equals_unbroken_bit_for_bit(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["animkit.training", "torch.utils.tensorboard"])
+    context.set_forkserver_preload(["animkit.training.loop", "torch.utils.tensorboard"])
     steps, broken, chance = 90, tmp_path / "broken", random.Random(os.getpid())
     whole = context.Process(target=slow_run, args=(tmp_path / "whole", steps))
     whole.start()
@@ -378,6 +379,32 @@ def test_without_a_terminal_few_plain_lines(tmp_path, capfd):
     assert len(lines) == 2 and lines[0].startswith("step 1/60  loss ") and lines[1].endswith("on cpu")
     assert repr(history).startswith("History(60 steps, last loss")
     assert history["twice"].tolist() == [2.0] * 60
+
+
+def test_a_watcher_sees_the_curve_grow(tmp_path):
+    seen = []
+    fit(tiny_model(), loss, batch, CONFIG, tmp_path, quiet=True, watch=lambda h: seen.append((len(h.records), h.ended)))
+    assert seen == [(20, "running"), (40, "running"), (60, "finished")]
+
+
+def test_the_live_curve_is_one_figure_that_changes(monkeypatch):
+    import IPython
+    import IPython.display
+    import matplotlib
+    matplotlib.use("Agg")
+
+    class Handle:
+        def update(self, figure):
+            drawn.append(("again", len(figure.axes[0].lines[0].get_xdata())))
+
+    drawn = []
+    monkeypatch.setattr(IPython, "get_ipython", lambda shell=MagicMock(): shell)
+    monkeypatch.setattr(IPython.display, "display", lambda figure, display_id: drawn.append("new") or Handle())
+    live, records = LiveCurve(every=3600), [{"step": i, "loss": 1 / i, "seconds": i} for i in range(1, 9)]
+    live(History(records[:4], ended="running"))
+    live(History(records[:6], ended="running"))  # too soon
+    live(History(records, ended="finished"))
+    assert drawn == ["new", ("again", 8)]
 
 
 def test_the_curve_draws(tmp_path):
