@@ -21,6 +21,7 @@ _PUBLIC = {
     "record_attention": "animkit.motion_module",
     "LoRA": "animkit.lora",
     "open_checkpoint": "animkit.checkpoints",
+    "save_checkpoint": "animkit.checkpoints",
     "new_domain_adapter": "animkit.domain_adapter",
     "new_motion_lora": "animkit.motion_lora",
     "VideoClips": "animkit.data.video_clips",

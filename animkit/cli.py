@@ -12,6 +12,8 @@ from .errors import AnimkitError
 # name -> (module with add_arguments(parser) and run(args) -> exit code, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("animkit.doctor", "what the environment has and lacks"),
+    "miniature": ("animkit.miniature.recipe", "train the miniature from nothing, stage by stage"),
+    "inspect": ("animkit.checkpoints.inspect", "what a weights file is: motion module, LoRA, base model, ..."),
     "demo": ("animkit.demo", "run the quickstart notebook; leaves a page and an mp4"),
 }
 

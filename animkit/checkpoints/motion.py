@@ -81,10 +81,10 @@ def read_off(state: Mapping[str, Tensor]) -> dict:
     down = {site.split(".")[1] for site in sites if site.startswith("down_blocks")}
     if any(site.startswith("mid_block") for site in sites):
         version = "v2"
-    elif len(down) == 3:
-        version = "sdxl"
+    elif places == {24}:
+        version = "v1"
     else:
-        version = "v1" if places == {24} else "v3"
+        version = "sdxl" if len(down) == 3 else "v3"
     if kind == "attention" and (not places or max(places) > 32):
         version = "lcm"
     return {"version": version, "kind": kind, "positions": max(places, default=LCM_POSITIONS if kind == "attention" else 32),

@@ -6,17 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from animkit.checkpoints.checkpoint import misfit
 from animkit.errors import AnimkitError
 from animkit import lora as low_rank
 
 # parameter -> (its own tensor, {replacement at work: (tensor, alpha)})
-_REPLACED: WeakKeyDictionary[nn.Parameter, tuple[Tensor, dict]] = WeakKeyDictionary()
+_REPLACED = WeakIdKeyDictionary()
 
 
 class Replacement(nn.Module):
@@ -34,14 +34,14 @@ class Replacement(nn.Module):
         missing, extra = [n for n in own if n not in self.state], [n for n in self.state if n not in own]
         if missing or extra or wrong:
             raise misfit(self.path, f"this {type(root).__name__}", missing, extra, wrong)
-        return ReplacementAtWork(root, {own[name]: tensor for name, tensor in self.state.items()}, alpha)
+        return ReplacementAtWork(root, [(own[name], tensor) for name, tensor in self.state.items()], alpha)
 
 
 class ReplacementAtWork:
     """A replacement on its model: `alpha` is live, `remove()` gives every parameter its own tensor back."""
 
-    def __init__(self, root: nn.Module, tensors: Mapping[nn.Parameter, Tensor], alpha: float):
-        self.root, self.tensors, self._alpha = root, dict(tensors), float(alpha)
+    def __init__(self, root: nn.Module, pairs: list[tuple[nn.Parameter, Tensor]], alpha: float):
+        self.root, self.pairs, self._alpha = root, pairs, float(alpha)
         self._write()
 
     @property
@@ -55,16 +55,16 @@ class ReplacementAtWork:
 
     def remove(self) -> None:
         self._check_unfused()
-        for parameter in self.tensors:
+        for parameter, _ in self.pairs:
             _REPLACED[parameter][1].pop(self, None)
             _mix(parameter)
             if not _REPLACED[parameter][1]:
                 del _REPLACED[parameter]
-        self.tensors = {}
+        self.pairs = []
 
     def _write(self) -> None:
         self._check_unfused()
-        for parameter, tensor in self.tensors.items():
+        for parameter, tensor in self.pairs:
             _REPLACED.setdefault(parameter, (parameter.data, {}))[1][self] = (tensor, self._alpha)
             _mix(parameter)
 
