@@ -132,3 +132,24 @@ def test_draw_path_draws_every_window():
     matplotlib.use("Agg")
     ax = camera.draw_path(camera.crop_path("roll clockwise", 6, aspect=1.5), aspect=1.5)
     assert len(ax.patches) == 6
+
+
+def signs(matrix):
+    """Growth, clockwise turn, shift right and down of a motion of the picture (2 3), as -1, 0 or 1."""
+    scale, turn = math.hypot(matrix[0, 0], matrix[1, 0]), math.atan2(matrix[1, 0], matrix[0, 0])
+    return [int(np.sign(v)) * (abs(v) > 0.01) for v in (math.log(scale), turn, matrix[0, 2], matrix[1, 2])]
+
+
+@pytest.mark.parametrize("shot", camera.SHOTS)
+def test_names_mean_what_they_mean_in_the_cartoon_world(shot):
+    scene, render = pytest.importorskip("animkit.world.scene"), pytest.importorskip("animkit.world.render")
+    assert set(scene.SHOTS) == set(camera.SHOTS)
+    first, last = render.camera_matrix(scene.Scene(shot=shot), np.array([0.0, 1.0]), 2)  # pixels; the middle is at 0.5
+    centre = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    world = np.linalg.inv(centre) @ last @ np.linalg.inv(first) @ centre
+
+    def matrix(crop):
+        c, s = crop.scale * math.cos(crop.angle), crop.scale * math.sin(crop.angle)
+        return np.array([[c, -s, crop.dx], [s, c, crop.dy], [0, 0, 1]])
+    path = camera.crop_path(shot)
+    assert signs(world) == signs(np.linalg.inv(matrix(path[-1])) @ matrix(path[0]))
