@@ -11,13 +11,12 @@ VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".gif")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def webvid_table(table: str | Path, videos: str | Path) -> Dataset:
-    """A WebVid CSV (columns videoid,name,page_dir) with its folder of videos: a Dataset of `video` (a path) and `caption`.
+def webvid_table(table: str | Path) -> Dataset:
+    """A WebVid CSV (columns videoid,name,page_dir, maybe more): a memory-mapped Dataset of `videoid`, `caption`, `page_dir`.
 
-    A video lies at {videoid}.mp4, or at {page_dir}/{videoid}.mp4 as downloaders for the whole of WebVid leave it.
-    Whether it is there is seen when it is read. Raises AnimkitError for a missing file or missing columns, naming them.
+    Raises AnimkitError for a missing file or missing columns, naming them, and for a line with too few or too many fields.
     """
-    table, videos = _existing(table, "table of videos"), _existing(videos, "folder of videos")
+    table = _existing(table, "table of videos")
     wanted = ("videoid", "name", "page_dir")
     with open(table, newline="", encoding="utf-8") as f:
         rows = csv.reader(f)
@@ -31,15 +30,19 @@ def webvid_table(table: str | Path, videos: str | Path) -> Dataset:
     if not count:
         raise AnimkitError(f"{table} has its header but no row: there is nothing to read")
     text = Features({name: Value("string") for name in wanted})  # videoid too: as a number it would lose leading zeros
-    table_of_text = Dataset.from_csv(str(table), features=text, usecols=list(wanted), keep_default_na=False)
+    return Dataset.from_csv(str(table), features=text, usecols=list(wanted), keep_default_na=False).rename_column("name", "caption")
 
-    def locate(row):
-        flat = videos / f"{row['videoid']}.mp4"
-        deep = videos / row["page_dir"] / flat.name
-        return {"video": str(deep if row["page_dir"] and deep.exists() and not flat.exists() else flat),
-                "caption": row["name"]}
 
-    return table_of_text.map(locate, remove_columns=list(wanted), load_from_cache_file=False, desc="videos")
+def video_path(row: dict, videos: Path | None) -> Path:
+    """Where the video of a table's row is: its `video`; or in WebVid's folder at {videoid}.mp4, or at {page_dir}/{videoid}.mp4.
+
+    Looked up when it is read, for a table has millions of rows; whether the file is there is seen then, too.
+    """
+    if "video" in row:
+        return Path(row["video"])
+    flat = videos / f"{row['videoid']}.mp4"
+    deep = videos / row["page_dir"] / flat.name  # as downloaders of the whole set leave it
+    return deep if row["page_dir"] and not flat.exists() and deep.exists() else flat
 
 
 def video_table(folder: str | Path) -> Dataset:

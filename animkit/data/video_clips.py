@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 from animkit.data import camera
-from animkit.data.tables import video_table, webvid_table
+from animkit.data.tables import video_path, video_table, webvid_table
 from animkit.data.video import BadVideo, Skipped, read_frames, resize_and_crop, to_float
 from animkit.errors import AnimkitError
 
@@ -63,7 +63,8 @@ class ClipRecipe:
 class VideoClips:
     """Clips for training out of videos: clips[i] is {"video": c f h w, "caption": str, "index": int}.
 
-    source: a folder of videos, a WebVid CSV (then `videos` is its folder), or a Dataset with `video` (paths) and `caption`.
+    source: a folder of videos, a WebVid CSV (its videos lie in the folder `videos`, or beside it), or a Dataset with the columns
+    `video` (paths) and `caption`.
     recipe: the settings of ClipRecipe: size, frames, stride, start, crop, shot, amount, flip, dtype.
 
     What get(i, epoch) gives is a function of (seed, epoch, i) alone. A video that cannot be used gives way to the next one that
@@ -72,8 +73,16 @@ class VideoClips:
 
     def __init__(self, source: str | Path | Dataset, *, videos: str | Path | None = None, seed: int = 0, **recipe):
         self.recipe, self.seed = ClipRecipe(**recipe), seed
-        self.table = source if isinstance(source, Dataset) else (
-            webvid_table(source, videos or Path(source).parent) if str(source).endswith(".csv") else video_table(source))
+        if isinstance(source, Dataset):
+            self.table, self.videos = source, Path(videos or ".")
+            if not {"video", "caption"} <= set(source.column_names) and not {"videoid", "page_dir", "caption"} <= set(source.column_names):
+                raise AnimkitError(f"a Dataset of clips needs the columns video and caption; this one has {', '.join(source.column_names)}")
+        elif str(source).endswith(".csv"):
+            self.table, self.videos = webvid_table(source), Path(videos or Path(source).parent)
+            if not self.videos.is_dir():
+                raise AnimkitError(f"no such folder of videos: {self.videos}")
+        else:
+            self.table, self.videos = video_table(source), None
         self.skipped = Skipped(len(self.table))
         weakref.finalize(self, self.skipped.report)  # at the end of the run, or of this object
 
@@ -96,18 +105,19 @@ class VideoClips:
     def try_get(self, index: int, epoch: int = 0) -> dict | None:
         """Clip `index`, or None (and noted) where its video is bad."""
         row = self.table[index]
+        path = video_path(row, self.videos)
         try:
-            video = self.recipe.cut(row["video"], np.random.default_rng([self.seed, epoch, index]))
+            video = self.recipe.cut(path, np.random.default_rng([self.seed, epoch, index]))
         except BadVideo as why:
-            return self.skipped.note(row["video"], str(why))
-        self.skipped.note(row["video"])
+            return self.skipped.note(str(path), str(why))
+        self.skipped.note(str(path))
         return {"video": video, "caption": row["caption"], "index": index}
 
     def fingerprint(self) -> str:
         """A hash of the files (name, length, time of change), captions and settings: equal where the clips are equal."""
         digest = hashlib.sha256(repr((self.recipe, self.seed)).encode())
         for row in self.table:
-            path = Path(row["video"])
+            path = video_path(row, self.videos)
             stat = path.stat() if path.exists() else None
             digest.update(repr((path.name, stat and (stat.st_size, stat.st_mtime_ns), row["caption"])).encode())
         return digest.hexdigest()

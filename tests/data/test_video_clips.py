@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from animkit.data import camera
 from animkit.data.batches import Batches, epoch_order
@@ -136,9 +137,10 @@ def test_webvid_table(videos, tmp_path):
     path = webvid(tmp_path, [("007", "A boat, at sea", "p9"), ("12", "null", "p1")])
     clips = VideoClips(path, videos=tmp_path / "v", size=16, frames=2, stride=2)
     assert [clips[i]["caption"] for i in (0, 1)] == ["A boat, at sea", "null"]  # 007 kept its zeros, "null" is a word
-    assert clips.table[1]["video"].endswith("p1/12.mp4") and len(clips.skipped) == 0
+    assert len(clips.skipped) == 0 and clips.table.column_names == ["videoid", "caption", "page_dir"]
+    assert VideoClips(clips.table, videos=tmp_path / "v", size=16, frames=2)[1]["index"] == 1  # a Dataset, maybe filtered
     extra = webvid(tmp_path, [("1", "x", "d", "u")], ("videoid", "name", "page_dir", "contentUrl"))
-    assert webvid_table(extra, tmp_path)[0]["caption"] == "x"
+    assert webvid_table(extra)[0]["caption"] == "x"
 
 
 def test_webvid_faults(tmp_path):
@@ -149,6 +151,10 @@ def test_webvid_faults(tmp_path):
         VideoClips(webvid(tmp_path, []))
     with pytest.raises(AnimkitError, match="no such table"):
         VideoClips(tmp_path / "nothing.csv")
+    with pytest.raises(AnimkitError, match="no such folder of videos"):
+        VideoClips(webvid(tmp_path, [("1", "a", "")]), videos=tmp_path / "absent")
+    with pytest.raises(AnimkitError, match="needs the columns video and caption; this one has text"):
+        VideoClips(Dataset.from_dict({"text": ["a"]}))
     missing = VideoClips(webvid(tmp_path, [("1", "a", "")]), size=8)
     with pytest.raises(AnimkitError, match="no such file"):
         missing[0]
@@ -197,4 +203,4 @@ def test_fingerprint_tells_settings_and_files_apart(videos, folder, tmp_path):
 def test_a_broken_csv_is_one_clear_error(tmp_path):
     (tmp_path / "table.csv").write_text('videoid,name,page_dir\n1,a,b\n2,a boat, at sea,b\n')
     with pytest.raises(AnimkitError, match="table.csv, line 3: 4 fields where the header has 3"):
-        webvid_table(tmp_path / "table.csv", tmp_path)
+        webvid_table(tmp_path / "table.csv")
