@@ -5,7 +5,8 @@ from importlib import import_module
 _PUBLIC = {
     "fit": "loop", "LoopConfig": "loop", "History": "history", "EMA": "ema", "LiveCurve": "live",
     "domain_adapter_loss": "losses", "motion_module_loss": "losses", "motion_lora_loss": "losses",
-    "denoising_loss": "losses", "load_config": "config", "randn": "draws", "rand": "draws", "randint": "draws", "shard": "draws",
+    "denoising_loss": "losses", "load_config": "config", "randn": "draws", "rand": "draws", "randint": "draws",
+    "shard": "draws",
 }
 __all__ = sorted(_PUBLIC)
 

@@ -160,9 +160,7 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
             *each, mean, halt, due = accelerator.reduce(told, "mean").tolist()
             bad_gradient = config.mixed_precision != "fp16" and not math.isfinite(float(norm))  # fp16 skips such steps
             if bad_gradient or not math.isfinite(mean):
-                j = next((j for j, v in enumerate(each) if not math.isfinite(v)), config.accumulate - 1)
-                k = (step - 1) * config.accumulate + j
-                raise AnimkitError(plumbing.not_finite(folder, step, k, mean, float(norm), x))
+                raise AnimkitError(plumbing.not_finite(folder, step, each, float(norm), batch, config))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if ema:

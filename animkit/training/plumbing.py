@@ -1,5 +1,5 @@
 """What `fit` needs around its loop and a reader may skip: device, signals, the screen, loading, messages."""
-import importlib.util
+import math
 import os
 import signal
 import sys
@@ -212,11 +212,14 @@ def validated(validate: Callable, model: nn.Module, step: int, ema) -> dict[str,
     return {f"validate/{name}": float(value) for name, value in (numbers or {}).items()}
 
 
-def not_finite(folder: Path, step: int, k: int, loss: float, norm: float, batch: Any) -> str:
-    """The message of a run that a NaN or an infinity ended."""
-    kept = saving.read_state(folder)
-    what = f"the loss is {loss}" if loss != loss or abs(loss) == float("inf") else f"the gradient's norm is {norm}"
-    return (f"Training stopped at step {step}: {what} on micro-batch {k} ({_described(batch)}); "
+def not_finite(folder: Path, step: int, losses: list[float], norm: float, batch: Callable, config) -> str:
+    """The message of a run that a NaN or an infinity ended; the guilty batch is made once more to describe it."""
+    kept, first = saving.read_state(folder), (step - 1) * config.accumulate
+    j = next((j for j, v in enumerate(losses) if not math.isfinite(v)), None)
+    what = f"the gradient's norm is {norm}" if j is None else f"the loss is {losses[j]}"
+    guilty = range(first, first + config.accumulate) if j is None else [first + j]
+    seen = [f"{k} ({_described(batch(k, generator_at(config.seed, k, 'batch')))})" for k in guilty[:2]]
+    return (f"Training stopped at step {step}: {what} on micro-batch {' or '.join(seen)}{' ...' * (len(guilty) > 2)}; "
             + (f"the checkpoint of step {kept['step']} in {folder} is kept" if kept else f"{folder} has no checkpoint")
             + ": look at that batch, or lower lr.")
 
