@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from importlib import import_module
@@ -73,7 +74,7 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike, given: Mappi
     """Run `notebook` from its own folder with the parameters `given`; the executed copy is `output`.
 
     Raises AnimkitError for an unknown parameter (before a kernel starts), and for a failing cell, naming it; what was
-    run until then stays in `output`. A kernel that does not come up is tried again, since ports collide now and then.
+    run until then stays in `output`. A kernel that does not come up is tried again.
     """
     papermill = needs("papermill")
     notebook, output = Path(notebook).resolve(), Path(output).resolve()
@@ -81,15 +82,26 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike, given: Mappi
     output.parent.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, attempts + 1):
         try:
-            papermill.execute_notebook(str(notebook), str(output), values, kernel_name="python3",
-                                       cwd=str(notebook.parent), progress_bar=progress, log_output=False,
-                                       start_timeout=120, execution_timeout=cell_timeout)
+            with tempfile.TemporaryDirectory(prefix="animkit-") as sockets:
+                papermill.execute_notebook(str(notebook), str(output), values, kernel_name="python3",
+                                           cwd=str(notebook.parent), progress_bar=progress, log_output=False,
+                                           start_timeout=120, execution_timeout=cell_timeout, config=_own_sockets(sockets))
             return output
         except papermill.PapermillExecutionError as error:
-            raise AnimkitError(f"cell {error.cell_index + 1} of {notebook.name} failed with {error.ename}: "
-                               f"{error.evalue}; what was run is in {output}") from error
+            raise AnimkitError(f"the cell of {notebook.name} that begins {error.source.strip().splitlines()[0]!r} failed "
+                               f"with {error.ename}: {error.evalue}; what was run is in {output}") from error
+        except TimeoutError as error:
+            raise AnimkitError(f"a cell of {notebook.name} ran longer than {cell_timeout} s; what was run is in {output}") from error
         except RuntimeError as error:                   # nbclient: "Kernel died before replying to kernel_info"
             if "kernel_info" not in str(error) or attempt == attempts:
                 raise AnimkitError(f"{notebook.name} could not be run: {error}") from error
             time.sleep(attempt)
     raise AssertionError("unreachable")
+
+
+def _own_sockets(folder: str):
+    """Kernel settings: sockets in a folder of its own, since kernels started side by side take each other's ports."""
+    Config = needs("traitlets.config").Config
+    if os.name != "posix":
+        return Config()
+    return Config({"KernelManager": {"transport": "ipc", "ip": os.path.join(folder, "k")}})
