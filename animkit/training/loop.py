@@ -49,6 +49,7 @@ class LoopConfig:
         for name, ok in {"lr": self.lr > 0, "warmup": self.warmup >= 0, "accumulate": self.accumulate >= 1,
                          "schedule": self.schedule in ("constant", "cosine"), "ema": 0 <= self.ema < 1,
                          "clip_norm": self.clip_norm >= 0, "steps": self.steps >= 1, "log_every": self.log_every >= 1,
+                         "device": self.device in (None, "cpu"),
                          "mixed_precision": self.mixed_precision in ("no", "bf16", "fp16")}.items():
             if not ok:
                 raise AnimkitError(f"LoopConfig.{name} = {getattr(self, name)!r} makes no sense; see its comment.")
@@ -89,6 +90,7 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
         resume: bool = True, quiet: bool = False, watch: Callable[[History], None] | None = None) -> History:
     """Train `model` in place and return the loss curve; the same call again goes on where it ended.
 
+    A checkpoint is written to `folder` each config.checkpoint_seconds and at the end; resume=False forgets an old one.
     batch(k, generator) gives micro-batch k (of this process: see draws.py), loss(model, batch, generator) its mean
     loss, maybe with a dict of further numbers to log. Both must draw from their generator alone (on the CPU): it is a
     function of (config.seed, k), which is why a killed run resumes bit for bit. validate(model, step) runs under the

@@ -378,6 +378,8 @@ def test_nothing_to_train_and_senseless_settings_are_errors(tmp_path):
         fit(tiny_model(), lambda m, x, g: x["x"].sum(), batch, CONFIG, tmp_path, quiet=True)
     with pytest.raises(AnimkitError, match="schedule = 'linear'"):
         LoopConfig(schedule="linear")
+    with pytest.raises(AnimkitError, match="device = 'cuda:7'"):
+        LoopConfig(device="cuda:7")
     with pytest.raises(AnimkitError, match="fp16"):
         fit(tiny_model(), loss, batch, replace(CONFIG, mixed_precision="fp16"), tmp_path, quiet=True)
 
