@@ -3,8 +3,9 @@
     python benchmarks/data_wait.py                         # writes small videos and shards into a temporary folder
     python benchmarks/data_wait.py --size 480 640 --step 0.5 --steps 60 --out wait.json
 
-The step is a pause of --step seconds, as on an accelerator, where the processor is free meanwhile; or with --busy that much
-work on one processor core, as in training without one. `wait` is what `fit` itself measures and writes into its log.
+The step is a pause of --step seconds, as on an accelerator, where the processor is free meanwhile; or with --busy that
+much work on one processor core, as in training without one. `wait` is what `fit` itself measures and writes into its
+log.
 """
 import argparse
 import io
@@ -32,7 +33,8 @@ def write_videos(folder: Path, count: int, size: tuple[int, int], frames: int = 
         with av.open(str(folder / f"{i:04}.mp4"), "w") as container:
             stream = container.add_stream("libx264", rate=25, options={"preset": "veryfast"})
             stream.width, stream.height, stream.pix_fmt = size[1], size[0], "yuv420p"
-            big = np.kron(rng.integers(0, 256, (size[0] // 8 + 12, size[1] // 8 + 12, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+            tiles = rng.integers(0, 256, (size[0] // 8 + 12, size[1] // 8 + 12, 3), dtype=np.uint8)
+            big = tiles.repeat(8, axis=0).repeat(8, axis=1)
             for f in range(frames):
                 picture = np.ascontiguousarray(big[f:f + size[0], f:f + size[1]])
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
@@ -40,14 +42,15 @@ def write_videos(folder: Path, count: int, size: tuple[int, int], frames: int = 
         (folder / f"{i:04}.txt").write_text(f"drifting noise {i}")
     for shard in range(4):
         with tarfile.open(folder / f"clips-{shard}.tar", "w") as tar:
-            for path in sorted(p for p in folder.glob("*.*") if p.suffix in (".mp4", ".txt") and int(p.stem) % 4 == shard):
+            own = [p for p in folder.glob("*.*") if p.suffix in (".mp4", ".txt") and int(p.stem) % 4 == shard]
+            for path in sorted(own):
                 info = tarfile.TarInfo(path.name)
                 info.size = path.stat().st_size
                 tar.addfile(info, io.BytesIO(path.read_bytes()))
 
 
 def measure(batch, step_seconds: float, busy: bool, steps: int, prefetch: int) -> dict:
-    """Train a one-number model with such a step; the shares leave out the first steps, when nothing can be ready yet."""
+    """Train a one-number model with such a step; the first steps, when nothing can be ready yet, do not count."""
     def loss(model, x, generator):
         until, matrix = time.perf_counter() + step_seconds, torch.ones(200, 200)
         if not busy:
@@ -58,11 +61,13 @@ def measure(batch, step_seconds: float, busy: bool, steps: int, prefetch: int) -
         return model(first.flatten()[:1].view(1, 1)).mean() ** 2
 
     with tempfile.TemporaryDirectory() as run:
-        history = fit(nn.Linear(1, 1), loss, batch, LoopConfig(steps=steps, prefetch=prefetch, checkpoint_seconds=1e9), run, quiet=True)
+        config = LoopConfig(steps=steps, prefetch=prefetch, checkpoint_seconds=1e9)
+        history = fit(nn.Linear(1, 1), loss, batch, config, run, quiet=True)
     warm = max(1, prefetch)
     seconds = history.seconds[-1] - history.seconds[warm - 1]
     waited = history["wait"][warm:].sum()
-    return {"wait_share": round(float(waited / seconds), 4), "seconds_per_step": round(float(seconds / (steps - warm)), 3)}
+    return {"wait_share": round(float(waited / seconds), 4),
+            "seconds_per_step": round(float(seconds / (steps - warm)), 3)}
 
 
 def main() -> None:
@@ -89,11 +94,13 @@ def main() -> None:
         decode = time.perf_counter() - began
         ways = {"videos, decoded in the step": (Batches(clips, a.batch), 0),
                 "videos, decoded ahead": (Batches(clips, a.batch, workers=a.workers), a.prefetch),
-                "shards, decoded ahead": (StreamClips(str(folder / "clips-{0..3}.tar"), a.batch, size=a.crop, workers=a.workers), a.prefetch),
+                "shards, decoded ahead": (StreamClips(str(folder / "clips-{0..3}.tar"), a.batch, size=a.crop,
+                                                      workers=a.workers), a.prefetch),
                 "in memory": (Batches(TensorClips(torch.zeros(8, 4, 16, 32, 32), [""] * 8), a.batch), 0)}
         for name, (batch, prefetch) in ways.items():
             rows[name] = measure(batch, a.step, a.busy, a.steps, prefetch)
-            print(f"{name:30} waits {rows[name]['wait_share']:6.1%} of the time, {rows[name]['seconds_per_step']:.3f} s a step", flush=True)
+            print(f"{name:30} waits {rows[name]['wait_share']:6.1%} of the time, "
+                  f"{rows[name]['seconds_per_step']:.3f} s a step", flush=True)
     settings = {k: v for k, v in vars(a).items() if k != "out"}
     result = {"settings": settings, "seconds_to_decode_a_batch": round(decode, 3), "ways": rows,
               "machine": f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"}

@@ -18,9 +18,10 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 class Batches:
     """The batch(k, generator) of `training.loop.fit` over any items with len() and get(index, epoch) -> dict.
 
-    Micro-step k holds the positions k * size ... of an endless row of shuffled epochs: each item once an epoch, batches running
-    on from one into the next. Several processes share a batch of world * size as one process would see it. The generator is
-    not drawn from. workers > 1 fetches the items of a batch side by side in threads (decoders release Python's lock).
+    Micro-step k holds the positions k * size ... of an endless row of shuffled epochs: each item once an epoch, batches
+    running on from one into the next. Several processes share a batch of world * size as one process would see it. The
+    generator is not drawn from. workers > 1 fetches the items of a batch side by side in threads (decoders release
+    Python's lock).
     """
 
     def __init__(self, items, size: int, seed: int = 0, workers: int = 1):
@@ -48,16 +49,17 @@ class Batches:
 
 def collate(items: list[dict]) -> dict:
     """Dicts of one item each -> a dict of the batch: tensors stacked along b, the rest as lists."""
-    return {key: torch.stack([item[key] for item in items]) if torch.is_tensor(items[0][key]) else [item[key] for item in items]
-            for key in items[0]}
+    columns = {key: [item[key] for item in items] for key in items[0]}
+    return {key: torch.stack(column) if torch.is_tensor(column[0]) else column for key, column in columns.items()}
 
 
 class TensorClips:
-    """Clips held in memory, for Batches and for cache_latents: video b c f h w (uint8, or float in -1 .. 1), a caption each."""
+    """Clips held in memory, for Batches and cache_latents: video b c f h w (uint8, or float in -1 .. 1), captions."""
 
     def __init__(self, video: torch.Tensor, captions: Sequence[str]):
         if video.ndim != 5 or len(video) != len(captions):
-            raise AnimkitError(f"{len(captions)} captions do not go with clips {tuple(video.shape)}: give b c f h w and one for each")
+            raise AnimkitError(f"{len(captions)} captions do not go with clips {tuple(video.shape)}: "
+                               "give b c f h w and one caption for each")
         self.video, self.captions = video, list(captions)
 
     def __len__(self) -> int:

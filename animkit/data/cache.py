@@ -1,7 +1,8 @@
 """Latents and text embeddings computed once: base, VAE and text encoder are frozen, so every epoch would find the same.
 
-A cache is one safetensors file, fp16, memory-mapped when it is read. Its name holds a hash of all that it depends on (videos,
-settings, weights), so a stale one is never taken; it is written beside its place and renamed, so a half one never is either.
+A cache is one safetensors file, fp16, memory-mapped when it is read. Its name holds a hash of all that it depends on
+(videos, settings, weights), so a stale one is never taken; it is written beside its place and renamed, so a half one
+never is either.
 """
 import hashlib
 import json
@@ -21,9 +22,10 @@ from animkit.files import write_atomically
 
 
 class LatentCache:
-    """Latents read from a cache, for `Batches`: get(i, epoch) is {"latents": c f h w float32, "caption": str, "index": int}.
+    """Latents read from a cache, for `Batches`: get(i, epoch) is {"latents": c f h w, "caption": str, "index": int}.
 
-    After with_text(texts) items have "text" n d too. Clips whose video was bad are not in it: `index` is the place in the source.
+    After with_text(texts) items have "text" n d too. Clips whose video was bad are not in it: `index` is the place in
+    the source.
     """
 
     def __init__(self, path: str | Path):
@@ -50,7 +52,7 @@ class LatentCache:
 
 
 class TextCache:
-    """Text embeddings read from a cache: texts["a red balloon"] is n d float32; texts.empty that of "", for dropped captions."""
+    """Text embeddings read from a cache: texts["a red balloon"] is n d; texts.empty is that of "", for dropped captions."""
 
     def __init__(self, path: str | Path):
         with _opened(path) as file:
@@ -70,10 +72,11 @@ class TextCache:
 
 def cache_latents(vae: nn.Module, clips: Any, folder: str | Path, *, views: int = 1, frames_at_once: int = 16,
                   quiet: bool = False) -> LatentCache:
-    """Latents of clips, z = (mode of the encoder's posterior - shift) * scale, computed unless `folder` has them already.
+    """Latents of clips, (mode of the encoder's posterior - shift) * scale, computed unless `folder` has them already.
 
-    clips: VideoClips, Images, TensorClips, or anything with len(), get(i, epoch) and fingerprint(). views: how many random
-    windows and crops of each clip to take. Raises AnimkitError for latents that are not finite, a full disk, a damaged cache.
+    clips: VideoClips, Images, TensorClips, or anything with len(), get(i, epoch) and fingerprint(). views: how many
+    random windows and crops of each clip to take. Raises AnimkitError for latents that are not finite, a full disk, a
+    damaged cache.
     """
     key = _digest(clips.fingerprint(), views, fingerprint_of(vae))
     path = Path(folder) / f"latents-{key}.safetensors"
@@ -84,10 +87,11 @@ def cache_latents(vae: nn.Module, clips: Any, folder: str | Path, *, views: int 
 
 def cache_text(tokenizer: Any, text_encoder: nn.Module, captions: Sequence[str], folder: str | Path, *,
                at_once: int = 64, quiet: bool = False) -> TextCache:
-    """The text encoder's last hidden states of the captions and of "", each once, computed unless `folder` has them already."""
+    """The text encoder's last hidden states of the captions and of "", computed unless `folder` has them already."""
     captions = sorted({"", *captions})
-    length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)  # some tokenizers name no limit
-    ids = tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids  # b n
+    length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)  # some name no limit
+    ids = tokenizer(captions, padding="max_length", max_length=length, truncation=True,
+                    return_tensors="pt").input_ids  # b n
     key = _digest(captions, hashlib.sha256(ids.numpy().tobytes()).hexdigest(), fingerprint_of(text_encoder))
     path = Path(folder) / f"text-{key}.safetensors"
     if not path.exists():
@@ -125,7 +129,10 @@ _HEADER = 1024  # bytes kept free for the header, which is known only when all i
 
 
 def _write_latents(path: str, vae, clips, views: int, frames_at_once: int, quiet: bool) -> None:
-    """Rows are written as they come, so that a set larger than memory can be cached: safetensors is a JSON header and the data."""
+    """Rows are written as they come, so that a set larger than memory can be cached.
+
+    The format: the header's length in 8 bytes, a JSON header (it may end in spaces), the tensors' bytes without gaps.
+    """
     rows, captions, shape = [], [], None
     with open(path, "wb") as file:
         file.seek(_HEADER)
@@ -137,7 +144,8 @@ def _write_latents(path: str, vae, clips, views: int, frames_at_once: int, quiet
             z = encode(vae, video, frames_at_once).cpu().half().contiguous()
             _finite(z, f"the latents of clip {index} ({item.get('caption', '')!r})")
             if shape not in (None, tuple(z.shape)):
-                raise AnimkitError(f"clip {index} has latents {tuple(z.shape)}, those before it {shape}: give all one size")
+                raise AnimkitError(f"clip {index} has latents {tuple(z.shape)}, those before it {shape}: "
+                                   "give all clips one size")
             shape = tuple(z.shape)
             file.write(z.numpy().tobytes())
             rows.append((index, view))
@@ -159,7 +167,7 @@ def _write_latents(path: str, vae, clips, views: int, frames_at_once: int, quiet
 
 
 def _every(clips, views: int) -> Iterator[tuple[int, int, dict | None]]:
-    get = getattr(clips, "try_get", clips.get)  # with try_get a bad video is left out, not replaced by another one twice
+    get = getattr(clips, "try_get", clips.get)  # with try_get a bad video is left out, not replaced by its neighbour
     for view in range(views):
         for index in range(len(clips)):
             yield index, view, get(index, view)

@@ -1,15 +1,16 @@
 """Camera moves made out of ordinary clips by moving a crop (4.3): the eight shot types of MotionLoRA.
 
-The paper gives the rule for zoom ("gradually reducing or enlarging the cropping area along the temporal axis"); pan, tilt
-and roll follow the same idea. A crop is a similarity: a window of size `scale`, its centre at (dx, dy), turned by `angle`.
+The paper gives the rule for zoom ("gradually reducing or enlarging the cropping area along the temporal axis"); pan,
+tilt and roll follow the same idea. A crop is a similarity: a window of size `scale`, its centre at (dx, dy), turned by
+`angle`.
 
 What each name means, in words:
     zoom in                 the window shrinks: things grow and leave over the edges
     zoom out                the window grows: things shrink and new scenery comes in from the edges
     pan left, pan right     the CAMERA turns that way: scenery moves the other way (pan right: scenery moves left)
     tilt up, tilt down      the CAMERA turns that way: scenery moves the other way (tilt up: scenery moves down)
-    roll clockwise,         the PICTURE turns that way, as a viewer sees it (the camera itself turns against it). This is how
-    roll anticlockwise      we read the released MotionLoRAs "RollingClockwise" and "RollingAnticlockwise".
+    roll clockwise,         the PICTURE turns that way, as a viewer sees it; the camera itself turns against it. So we
+    roll anticlockwise      read the names of the released MotionLoRAs, "RollingClockwise" and "RollingAnticlockwise".
 Hence a mirrored clip of a pan or a roll is a clip of the opposite shot: never flip these at random.
 """
 import math
@@ -27,8 +28,8 @@ OPPOSITE = {a: b for one, other in zip(SHOTS[::2], SHOTS[1::2]) for a, b in ((on
 class Crop(NamedTuple):
     """One frame's window: point (x, y) of the view shows the picture's point scale * R(angle) (x, y) + (dx, dy).
 
-    Lengths are in half short sides of the whole view, (0, 0) its centre, x to the right, y down. `angle` in radians, the
-    window turned clockwise where positive. Crop(1, 0, 0, 0) is the whole view.
+    Lengths are in half short sides of the whole view, (0, 0) its centre, x to the right, y down. `angle` in radians,
+    the window turned clockwise where positive. Crop(1, 0, 0, 0) is the whole view.
     """
     scale: float
     dx: float
@@ -37,7 +38,7 @@ class Crop(NamedTuple):
 
 
 def shot_name(shot: str) -> str:
-    """The shot type as SHOTS writes it, from "zoom-in", "zoom_in" or "Zoom in". Raises AnimkitError for any other word."""
+    """The shot type as SHOTS writes it, from "zoom-in", "zoom_in" or "Zoom in"; AnimkitError for any other word."""
     name = " ".join(str(shot).lower().replace("-", " ").replace("_", " ").split())
     if name not in SHOTS:
         raise AnimkitError(f"unknown shot type {shot!r}: use one of {', '.join(SHOTS)}")
@@ -45,21 +46,22 @@ def shot_name(shot: str) -> str:
 
 
 def crop_path(shot: str, frames: int = 16, amount: float = 0.3, aspect: float = 1.0) -> list[Crop]:
-    """The window of every frame of a shot type (4.3); `aspect` is the view's width / height. With t = 0 .. 1 over the frames:
+    """The windows of a shot type, a frame each (4.3); `aspect` is the view's width / height. With t = 0 .. 1:
 
     zoom in              scale (1 - amount)^t, as a lens zooms at a constant rate; zoom out is the same backwards
     pan, tilt            scale 1 - amount; the centre runs at a constant rate from one edge of the picture to the other
-    roll                 angle at a constant rate over 90 degrees * amount, symmetric about upright; scale is the largest whose
-                         most turned window stays inside the picture (inscribed), the same in all frames: no zoom mixes in
+    roll                 angle at a constant rate over 90 degrees * amount, symmetric about upright; scale is the
+                         largest whose most turned window stays inside the picture (inscribed), the same in all
+                         frames, so that no zoom mixes in
 
-    No window ever leaves the picture. Raises AnimkitError for an unknown shot, under 2 frames, or amount outside (0, 1).
+    No window ever leaves the picture. Raises AnimkitError for an unknown shot, under 2 frames, amount not in (0, 1).
     """
     shot = shot_name(shot)
     if frames < 2:
         raise AnimkitError(f"a camera move needs at least 2 frames, got {frames}")
     if not 0 < amount < 1:
         raise AnimkitError(f"amount of {shot!r} is {amount}: it must lie between 0 (no move) and 1")
-    if OPPOSITE[shot] in ("zoom in", "pan right", "tilt down", "roll anticlockwise"):  # each the other, played backwards
+    if shot in ("zoom out", "pan left", "tilt up", "roll clockwise"):  # their opposites, played backwards
         return crop_path(OPPOSITE[shot], frames, amount, aspect)[::-1]
     half_w, half_h = _half_extents(aspect)
     t = [i / (frames - 1) for i in range(frames)]
@@ -99,7 +101,8 @@ def apply(clip: torch.Tensor, path: Sequence[Crop], size: int | tuple[int, int])
         theta = 2 * unit * torch.tensor([[half_w * cos / w, -half_h * sin / w, crop.dx / w],
                                          [half_w * sin / h, half_h * cos / h, crop.dy / h]])
         grid = F.affine_grid(theta[None], [1, frame.shape[0], out_h, out_w], align_corners=False)
-        frames.append(F.grid_sample(small, grid.to(small), mode="bilinear", padding_mode="border", align_corners=False)[0])
+        seen = F.grid_sample(small, grid.to(small), mode="bilinear", padding_mode="border", align_corners=False)
+        frames.append(seen[0])
     out = torch.stack(frames, dim=1)  # c f h w
     return out if clip.is_floating_point() else out.round().clamp(0, 255).to(clip.dtype)
 
@@ -120,7 +123,8 @@ def draw_path(path: Sequence[Crop], aspect: float = 1.0, picture=None, ax=None):
         corners = torch.tensor(crop_corners(crop, aspect)) * 0.995  # so that a window on the edge can be seen
         ax.fill(*corners.T, fill=False, edgecolor=colour, linewidth=2.5 if i in (0, len(path) - 1) else 0.8)
         ax.plot(*((corners[0] + corners[1]) / 2), marker="^", color=colour, markersize=4)  # the window's upper edge
-    ax.set(xlim=(-1.02 * half_w, 1.02 * half_w), ylim=(1.02 * half_h, -1.02 * half_h), aspect="equal", xticks=[], yticks=[])
+    ax.set(xlim=(-1.02 * half_w, 1.02 * half_w), ylim=(1.02 * half_h, -1.02 * half_h))
+    ax.set(aspect="equal", xticks=[], yticks=[])
     return ax
 
 

@@ -14,9 +14,11 @@ from animkit.errors import AnimkitError
 class Images:
     """Captioned images resized and cropped: images[i] is {"image": c h w in -1 .. 1, "caption": str, "index": int}.
 
-    source: a folder (see `tables.image_table`) or a Dataset with `image` and `caption`. size: side or (height, width) in pixels.
-    crop: "centre" or "random". flip: mirror half of them; off unless asked for, since captions may speak of left and right.
-    What get(i, epoch) gives is a function of (seed, epoch, i). Raises AnimkitError for an image that cannot be read, naming it.
+    source: a folder (see `tables.image_table`) or a Dataset with `image` and `caption`. size: side, or
+    (height, width), in pixels.
+    crop: "centre" or "random". flip: mirror half of them; off unless asked for, since captions may speak of left and
+    right. What get(i, epoch) gives is a function of (seed, epoch, i). Raises AnimkitError for an image that cannot be
+    read, naming it.
     """
 
     def __init__(self, source: str | Path | Dataset, *, size: int | tuple[int, int] = 512, crop: str = "centre",

@@ -20,16 +20,19 @@ from animkit.errors import AnimkitError
 from animkit.training.draws import rank_and_world, seed_at
 
 
-def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100, rank: int = 0, world: int = 1) -> IterableDataset:
-    """Samples of WebDataset shards as a stream: `video` (encoded bytes: nothing is decoded here), `caption`, `key`, `shard`.
+def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100,
+                rank: int = 0, world: int = 1) -> IterableDataset:
+    """Samples of WebDataset shards as a stream: `video` (encoded bytes: nothing is decoded), `caption`, `key`, `shard`.
 
-    shards: tar files or addresses, as a list, a glob pattern, or with a range such as clips-{000..127}.tar. A sample is a
-    video with .txt, or .json with "caption" or "text", of the same name. shuffle: samples held (encoded) to draw from, and
-    the shards in random order; 0: in order. Of `world` processes this one, `rank`, gets its share, and so does each worker of a
-    torch DataLoader over it: every sample exactly once among them. With a multiple of `world` shards none is read twice.
-    Raises AnimkitError for shards that are absent or damaged, or hold no video or no caption.
+    shards: tar files or addresses, as a list, a glob pattern, or with a range such as clips-{000..127}.tar. A sample is
+    a video with .txt, or .json with "caption" or "text", of the same name. shuffle: samples held (encoded) to draw
+    from, and the shards in random order; 0: in order. Of `world` processes this one, `rank`, gets its share, and so
+    does each worker of a torch DataLoader over it: every sample exactly once among them. With a multiple of `world`
+    shards none is read twice. Raises AnimkitError for shards that are absent or damaged, or hold no video or no
+    caption.
     """
-    files = [file for pattern in ([shards] if isinstance(shards, (str, Path)) else shards) for file in _expanded(str(pattern))]
+    patterns = [shards] if isinstance(shards, (str, Path)) else shards
+    files = [file for pattern in patterns for file in _expanded(str(pattern))]
     try:
         stream = load_dataset("webdataset", data_files={"train": files}, split="train", streaming=True)
         columns = list(stream.features)
@@ -38,13 +41,14 @@ def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100, r
     video = next((c for c in columns if "." + c.lower() in VIDEOS), None)
     caption = next((c for c in ("txt", "json") if c in columns), None)
     if video is None or caption is None:
-        raise AnimkitError(f"the samples of {shards} need a video ({', '.join(VIDEOS)}) and a caption (.txt or .json); they have "
-                           f"{', '.join(c for c in columns if not c.startswith('__'))}")
+        raise AnimkitError(f"the samples of {shards} need a video ({', '.join(VIDEOS)}) and a caption (.txt or .json); "
+                           f"they have {', '.join(c for c in columns if not c.startswith('__'))}")
 
     def plain(sample: dict) -> dict:
         text = sample[caption]
         text = (text.get("caption") or text.get("text")) if isinstance(text, dict) else text
-        return {"video": (sample[video] or {}).get("bytes"), "caption": text, "key": sample["__key__"], "shard": sample["__url__"]}
+        return {"video": (sample[video] or {}).get("bytes"), "caption": text,
+                "key": sample["__key__"], "shard": sample["__url__"]}
 
     stream = stream.cast_column(video, Video(decode=False))
     if shuffle:
@@ -53,14 +57,17 @@ def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100, r
 
 
 class StreamClips:
-    """The batch(k, generator) of `training.loop.fit` over WebDataset shards; settings as for open_shards and ClipRecipe.
+    """The batch(k, generator) of `training.loop.fit` over WebDataset shards; settings: open_shards and ClipRecipe.
 
-    Batch k is a function of (seed, k) and of the process: one that starts at k > 0 reads past what comes before, without
-    decoding it. A bad video gives way to those that follow, is counted and named at the end; over a tenth stop the run.
+    Batch k is a function of (seed, k) and of the process: one that starts at k > 0 reads past what comes before,
+    without decoding it. A bad video gives way to those that follow, is counted and named at the end; over a tenth stop
+    the run.
     """
 
-    def __init__(self, shards: str | list[str], batch: int, *, seed: int = 0, shuffle: int = 100, workers: int = 1, **recipe):
-        self.shards, self.batch, self.seed, self.shuffle, self.recipe = shards, batch, seed, shuffle, ClipRecipe(**recipe)
+    def __init__(self, shards: str | list[str], batch: int, *, seed: int = 0, shuffle: int = 100, workers: int = 1,
+                 **recipe):
+        self.recipe = ClipRecipe(**recipe)
+        self.shards, self.batch, self.seed, self.shuffle = shards, batch, seed, shuffle
         self.skipped = Skipped()
         self._samples, self._ahead, self._place = None, deque(), 0  # _place: of the first sample in _ahead
         self._pool = ThreadPoolExecutor(workers) if workers > 1 else None
@@ -120,7 +127,8 @@ class StreamClips:
                 at = f"after {sample['key']} of {sample['shard']}" if sample else f"at the start of {self.shards}"
                 raise AnimkitError(f"the shards cannot be read on, {at}: {error}") from error
             if not count:
-                raise AnimkitError(f"process {rank} of {world} gets no sample out of {self.shards}: use fewer processes")
+                raise AnimkitError(f"process {rank} of {world} gets no sample out of {self.shards}: "
+                                   "use fewer processes")
             self.skipped.known(count)
             epoch += 1
 

@@ -1,4 +1,4 @@
-"""Tables of videos and of captioned images as `datasets` Datasets: paths and captions, memory-mapped; nothing is decoded."""
+"""Tables of videos and of captioned images as `datasets` Datasets: paths and captions; nothing is decoded."""
 import csv
 import json
 from pathlib import Path
@@ -12,9 +12,9 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def webvid_table(table: str | Path) -> Dataset:
-    """A WebVid CSV (columns videoid,name,page_dir, maybe more): a memory-mapped Dataset of `videoid`, `caption`, `page_dir`.
+    """A WebVid CSV (columns videoid,name,page_dir, maybe more): a Dataset of `videoid`, `caption`, `page_dir`.
 
-    Raises AnimkitError for a missing file or missing columns, naming them, and for a line with too few or too many fields.
+    Memory-mapped. Raises AnimkitError for a missing file, missing columns (named), a line with too few or many fields.
     """
     table = _existing(table, "table of videos")
     wanted = ("videoid", "name", "page_dir")
@@ -23,18 +23,19 @@ def webvid_table(table: str | Path) -> Dataset:
         columns = next(rows, [])
         _need(wanted, columns, table)
         count = 0
-        for count, row in enumerate(rows, start=1):  # an unquoted comma would shift a caption into the next column unseen
+        for count, row in enumerate(rows, start=1):  # an unquoted comma would shift a caption into the next column
             if row and len(row) != len(columns):
-                raise AnimkitError(f"{table}, line {rows.line_num}: {len(row)} fields where the header has {len(columns)}; put "
-                                   'captions that hold a comma into "double quotes"')
+                raise AnimkitError(f"{table}, line {rows.line_num}: {len(row)} fields where the header has "
+                                   f'{len(columns)}; put captions that hold a comma into "double quotes"')
     if not count:
         raise AnimkitError(f"{table} has its header but no row: there is nothing to read")
     text = Features({name: Value("string") for name in wanted})  # videoid too: as a number it would lose leading zeros
-    return Dataset.from_csv(str(table), features=text, usecols=list(wanted), keep_default_na=False).rename_column("name", "caption")
+    rows = Dataset.from_csv(str(table), features=text, usecols=list(wanted), keep_default_na=False)
+    return rows.rename_column("name", "caption")
 
 
 def video_path(row: dict, videos: Path | None) -> Path:
-    """Where the video of a table's row is: its `video`; or in WebVid's folder at {videoid}.mp4, or at {page_dir}/{videoid}.mp4.
+    """Where the video of a table's row is: its `video`; or, of WebVid, {videoid}.mp4 or {page_dir}/{videoid}.mp4.
 
     Looked up when it is read, for a table has millions of rows; whether the file is there is seen then, too.
     """
@@ -46,7 +47,7 @@ def video_path(row: dict, videos: Path | None) -> Path:
 
 
 def video_table(folder: str | Path) -> Dataset:
-    """All videos under a folder, sorted: `video` (a path) and `caption` ("" for all where nothing in the folder has one).
+    """All videos under a folder, sorted: `video` (a path) and `caption` ("" where the folder has none at all).
 
     Captions as in `image_table`. Raises AnimkitError where there is no video, or where only some have a caption.
     """
@@ -56,8 +57,8 @@ def video_table(folder: str | Path) -> Dataset:
 def image_table(folder: str | Path) -> Dataset:
     """A folder of captioned images, for a look: `image` (decoded when it is looked at) and `caption`.
 
-    Captions stand in metadata.csv or metadata.jsonl (file_name, text), or in a .txt file of the same name beside each image.
-    Raises AnimkitError for missing columns, images without a caption and captions without an image, naming them.
+    Captions stand in metadata.csv or metadata.jsonl (file_name, text), or in a .txt file of the same name beside each
+    image. Raises AnimkitError for missing columns, images without a caption and captions without an image, naming them.
     """
     return _captioned_folder(folder, "image", IMAGES, needed=True).cast_column("image", Image())
 

@@ -15,7 +15,8 @@ class BadVideo(Exception):
     """One video cannot be used, and why; whoever reads many of them notes it and goes on."""
 
 
-def read_frames(source: str | Path | bytes, frames: int, stride: int, rng: np.random.Generator | None = None) -> torch.Tensor:
+def read_frames(source: str | Path | bytes, frames: int, stride: int,
+                rng: np.random.Generator | None = None) -> torch.Tensor:
     """`frames` frames, every `stride`-th: uint8 c f h w. They start at a place that rng draws, or at the first frame.
 
     Raises BadVideo for a video that cannot be decoded, has no frames, or fewer than (frames - 1) * stride + 1.
@@ -29,8 +30,9 @@ def read_frames(source: str | Path | bytes, frames: int, stride: int, rng: np.ra
             length, get = read(source)
             if length >= span:
                 start = 0 if rng is None else int(rng.integers(length - span + 1))
-                return torch.from_numpy(get(range(start, start + span, stride))).permute(3, 0, 1, 2)  # f h w c -> c f h w
-            reason = ("no frames" if length == 0 else f"{length} frames, {span} needed ({frames} at stride {stride})")
+                video = get(range(start, start + span, stride))  # f h w c
+                return torch.from_numpy(video).permute(3, 0, 1, 2)
+            reason = f"{length} frames, {span} needed ({frames} at stride {stride})" if length else "no frames"
             break
         except Exception as error:  # decoders raise whatever they like on damaged files, and they alone are called here
             reason = f"unreadable ({(str(error).strip() or type(error).__name__).splitlines()[0][:120]})"
@@ -57,7 +59,7 @@ def _pyav(source):
 
 
 def resize_and_crop(video: torch.Tensor, size: tuple[int, int], rng: np.random.Generator | None = None) -> torch.Tensor:
-    """c f h w -> c f `size`: the smallest picture that covers `size` (antialiased), cut at its centre or where rng draws."""
+    """c f h w -> c f `size`: the smallest picture that covers `size` (antialiased), cut at its centre or where rng says."""
     h, w = video.shape[-2:]
     scale = max(size[0] / h, size[1] / w)
     h, w = max(size[0], round(h * scale)), max(size[1], round(w * scale))
@@ -74,7 +76,7 @@ def to_float(video: torch.Tensor) -> torch.Tensor:
 
 
 class Skipped:
-    """Counts the videos that could not be used; stops the run when they are over a tenth. Safe to share between threads.
+    """Counts the videos that cannot be used; stops the run when they are over a tenth. Threads may share it.
 
     A tenth of all where their number is known; and, so that a large bad set stops early, a tenth of those tried so far,
     once that are 100. A stream knows their number (`known`) only at the end of the first epoch.
@@ -107,7 +109,7 @@ class Skipped:
         return len(self.why)
 
     def __str__(self) -> str:
-        tried = self.tried if self.total is None else min(self.tried, self.total)  # later epochs try the same ones again
+        tried = self.tried if self.total is None else min(self.tried, self.total)  # later epochs try the same again
         return f"{len(self.why)} of {tried} videos tried cannot be used and were skipped:\n" + "\n".join(
             f"  {name}: {why}" for name, why in sorted(self.why.items()))
 

@@ -17,7 +17,7 @@ from animkit.errors import AnimkitError
 
 @dataclass(frozen=True)
 class ClipRecipe:
-    """How a clip is cut out of a video. Raises AnimkitError for settings that make no sense or contradict each other."""
+    """How a clip is cut out of a video. Raises AnimkitError for settings that make no sense or contradict another."""
     size: int | tuple[int, int] = 256                 # side, or (height, width), in pixels
     frames: int = 16
     stride: int = 4                                   # every fourth frame of the video (the paper's training)
@@ -25,7 +25,7 @@ class ClipRecipe:
     crop: Literal["centre", "random"] = "centre"
     shot: str | None = None                           # a shot type of `camera`, made by moving the crop (4.3),
     amount: float | tuple[float, float] = 0.3         # by so much, or by an amount drawn between (low, high)
-    flip: bool = False                                # mirror half of them: captions, pans and rolls know left from right
+    flip: bool = False                                # mirror half: captions, pans and rolls depend on left and right
     dtype: torch.dtype = torch.float32                # -1 .. 1; or torch.uint8
 
     def __post_init__(self):
@@ -34,11 +34,13 @@ class ClipRecipe:
             if getattr(self, name) not in choices:
                 raise AnimkitError(f"{name} is {' or '.join(map(str, choices))}, not {getattr(self, name)!r}")
         if self.frames < 1 or self.stride < 1 or min(self.height_width) < 1:
-            raise AnimkitError(f"frames, stride and size must be at least 1, got {self.frames}, {self.stride} and {self.size}")
+            raise AnimkitError("frames, stride and size must be at least 1, "
+                               f"got {self.frames}, {self.stride} and {self.size}")
         if self.shot:
             shot = camera.shot_name(self.shot)
             if self.flip and shot.split()[0] in ("pan", "roll"):
-                raise AnimkitError(f"flip=True would turn half of the clips of {shot!r} into {camera.OPPOSITE[shot]!r}: leave it off")
+                raise AnimkitError(f"flip=True would turn half of the clips of {shot!r} into {camera.OPPOSITE[shot]!r}: "
+                                   "leave it off")
             if self.crop == "random":
                 raise AnimkitError(f"crop='random' and shot={shot!r} both place the crop: choose one")
 
@@ -52,7 +54,8 @@ class ClipRecipe:
         if self.shot:
             amount = float(rng.uniform(*self.amount)) if isinstance(self.amount, (tuple, list)) else self.amount
             height, width = self.height_width
-            video = camera.apply(video, camera.crop_path(self.shot, self.frames, amount, width / height), (height, width))
+            path = camera.crop_path(self.shot, self.frames, amount, width / height)
+            video = camera.apply(video, path, (height, width))
         else:
             video = resize_and_crop(video, self.height_width, rng if self.crop == "random" else None)
         if self.flip and rng.random() < 0.5:
@@ -63,20 +66,23 @@ class ClipRecipe:
 class VideoClips:
     """Clips for training out of videos: clips[i] is {"video": c f h w, "caption": str, "index": int}.
 
-    source: a folder of videos, a WebVid CSV (its videos lie in the folder `videos`, or beside it), or a Dataset with the columns
-    `video` (paths) and `caption`.
+    source: a folder of videos, a WebVid CSV (its videos lie in the folder `videos`, or beside it), or a Dataset with
+    the columns `video` (paths) and `caption`.
     recipe: the settings of ClipRecipe: size, frames, stride, start, crop, shot, amount, flip, dtype.
 
-    What get(i, epoch) gives is a function of (seed, epoch, i) alone. A video that cannot be used gives way to the next one that
-    can, is counted and is named at the end (`skipped`). Raises AnimkitError when these are over a tenth of the videos.
+    What get(i, epoch) gives is a function of (seed, epoch, i) alone. A video that cannot be used gives way to the next
+    one that can, is counted and is named at the end (`skipped`). Raises AnimkitError when these are over a tenth of the
+    videos.
     """
 
     def __init__(self, source: str | Path | Dataset, *, videos: str | Path | None = None, seed: int = 0, **recipe):
         self.recipe, self.seed = ClipRecipe(**recipe), seed
         if isinstance(source, Dataset):
             self.table, self.videos = source, Path(videos or ".")
-            if not {"video", "caption"} <= set(source.column_names) and not {"videoid", "page_dir", "caption"} <= set(source.column_names):
-                raise AnimkitError(f"a Dataset of clips needs the columns video and caption; this one has {', '.join(source.column_names)}")
+            columns = set(source.column_names)
+            if not ({"video", "caption"} <= columns or {"videoid", "page_dir", "caption"} <= columns):
+                raise AnimkitError("a Dataset of clips needs the columns video and caption; "
+                                   f"this one has {', '.join(source.column_names)}")
         elif str(source).endswith(".csv"):
             self.table, self.videos = webvid_table(source), Path(videos or Path(source).parent)
             if not self.videos.is_dir():
@@ -114,7 +120,7 @@ class VideoClips:
         return {"video": video, "caption": row["caption"], "index": index}
 
     def fingerprint(self) -> str:
-        """A hash of the files (name, length, time of change), captions and settings: equal where the clips are equal."""
+        """A hash of the files (name, length, time of change), captions and settings; equal where the clips are."""
         digest = hashlib.sha256(repr((self.recipe, self.seed)).encode())
         for row in self.table:
             path = video_path(row, self.videos)

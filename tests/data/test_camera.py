@@ -15,7 +15,7 @@ def coordinates(h, w, frames=5):
 
 
 def fit_similarity(src, dst):
-    """Least squares dst = s R(angle) src + d over points n 2 -> (s, angle, d): complex numbers, since a similarity is z -> a z + b."""
+    """Least squares dst = s R(angle) src + d over points n 2 -> (s, angle, d); in complex numbers z -> a z + b."""
     z, y = src[:, 0] + 1j * src[:, 1], dst[:, 0] + 1j * dst[:, 1]
     (a, b), *_ = np.linalg.lstsq(np.stack([z, np.ones_like(z)], 1), y, rcond=None)
     return abs(a), np.angle(a), (b.real, b.imag)
@@ -32,7 +32,7 @@ def test_fitted_similarity_recovers_the_rule(shot, size):
     half_w, half_h = (aspect, 1) if aspect >= 1 else (1, 1 / aspect)
     unit = min(w / half_w, h / half_h) / 2
     vy, vx = np.mgrid[:size[0], :size[1]]
-    view = np.stack([(vx + .5 - size[1] / 2) / size[1] * 2 * half_w, (vy + .5 - size[0] / 2) / size[0] * 2 * half_h], -1)
+    view = np.stack([(2 * vx + 1 - size[1]) / size[1] * half_w, (2 * vy + 1 - size[0]) / size[0] * half_h], -1)
     inside = slice(4, -4)  # the picture's own edge is blurred by the antialiasing
     for i, crop in enumerate(path):
         seen = out[:, i].permute(1, 2, 0).numpy()[inside, inside].reshape(-1, 2) / unit
@@ -58,7 +58,7 @@ def bright_spots(frame):
 
 
 def picture_motion(shot):
-    """How dots on the screen move from the first frame to the last: growth, turn (clockwise positive), shift in pixels."""
+    """How dots on the screen move from the first frame to the last: growth, turn (clockwise), shift in pixels."""
     out = camera.apply(dots(12), camera.crop_path(shot, 12, 0.25), 160)
     tracked = [bright_spots(out[0, i].numpy().astype(float)) for i in range(12)]
     assert all(len(t) == 9 for t in tracked)
@@ -72,12 +72,12 @@ def test_what_a_viewer_sees():
     grow, turn, (x, y) = picture_motion("zoom in")
     assert grow == pytest.approx(1 / 0.75, rel=0.01) and abs(turn) < 0.01 and abs(x) < 1 and abs(y) < 1
     assert picture_motion("zoom out")[0] == pytest.approx(0.75, rel=0.01)
-    grow, turn, (x, y) = picture_motion("pan right")  # scenery moves left by the whole travel 2 * 0.25 / 0.75 half sides
+    grow, turn, (x, y) = picture_motion("pan right")  # scenery moves left, by 2 * 0.25 / 0.75 half sides
     assert x == pytest.approx(-2 * 0.25 / 0.75 * 80, rel=0.02) and abs(y) < 1 and grow == pytest.approx(1, abs=0.01)
     assert picture_motion("pan left")[2][0] > 50
     assert picture_motion("tilt up")[2][1] > 50  # scenery moves down
     assert picture_motion("tilt down")[2][1] < -50
-    grow, turn, (x, y) = picture_motion("roll clockwise")  # y points down, so a positive angle is clockwise on the screen
+    grow, turn, (x, y) = picture_motion("roll clockwise")  # y points down, so a positive angle is clockwise
     assert turn == pytest.approx(0.25 * math.pi / 2, abs=0.01) and grow == pytest.approx(1, abs=0.01) and abs(x) < 1
     assert picture_motion("roll anticlockwise")[1] == pytest.approx(-0.25 * math.pi / 2, abs=0.01)
 
@@ -96,7 +96,7 @@ def test_shrinking_is_antialiased():
     board = (torch.arange(256)[:, None] + torch.arange(256)) % 2 * 255
     clip = board.to(torch.uint8).expand(3, 4, 256, 256)
     out = camera.apply(clip, camera.crop_path("zoom in", 4, 0.2), 32).float()
-    assert (out[..., 2:-2, 2:-2] - 127.5).abs().max() < 8  # a one-pixel checkerboard becomes grey; plain sampling would not
+    assert (out[..., 2:-2, 2:-2] - 127.5).abs().max() < 8  # a one-pixel checkerboard becomes grey
 
 
 def test_whole_view_is_the_clip_itself():

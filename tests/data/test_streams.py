@@ -87,11 +87,13 @@ def test_bad_videos_are_replaced_and_named(videos, tmp_path):
     good = videos.write(tmp_path / "v.mp4", 12, size=(32, 64)).read_bytes()
     def tar(bad):
         write_shard(tmp_path / "x.tar", {name: content for i in range(20) for name, content in (
-            (f"{i:02}.mp4", b"junk" if i in bad else good), (f"{i:02}.json", json.dumps({"caption": f"c{i}"}).encode()))})
+            (f"{i:02}.mp4", b"junk" if i in bad else good),
+            (f"{i:02}.json", json.dumps({"caption": f"c{i}"}).encode()))})
         return StreamClips(str(tmp_path / "x.tar"), 4, size=8, frames=2, stride=2, shuffle=0)
     stream = tar({1, 6})
     steps = [stream(k) for k in range(6)]
-    assert [step["key"] for step in steps[:3]] == [["00", "02", "03", "04"], ["04", "05", "07", "08"], ["08", "09", "10", "11"]]
+    assert [step["key"] for step in steps[:3]] == [["00", "02", "03", "04"], ["04", "05", "07", "08"],
+                                                   ["08", "09", "10", "11"]]
     assert steps[5]["caption"] == ["c0", "c2", "c3", "c4"]
     assert "2 of 20 videos" in str(stream.skipped) and "x.tar: 06: unreadable" in str(stream.skipped)
     with pytest.raises(AnimkitError, match="over 10%(.|\n)*x.tar: 11: unreadable"):

@@ -62,7 +62,8 @@ def test_random_crop_moves_and_flip_is_only_by_request(videos, tmp_path):
 
 def test_a_shot_type_is_the_camera_rule_on_the_full_frames(folder):
     plain = VideoClips(folder, size=(32, 64), frames=6, stride=2, start="first", dtype=torch.uint8)[2]["video"]
-    zoomed = VideoClips(folder, size=24, frames=6, stride=2, start="first", shot="zoom-in", amount=0.4, dtype=torch.uint8)
+    zoomed = VideoClips(folder, size=24, frames=6, stride=2, start="first", shot="zoom-in", amount=0.4,
+                        dtype=torch.uint8)
     assert torch.equal(zoomed[2]["video"], camera.apply(plain, camera.crop_path("zoom in", 6, 0.4), 24))
     drawn = VideoClips(folder, size=24, frames=6, stride=2, shot="roll clockwise", amount=(0.1, 0.5))
     assert drawn[0]["video"].shape == (3, 6, 24, 24) and torch.equal(drawn[0]["video"], drawn[0]["video"])
@@ -138,7 +139,8 @@ def test_webvid_table(videos, tmp_path):
     clips = VideoClips(path, videos=tmp_path / "v", size=16, frames=2, stride=2)
     assert [clips[i]["caption"] for i in (0, 1)] == ["A boat, at sea", "null"]  # 007 kept its zeros, "null" is a word
     assert len(clips.skipped) == 0 and clips.table.column_names == ["videoid", "caption", "page_dir"]
-    assert VideoClips(clips.table, videos=tmp_path / "v", size=16, frames=2)[1]["index"] == 1  # a Dataset, maybe filtered
+    from_dataset = VideoClips(clips.table, videos=tmp_path / "v", size=16, frames=2)  # one that was filtered, maybe
+    assert from_dataset[1]["index"] == 1
     extra = webvid(tmp_path, [("1", "x", "d", "u")], ("videoid", "name", "page_dir", "contentUrl"))
     assert webvid_table(extra)[0]["caption"] == "x"
 
@@ -161,7 +163,8 @@ def test_webvid_faults(tmp_path):
 
 
 def test_settings_that_make_no_sense(folder):
-    for wrong in ({"frames": 0}, {"stride": 0}, {"crop": "left"}, {"start": "last"}, {"shot": "spin"}, {"shot": "zoom in", "crop": "random"}):
+    for wrong in ({"frames": 0}, {"stride": 0}, {"crop": "left"}, {"start": "last"}, {"shot": "spin"},
+                  {"shot": "zoom in", "crop": "random"}):
         with pytest.raises(AnimkitError):
             VideoClips(folder, **wrong)
     (folder / "empty").mkdir()
