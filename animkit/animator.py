@@ -100,20 +100,42 @@ class Animator:
     base: "miniature", a diffusers folder, a single .safetensors file, or a Stable Diffusion pipeline that you hold (its UNet is
     inflated in place). motion: MotionModules, their folder or file; None takes the one shipped beside the base, if there is
     one, and False none. device: by default CUDA, else Apple's MPS, else the CPU; a pipeline that you hold stays where it is.
+    tokenizer: for a single file, CLIP's or its folder, if it is not found by itself.
     Raises AnimkitError when a file is missing, damaged or of the wrong kind.
     """
 
     def __init__(self, base: Any = "miniature", motion: Any = None, device: str | torch.device | None = None,
-                 dtype: torch.dtype = torch.float32):
-        self.pipe, self.defaults, beside = open_base(base, dtype)
-        if isinstance(base, (str, Path)) or device is not None:
-            self.pipe.to(device or _best_device())
+                 dtype: torch.dtype = torch.float32, tokenizer: Any = None):
+        self.pipe, self.defaults, beside = open_base(base, dtype, tokenizer)
+        if isinstance(base, (str, Path)):
+            for part in self.pipe.components.values():  # device and dtype in one move: half a file stays half on its way
+                if isinstance(part, torch.nn.Module):
+                    part.to(device or _best_device(), dtype)
+        elif device is not None:
+            self.pipe.to(device)
         self.base = str(base) if isinstance(base, (str, Path)) else type(base).__name__
         self.video_unet = inflate(self.pipe.unet)
         self.alpha = Alphas(self.video_unet)  # animator.alpha["ink"] = 0.3
         motion = beside if motion is None else motion
         if motion is not None and motion is not False:
             self.insert(motion, name="motion")
+
+    @classmethod
+    def from_files(cls, base: Any, motion: Any = None, looks: Any = (), adapter: Any = (), motion_loras: Any = (), *,
+                   strict: bool = True, tokenizer: Any = None, device: str | torch.device | None = None,
+                   dtype: torch.dtype = torch.float32) -> Animator:
+        """One animator from the files people have (4.4), in whatever order and format; each part goes by its file's name.
+
+        motion, looks, adapter, motion_loras: a path, a list of paths, or {path: alpha}. What a file is, is read off it, and
+        checked against its role before the base is loaded. strict=False: a v2 MotionLoRA may leave its middle block out.
+        Raises AnimkitError for a file that is missing, damaged, given in another's place, or does not fit the base.
+        """
+        from animkit.checkpoints.roles import open_roles
+        parts = open_roles(motion=motion, adapter=adapter, looks=looks, motion_loras=motion_loras, strict=strict)
+        animator = cls(base, motion=False, device=device, dtype=dtype, tokenizer=tokenizer)
+        for checkpoint, alpha in parts:
+            animator.insert(checkpoint, alpha=alpha)
+        return animator
 
     # ---- what is inserted: motion modules, looks, domain adapters, MotionLoRAs
 

@@ -21,11 +21,13 @@ with quiet_libraries():  # importing pipelines makes transformers talk of torchv
 DEFAULTS = {"steps": 25, "guidance": 7.5, "frames": 16, "fps": 8, "vocabulary": "open"}
 
 
-def open_base(base: str | Path | Any, dtype: torch.dtype = torch.float32) -> tuple[Any, dict, Path | None]:
+def open_base(base: str | Path | Any, dtype: torch.dtype = torch.float32,
+              tokenizer: Any = None) -> tuple[Any, dict, Path | None]:
     """-> (diffusers pipeline, its defaults, the motion module shipped beside it or None).
 
     base: "miniature", a diffusers folder, a single .safetensors or .ckpt file, a name on the Hugging Face hub, or a Stable
-    Diffusion pipeline that you hold. Raises AnimkitError if it is none of these, cannot be read, or lacks some weights.
+    Diffusion pipeline that you hold. A file keeps its own dtype until it is moved to its device, and finds its tokenizer by
+    itself, or takes `tokenizer` (or its folder). Raises AnimkitError if it is none of these, cannot be read, or lacks weights.
     """
     if not isinstance(base, (str, Path)):
         return _usable(base), dict(DEFAULTS), None
@@ -41,7 +43,7 @@ def open_base(base: str | Path | Any, dtype: torch.dtype = torch.float32) -> tup
     try:
         with quiet_libraries(progress_bars=not path.exists()):  # a download may take long: show it
             if path.is_file():
-                pipe = _open_file(path, dtype)
+                pipe = _open_file(path, tokenizer)
             else:
                 pipe = DiffusionPipeline.from_pretrained(str(base), torch_dtype=dtype, **_without_checker(path))
         _usable(pipe)
@@ -55,13 +57,13 @@ def open_base(base: str | Path | Any, dtype: torch.dtype = torch.float32) -> tup
     return pipe, _defaults(path), _motion_beside(path)
 
 
-def _open_file(path: Path, dtype: torch.dtype) -> Any:
+def _open_file(path: Path, tokenizer: Any) -> Any:
     from animkit.checkpoints import open_checkpoint
     checkpoint = open_checkpoint(path)
     if not hasattr(checkpoint, "pipeline"):
         raise AnimkitError(f"'{path}' is a {checkpoint.kind}, not a base: insert it into one, as in "
                            f"Animator(\"miniature\").insert(\"{path}\").")
-    return checkpoint.pipeline(dtype=dtype)
+    return checkpoint.pipeline(tokenizer=tokenizer)
 
 
 def _usable(pipe: Any) -> Any:

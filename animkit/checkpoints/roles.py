@@ -1,0 +1,39 @@
+"""Files given by their roles (motion module, domain adapter, looks, MotionLoRAs), opened and held against those roles."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from animkit.base import find_checkpoint
+from animkit.checkpoints.checkpoint import Checkpoint
+from animkit.checkpoints.door import open_checkpoint
+from animkit.errors import AnimkitError
+
+# role -> (the kinds of file that can take it, what to call it); in the order of insertion: MotionLoRAs need motion modules
+ROLES = {"motion": (("motion module",), "a motion module"),
+         "adapter": (("domain adapter", "LoRA"), "a domain adapter"),
+         "looks": (("LoRA", "domain adapter", "base model", "UNet"), "a look"),
+         "motion_loras": (("MotionLoRA",), "a MotionLoRA")}
+
+
+def open_roles(strict: bool = True, **given: Any) -> list[tuple[Checkpoint, float]]:
+    """[(checkpoint, alpha)] in the order of insertion; each role: a path, a list of paths, {path: alpha}, or None."""
+    parts = []
+    for role, (kinds, what) in ROLES.items():
+        for path, alpha in _with_alpha(given.get(role)):
+            checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(find_checkpoint(path), strict=strict)
+            if checkpoint.kind not in kinds:
+                raise AnimkitError(f"{checkpoint.path}: given as {what} ({role}=), but it is a {checkpoint.kind}.")
+            parts.append((checkpoint, float(alpha)))
+    if sum(checkpoint.kind == "motion module" for checkpoint, _ in parts) > 1:
+        raise AnimkitError("motion= takes one motion module; several do not add up, unlike LoRAs.")
+    return parts
+
+
+def _with_alpha(given: Any) -> list[tuple[Any, float]]:
+    if given is None:
+        return []
+    if isinstance(given, Mapping):
+        return list(given.items())
+    return [(path, 1.0) for path in ([given] if isinstance(given, (str, Path, Checkpoint)) else given)]
