@@ -16,8 +16,7 @@ _PUBLIC = {"VideoClips": "video_clips", "ClipRecipe": "video_clips", "Images": "
            "Batches": "batches", "epoch_order": "batches", "StreamClips": "streams", "open_shards": "streams",
            "webvid_table": "tables", "video_table": "tables", "image_table": "tables", "cache_latents": "cache",
            "cache_text": "cache", "LatentCache": "cache", "TextCache": "cache", "SHOTS": "camera",
-            "crop_path": "camera",
-           "draw_path": "camera"}
+           "crop_path": "camera", "draw_path": "camera"}
 __all__ = sorted(_PUBLIC)
 
 

@@ -52,7 +52,7 @@ class LatentCache:
 
 
 class TextCache:
-    """Text embeddings read from a cache: texts["a red balloon"] is n d; texts.empty is that of "", for dropped captions."""
+    """Text embeddings read from a cache: texts["a balloon"] is n d; texts.empty is that of "", for dropped captions."""
 
     def __init__(self, path: str | Path):
         with _opened(path) as file:

@@ -59,7 +59,7 @@ def _pyav(source):
 
 
 def resize_and_crop(video: torch.Tensor, size: tuple[int, int], rng: np.random.Generator | None = None) -> torch.Tensor:
-    """c f h w -> c f `size`: the smallest picture that covers `size` (antialiased), cut at its centre or where rng says."""
+    """c f h w -> c f `size`: the smallest picture that covers it (antialiased), cut at its centre or where rng says."""
     h, w = video.shape[-2:]
     scale = max(size[0] / h, size[1] / w)
     h, w = max(size[0], round(h * scale)), max(size[1], round(w * scale))

@@ -39,8 +39,8 @@ class ClipRecipe:
         if self.shot:
             shot = camera.shot_name(self.shot)
             if self.flip and shot.split()[0] in ("pan", "roll"):
-                raise AnimkitError(f"flip=True would turn half of the clips of {shot!r} into {camera.OPPOSITE[shot]!r}: "
-                                   "leave it off")
+                raise AnimkitError(f"flip=True would turn half of the clips of {shot!r} into "
+                                   f"{camera.OPPOSITE[shot]!r}: leave it off")
             if self.crop == "random":
                 raise AnimkitError(f"crop='random' and shot={shot!r} both place the crop: choose one")
 

@@ -1,4 +1,5 @@
 """That a slow decoder is overlapped with the step: shown by counting what is under way, not by a clock."""
+import tarfile
 import threading
 from collections import defaultdict
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 import animkit.data
-from animkit.data import Batches, SHOTS, TensorClips, VideoClips
+from animkit.data import Batches, SHOTS, StreamClips, TensorClips, VideoClips
 from animkit.training import LoopConfig, fit
 from animkit.training.plumbing import fetched
 
@@ -59,6 +60,30 @@ def test_too_many_bad_videos_stop_the_training_loop_from_its_thread(videos, tmp_
     clips = VideoClips(tmp_path / "v", size=8, frames=2, stride=2)
     with pytest.raises(ValueError, match="over 10%(.|\n)*3.mp4: unreadable"):
         fit(model, loss, Batches(clips, 2, workers=2), LoopConfig(steps=6, prefetch=2), tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_run_broken_off_and_resumed_is_the_unbroken_run(videos, tmp_path, streamed):
+    with tarfile.open(tmp_path / "clips-0.tar", "w") as tar:
+        for i in range(7):
+            path = videos.write(tmp_path / "v" / f"{i}.mp4", 12, size=(32, 64))
+            path.with_suffix(".txt").write_text(f"clip {i}")
+            tar.add(path, path.name)
+            tar.add(path.with_suffix(".txt"), f"{i}.txt")
+
+    def run(folder, *ends):
+        torch.manual_seed(0)
+        model = nn.Linear(12, 1)
+        loss = lambda m, batch, g: m(batch["video"][..., 0, 0].flatten(1)).square().mean()  # noqa: E731
+        for steps in ends:
+            recipe = {"size": 8, "frames": 4, "stride": 2, "seed": 1}
+            batch = StreamClips(str(tmp_path / "clips-0.tar"), 2, **recipe) if streamed else Batches(
+                VideoClips(tmp_path / "v", crop="random", **recipe), 2, workers=2)
+            config = LoopConfig(steps=steps, accumulate=2, lr=0.01, prefetch=2)
+            history = fit(model, loss, batch, config, tmp_path / folder, quiet=True)
+        return list(history.losses), model.weight.detach()
+    (losses, weight), (losses_too, weight_too) = run("whole", 6), run("broken", 2, 5, 6)
+    assert losses == losses_too and torch.equal(weight, weight_too) and len(set(losses)) == 6
 
 
 def test_the_wait_is_in_the_history(tmp_path):

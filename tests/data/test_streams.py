@@ -33,10 +33,10 @@ def shards(videos, tmp_path_factory):
 ALL = sorted(f"{s}{i}" for s in range(5) for i in range(7))
 
 
-@pytest.mark.parametrize("world, workers", [(1, 0), (1, 2), (5, 0), (2, 0), (2, 2), (3, 1), (5, 2)])
-@pytest.mark.parametrize("shuffle", [0, 4])
+@pytest.mark.parametrize("world, workers, shuffle", [
+    (1, 0, 0), (1, 2, 4), (5, 0, 4), (2, 0, 0), (2, 0, 4), (2, 2, 0), (2, 2, 4), (3, 1, 4), (5, 1, 0)])
 def test_every_sample_exactly_once_over_ranks_and_workers(shards, world, workers, shuffle):
-    for epoch in (0, 1):
+    for epoch in (1,) if workers else (0, 1):  # starting workers takes long
         seen = []
         for rank in range(world):
             stream = open_shards(shards, rank=rank, world=world, shuffle=shuffle, seed=1)
