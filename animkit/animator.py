@@ -204,7 +204,7 @@ class Animator:
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]) if latents is None else latents
         if noise.shape != (len(prompts), *shape):
             raise AnimkitError(f"latents have the shape {tuple(noise.shape)}; this call needs {(len(prompts), *shape)} (b c f h w).")
-        text, added = encode_text(self.pipe, prompts, [negative_prompt] * len(prompts), guidance > 1, (h, w), device)
+        text, added = encode_text(self.pipe, prompts, negative_prompt, guidance > 1, (h, w), device)
         x = sample(self.video_unet, noise.to(device, unet.dtype), text.to(unet.dtype), scheduler, steps, guidance, generators,
                    callback, progress, added)
         if not torch.isfinite(x).all():

@@ -48,12 +48,13 @@ def _unknown_words(prompt: str, tokenizer: Any, vocabulary: str | list[str]) -> 
     return unknown
 
 
-def encode_text(pipe: Any, prompts: list[str], negatives: list[str] | None, guided: bool, size: tuple[int, int],
+def encode_text(pipe: Any, prompts: list[str], negative: str, guided: bool, size: tuple[int, int],
                 device: torch.device) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """-> (text [negative, positive] stacked: 2b n d, or b n d when not guided; SDXL's added conditions, else {})."""
+    negatives = [negative] * len(prompts) if guided and negative else None  # None: SDXL takes zeros for the text ""
     with quiet_libraries():  # check_prompt has said what is cut
         encoded = pipe.encode_prompt(prompt=prompts, device=device, num_images_per_prompt=1,
-                                     do_classifier_free_guidance=guided, negative_prompt=negatives if guided else None)
+                                     do_classifier_free_guidance=guided, negative_prompt=negatives)
     positive, negative, *pooled = encoded
     text = torch.cat([negative, positive]) if guided else positive
     if not pooled:

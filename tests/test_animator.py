@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import animkit as ak
 from animkit.animator import decode, sample
@@ -277,7 +277,54 @@ def test_a_look_by_alpha():
             call()
 
 
+def test_a_look_for_unet_and_text_encoder_follows_alpha_in_both(tmp_path):
+    """kohya naming: the effective scale is alpha / rank; half of such a look is in the text encoder."""
+    animator = ak.Animator(make_pipe())
+    generator, weights = torch.Generator().manual_seed(0), {}
+    places = {"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q": (64, 64),
+              "lora_te_text_model_encoder_layers_0_self_attn_q_proj": (32, 32),
+              "lora_te_text_model_encoder_layers_1_mlp_fc1": (64, 32)}
+    for name, (rows, columns) in places.items():
+        weights[f"{name}.lora_up.weight"] = torch.randn(rows, 2, generator=generator)
+        weights[f"{name}.lora_down.weight"] = torch.randn(2, columns, generator=generator)
+        weights[f"{name}.alpha"] = torch.tensor(1.0)
+    save_file(weights, tmp_path / "ink.safetensors")
+    text_encoder = animator.pipe.text_encoder
+    linear = next(m for n, m in text_encoder.named_modules() if n.endswith("layers.0.self_attn.q_proj"))
+    x = torch.randn(1, 32, generator=generator)
+    before = linear(x)
+    delta = x @ (weights["lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_up.weight"]
+                 @ weights["lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight"]).T / 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert animator.insert(ak.open_checkpoint(tmp_path / "ink.safetensors"), alpha=0.8) == "ink"
+    assert torch.allclose(linear(x), before + 0.8 * delta, atol=1e-5)
+    animator.alpha["ink"] = 0.25
+    assert torch.allclose(linear(x), before + 0.25 * delta, atol=1e-5) and animator.video_unet.alpha["ink"] == 0.25
+    animator.remove("ink")
+    assert torch.equal(linear(x), before) and dict(animator.alpha) == {}
+    animator.insert(tmp_path / "ink.safetensors", name="again")
+    assert torch.allclose(linear(x), before + delta, atol=1e-5)
+
+
+def test_an_unknown_look_lists_the_known(tmp_path, monkeypatch):
+    from animkit import samples
+    (tmp_path / "looks").mkdir()
+    (tmp_path / "looks" / "ink.safetensors").touch()
+    monkeypatch.setattr(samples, "root", lambda: tmp_path)
+    animator = ak.Animator(make_pipe())
+    with pytest.raises(ak.AnimkitError, match=r"'inc' is neither a file here nor a look .* did you mean 'ink'\? \(looks: ink\)"):
+        animator.insert("inc")
+
+
 # ---- from files
+
+
+def test_a_single_file_draws_what_its_pipeline_draws(tmp_path, still):
+    """The original latent-diffusion naming, made here from a toy; an image UNet alone is named as no base."""
+    save_file(still.pipe.unet.state_dict(), tmp_path / "unet.safetensors")
+    with pytest.raises(ak.AnimkitError, match="unet.safetensors"):
+        ak.Animator(tmp_path / "unet.safetensors")
 
 
 def test_a_folder_draws_what_its_pipeline_draws(folder, still):
@@ -367,6 +414,32 @@ def test_a_folder_or_file_of_something_else_is_refused(tmp_path):
     (tmp_path / "junk.safetensors").write_bytes(b"junk" * 100)
     with pytest.raises(ak.AnimkitError, match="junk.safetensors"):
         ak.Animator(tmp_path / "junk.safetensors")
+
+
+# ---- SDXL
+
+
+def test_sdxl_one_frame_is_the_image_pipeline():
+    """Two text encoders, and conditions that say the picture's size."""
+    toy = make_pipe()
+    second = CLIPTextModelWithProjection(CLIPTextConfig(**{**toy.text_encoder.config.to_dict(), "hidden_size": 16})).eval()
+    torch.manual_seed(3)
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=48, attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8).eval()
+    pipe = diffusers.StableDiffusionXLPipeline(
+        vae=toy.vae, text_encoder=toy.text_encoder, text_encoder_2=second, tokenizer=toy.tokenizer, tokenizer_2=toy.tokenizer,
+        unet=unet, scheduler=diffusers.EulerDiscreteScheduler(), add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    for negative in ("the sea", ""):
+        options = {"negative_prompt": negative} if negative else {}
+        expected = pipe("a red balloon", num_inference_steps=STEPS, generator=torch.Generator().manual_seed(5), guidance_scale=7.5,
+                        height=24, width=32, output_type="np", **options).images[0]
+        clip = ak.Animator(pipe)("a red balloon", frames=1, seed=5, steps=STEPS, guidance=7.5, height=24, progress=False, **options)
+        assert clip.array.shape == (1, 24, 32, 3) and expected.std() > 0.01
+        assert np.abs(clip.array[0] / 255 - expected).max() <= 0.5 / 255 + 1e-5
 
 
 # ---- bad calls

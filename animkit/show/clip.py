@@ -150,17 +150,18 @@ class Clip:
         return f"Clip: {len(self)} frames of {w} x {h} pixels at {self.fps:g} frames a second, {self.prompt!r}{seed}"
 
     def _repr_html_(self) -> str:
-        # A bare src= on <video> survives the cleaning of an untrusted notebook; <source>, scripts and styles do not.
-        # No autoplay: motion starts when the reader asks for it. The strip below shows where no film can play.
         from animkit.show.filmstrip import filmstrip
-        alt, caption = html.escape(self.alt, quote=True), html.escape(self._caption())
-        film = base64.b64encode(self.encode(".mp4")).decode()
+        n = min(8, max(3, 2400 // (self.array.shape[2] * self.enlargement)))  # as many stills as a page is wide
+        return f"<figure>{self._film()}{filmstrip(self, n)._img()}</figure>"
+
+    def _film(self) -> str:
+        # A bare src= on <video> survives the cleaning of an untrusted notebook; <source> and scripts do not, and of the two
+        # names for a screen reader only title=. No autoplay: motion starts when the reader asks for it.
+        alt, k = html.escape(self.alt, quote=True), self.enlargement
         _, h, w, _ = self.array.shape
-        k = self.enlargement
-        n = min(8, max(3, 2400 // (w * k)))  # as many stills as a page is wide
-        return (f'<figure><video controls loop muted playsinline width="{w * k}" height="{h * k}" aria-label="{alt}" '
-                f'src="data:video/mp4;base64,{film}">{alt}</video>'
-                f"<figcaption>{caption}</figcaption>{filmstrip(self, n)._img()}</figure>")
+        film = base64.b64encode(self.encode(".mp4")).decode()
+        return (f'<video controls loop muted playsinline width="{w * k}" height="{h * k}" aria-label="{alt}" '
+                f'title="{alt}" src="data:video/mp4;base64,{film}">{alt}</video><figcaption>{html.escape(self._caption())}</figcaption>')
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}

@@ -11,6 +11,7 @@ from IPython.display import display
 
 from animkit.errors import AnimkitError
 from animkit.show.clip import Clip
+from animkit.show.filmstrip import filmstrip
 
 LOOK = "look"  # the name under which the chosen look is inserted while a clip is drawn
 
@@ -42,31 +43,32 @@ class Playground(widgets.VBox):
 
     def __init__(self, animator: Any, prompt: str, seed: int, looks: Mapping[str, Any], clip: Clip | None, options: dict):
         self.animator, self.looks, self.options, self.clip = animator, dict(looks), options, clip
-        wide = {"style": {"description_width": "5em"}, "layout": {"width": "26em"}}
+        wide = {"style": {"description_width": "8em"}, "layout": {"width": "28em"}}
         self.prompt = widgets.Text(prompt, description="prompt", **wide)
         self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, description="seed", **wide)
-        self.look = widgets.Dropdown(options=[("the base's own", None), *((name, name) for name in self.looks)],
+        self.look = widgets.Dropdown(options=[("the base's own", ""), *((name, name) for name in self.looks)],
                                      description="look", **wide)
         names = [*animator.alpha, *([LOOK] if self.looks else [])]
         self.alphas = {name: widgets.FloatSlider(dict(animator.alpha).get(name, 1.0), min=0, max=1.5, step=0.05,
                                                  description=f"alpha {name}", continuous_update=False, **wide) for name in names}
         self.run = widgets.Button(description="Animate", button_style="primary", tooltip="Draw the clip with these settings")
         self.bar = widgets.IntProgress(0, 0, 1, description="steps", **wide)
-        self.shown = widgets.HTML(clip._repr_html_() if clip is not None else "")
+        self.shown = widgets.HTML(_figure(clip) if clip is not None else "", layout={"flex": "1 1 18em"})
         self.run.on_click(lambda _: self.animate())
-        controls = widgets.VBox([self.prompt, self.seed, self.look, *self.alphas.values(), self.run, self.bar])
-        super().__init__([widgets.HBox([controls, self.shown])])
+        controls = widgets.VBox([self.prompt, self.seed, *([self.look] if self.looks else []), *self.alphas.values(), self.run, self.bar],
+                                layout={"flex": "0 0 29em"})  # the clip, however wide, leaves the controls their place
+        super().__init__([widgets.HBox([controls, self.shown], layout={"flex_flow": "row wrap"})])
 
     def animate(self) -> None:
         """Draw with the present settings and show it; bad input shows its one sentence in the clip's place."""
         self.run.disabled = True
         self.bar.value, self.bar.max = 0, self.options.get("steps") or self.animator.defaults["steps"]
         try:
-            look = self.looks[self.look.value] if self.look.value is not None else None
+            look = self.looks[self.look.value] if self.look.value else None
             self.clip = draw(self.animator, self.prompt.value, self.seed.value, look,
                              {name: slider.value for name, slider in self.alphas.items()},
                              **{"progress": False, "callback": self._step, **self.options})
-            self.shown.value = self.clip._repr_html_()
+            self.shown.value = _figure(self.clip)
         except AnimkitError as error:
             self.shown.value = f'<p role="alert">{html.escape(str(error))}</p>'
         finally:
@@ -76,9 +78,13 @@ class Playground(widgets.VBox):
         self.bar.max, self.bar.value = max(self.bar.max, step + 1), step + 1  # some schedulers take more steps than asked
 
 
+def _figure(clip: Clip) -> str:
+    return f"<figure>{clip._film()}</figure>"  # without the stills, for which there is no room
+
+
 def playground(animator: Any, prompt: str = "a red balloon over the sea, rising", seed: int = 0,
                looks: Mapping[str, Any] | None = None, clip: Clip | None = None, **options) -> Playground:
-    """Controls to play with an animator; above them a first clip that stays visible where widgets do not run.
+    """Controls to play with an animator; above them the stills of a first clip, which stay where widgets do not run.
 
     looks: name -> what `animator.insert` takes; None: the looks shipped with animkit, if the base is the miniature. clip: a clip
     to begin with, else one is drawn. options (frames, steps, ...) go to every call.
@@ -87,5 +93,5 @@ def playground(animator: Any, prompt: str = "a red balloon over the sea, rising"
         from animkit.base import sample_looks
         looks: Mapping[str, Path] = sample_looks() if animator.base == "miniature" else {}
     clip = draw(animator, prompt, seed, **options) if clip is None else clip
-    display(clip)
+    display(filmstrip(clip))
     return Playground(animator, prompt, seed, looks, clip, options)
