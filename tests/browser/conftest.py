@@ -1,6 +1,6 @@
 """JupyterLab on a copy of a notebook folder, and Debian's Chromium driven by Playwright; skips where Chromium is missing.
 
-    def test_it(lab):                       # lab: a Lab on an empty folder
+    def test_it(lab):                       # lab: an empty folder in a running JupyterLab
         lab.add(notebook)                   # an nbformat node or a file, into the folder that JupyterLab shows
         page = lab.open_notebook("it.ipynb"); page.run_all(); page.wait_done(60)
         assert page.errors() == [] and page.clips_play() == 1
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -35,11 +36,11 @@ def pytest_collection_modifyitems(items) -> None:
             item.add_marker(pytest.mark.browser)
 
 
-class Lab:
+class Server:
     """A JupyterLab server on `folder`, without token, on a free port of this machine."""
 
-    def __init__(self, folder: Path, settings: Path, browser) -> None:
-        self.folder, self.browser, self.pages = folder, browser, []
+    def __init__(self, folder: Path, settings: Path) -> None:
+        self.folder = folder
         tracker = settings / "settings" / "@jupyterlab" / "notebook-extension"
         tracker.mkdir(parents=True)
         # all cells in the page, not only those in sight
@@ -57,17 +58,16 @@ class Lab:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        self.server = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
              "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.password=",
              "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={folder}",
              "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"],
             env=environment, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
-        self._wait_ready(120)
 
-    def _wait_ready(self, seconds: float) -> None:
+    def wait_ready(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while time.monotonic() < end and self.server.poll() is None:
+        while time.monotonic() < end and self.process.poll() is None:
             try:
                 with urllib.request.urlopen(self.url + "/api/status", timeout=5) as answer:
                     if answer.status == 200:
@@ -75,6 +75,32 @@ class Lab:
             except OSError:
                 time.sleep(0.3)
         raise RuntimeError("JupyterLab did not come up:\n" + Path(self.log.name).read_text()[-2000:])
+
+    def end_kernels(self) -> None:
+        with urllib.request.urlopen(self.url + "/api/sessions", timeout=20) as answer:
+            sessions = json.load(answer)
+        for session in sessions:
+            request = urllib.request.Request(f"{self.url}/api/sessions/{session['id']}", method="DELETE")
+            urllib.request.urlopen(request, timeout=30).close()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)      # our own session: the server and its kernels
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait(10)
+        self.log.close()
+
+
+class Lab:
+    """A folder of the server's for one test, and the pages that it opens there."""
+
+    def __init__(self, server: Server, name: str, browser) -> None:
+        self.server, self.browser, self.pages = server, browser, []
+        self.folder, self.url = server.folder / name, server.url
+        self.folder.mkdir()
 
     def add(self, notebook, name: str | None = None) -> str:
         """Put a notebook (a file, or an nbformat node with `name`) into the folder; returns its name there."""
@@ -95,14 +121,7 @@ class Lab:
     def close(self) -> None:
         for page in self.pages:
             page.page.context.close()
-        if self.server.poll() is None:
-            os.killpg(self.server.pid, signal.SIGTERM)      # our own session: the server and its kernels
-            try:
-                self.server.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.server.pid, signal.SIGKILL)
-                self.server.wait(10)
-        self.log.close()
+        self.server.end_kernels()
 
 
 class NotebookPage:
@@ -120,7 +139,7 @@ class NotebookPage:
         self.page.on("console", lambda message: self.console.append(f"{message.text} {message.location.get('url', '')}")
                      if message.type == "error" else None)
         self.page.on("pageerror", lambda error: self.console.append(str(error)))
-        self.page.goto(f"{lab.url}/lab/tree/{name}?reset")
+        self.page.goto(f"{lab.url}/lab/tree/{lab.folder.name}/{name}?reset")
         self.page.wait_for_function("() => window.jupyterapp")
         self.page.evaluate("async () => { await jupyterapp.started; }")
         self.page.wait_for_selector("#jupyterlab-splash", state="detached")
@@ -230,15 +249,22 @@ def screenshots(repo) -> Path:
     return folder
 
 
-@pytest.fixture
-def lab(chromium, tmp_path) -> Iterator[Lab]:
+@pytest.fixture(scope="session")
+def server(tmp_path_factory) -> Iterator[Server]:
     pytest.importorskip("jupyterlab", reason="jupyterlab is missing: pip install 'animkit[course]'")
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    server = None
+    place = tmp_path_factory.mktemp("lab")
+    (place / "notebooks").mkdir()
+    server = Server(place / "notebooks", place / "jupyter")
     try:
-        server = Lab(folder, tmp_path / "jupyter", chromium)
+        server.wait_ready(120)
         yield server
     finally:
-        if server is not None:
-            server.close()
+        server.close()
+
+
+@pytest.fixture
+def lab(chromium, server, request) -> Iterator[Lab]:
+    """An empty folder in a running JupyterLab, by the test's name; its kernels end with the test."""
+    lab = Lab(server, re.sub(r"\W+", "-", request.node.name), chromium)
+    yield lab
+    lab.close()

@@ -1,38 +1,14 @@
 """The browser helpers themselves, on a notebook made here: they must see what works and what is broken."""
 import base64
-import io
 
 import nbformat
-import numpy as np
 import pytest
-from nbformat import v4
+from made import film, notebook
 
 SLIDER = """import ipywidgets as widgets
 slider = widgets.IntSlider(value=3, max=9)
 shown = widgets.interactive_output(lambda n: print("value", n), {"n": slider})
 widgets.VBox([slider, shown])"""
-
-
-def film(codec: str = "h264") -> str:
-    """A data address of a small moving film."""
-    import av
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream(codec, rate=8)
-        stream.width = stream.height = 64
-        stream.pix_fmt = "yuv420p"
-        for i in range(16):
-            picture = np.full((64, 64, 3), 255, np.uint8)
-            picture[20:40, 3 * i:3 * i + 12] = (200, 30, 30)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-    return "data:video/mp4;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def notebook(*sources: str) -> nbformat.NotebookNode:
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return v4.new_notebook(cells=[v4.new_markdown_cell("# A test"), *map(v4.new_code_cell, sources)],
-                           metadata={"kernelspec": kernel})
 
 
 def show(address: str) -> str:
