@@ -1,0 +1,286 @@
+"""`animkit miniature STAGE`: every stage of the miniature's recipe, in order; each is resumable, the same command goes on.
+
+    stage      what it trains                                                  reads
+    vae        AutoencoderKL on pictures in every look                         pictures
+    clip       CLIP on base pictures and captions                              pictures
+    judge      another CLIP, on pictures of its own; never seen in training    pictures
+    coarse     the UNet at 8 x 8 latents (pictures of 32 pixels)               vae, clip
+    unet       the UNet at 16 x 16 latents                                     coarse
+    decoder    the VAE's decoder alone; its latents stay what they are         vae
+    motion_coarse, motion   stage 2: the motion modules, at 8 x 8 and at 16 x 16 latents   unet
+    look       personalised looks the base never saw: a LoRA on 40 pictures each           unet
+    assemble   data_samples/miniature and data_samples/judge from the above
+
+Work lies in runs/miniature/<stage>. budget scales all steps: 1 is what made the shipped files.
+"""
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+from ..errors import AnimkitError
+from ..inflation import inflate
+from ..lora import LoRA
+from ..motion_module import MotionModules
+from ..training.draws import randint
+from ..training.loop import LoopConfig, fit
+from ..training.losses import motion_module_loss
+from ..world import BASE_LOOKS, LOOKS
+from . import clip as clips
+from . import unet as unets
+from . import vae as vaes
+from . import words
+from .motion import FRAMES
+from .motion import clips as render_clips
+from .stills import stills
+
+STAGES = ["vae", "clip", "judge", "coarse", "unet", "decoder", "motion_coarse", "motion", "look", "assemble"]
+SHOWN_LOOKS = ("ink", "neon")  # the two of the first demo
+DEFAULTS = {"steps": 25, "guidance": 5.0, "frames": 16, "fps": 8, "vocabulary": "closed"}
+
+STEPS = {"vae": 2000, "clip": 950, "judge": 2500, "coarse": 5000, "unet": 7000, "decoder": 2500, "motion_coarse": 800, "motion": 1500, "look": 500}
+
+
+@dataclass
+class Recipe:
+    """Where the work lies, how much of it to do, and for how many seconds at most (None: to the end)."""
+    folder: Path = Path("runs/miniature")
+    budget: float = 1.0
+    seconds: float | None = None
+
+    def steps(self, stage: str) -> int:
+        return max(1, round(STEPS[stage] * self.budget))
+
+    def stills(self, name: str, count: int, **how):
+        return stills(self.folder / "data", name, max(1000, round(count * self.budget)), **how)
+
+    def train(self, stage: str, model, loss, batch, validate=None, parameters=None, keep=None, **settings):
+        """fit, then write the averaged weights (of `keep`, else of the model) to <stage>.safetensors and what it took to <stage>.json."""
+        config = LoopConfig(**{**dict(steps=self.steps(stage), warmup=100, schedule="cosine", floor=0.02, mixed_precision="bf16", clip_norm=1.0), **settings})
+        history = fit(model, loss, batch, config, self.folder / stage, validate=validate, stop=self.seconds, parameters=parameters)
+        if history.ema:
+            history.ema.copy_to_model()
+        save(keep or model, self.folder / f"{stage}.safetensors")
+        last = history.records[-1]
+        told = {"stage": stage, "steps": last["step"], "of": config.steps, "seconds": round(last["seconds"]), "loss": round(sum(r["loss"] for r in history.records[-50:]) / len(history.records[-50:]), 4),
+                "device": f"cpu, {torch.get_num_threads()} thread(s)" if not torch.cuda.is_available() else torch.cuda.get_device_name(), **{k: v for k, v in last.items() if k.startswith("validate/")}}
+        (self.folder / f"{stage}.json").write_text(json.dumps(told, indent=1))
+        print(json.dumps(told))
+
+    def read(self, stage: str, model):
+        """Give a model a stage's weights."""
+        path = self.folder / f"{stage}.safetensors"
+        if not path.exists():
+            raise AnimkitError(f"The stage {stage!r} has not been trained: {path} is not there; run `animkit miniature {stage}` first.")
+        model.load_state_dict(load_file(path))
+        return model.eval()
+
+    # ---- the stages
+
+    def vae(self):
+        train = self.stills("all", 16_000, looks=(*LOOKS, *BASE_LOOKS, *BASE_LOOKS), web=0.15, seed=1)
+        test = vaes.to_signal(torch.from_numpy(self.test("all").pixels[:200]))
+        print(f"the best linear code of this size: {vaes.pca_floor(self.test('all').pixels):.1f} dB")
+        model = vaes.new_vae()
+        self.train("vae", model, vaes.vae_loss, vaes.batches(train.pixels), lambda m, s: reconstruction(model, test), lr=2e-3, ema=0.998, weight_decay=0, validate_every=100)
+
+    def decoder(self):
+        train = self.stills("all", 16_000, looks=(*LOOKS, *BASE_LOOKS, *BASE_LOOKS), web=0.15, seed=1)
+        test = vaes.to_signal(torch.from_numpy(self.test("all").pixels[:200]))
+        model = self.scaled_vae()
+        self.train("decoder", model, vaes.decoder_loss, vaes.batches(train.pixels), lambda m, s: reconstruction(model, test), lr=1.5e-3, ema=0.998, weight_decay=0, validate_every=100, seed=1,
+                   parameters=[*model.decoder.parameters(), *model.post_quant_conv.parameters()])
+
+    def clip(self):
+        model, tokenizer = self.new_clip()
+        task = clips.Contrast(self.stills("base", 40_000, seed=3), tokenizer, ("object", "colour", "setting", "motion", "look"))
+        self.train("clip", model, task.loss, task.batch, lambda m, s: clips.accuracy(model, tokenizer, self.test("base"), tuple(clips.PHRASES)[:4]), lr=1.5e-3, ema=0.995, weight_decay=0.02, validate_every=200)
+
+    def judge(self):
+        model, tokenizer = self.new_judge()
+        task = clips.Contrast(self.stills("judge", 30_000, looks=tuple(LOOKS), web=0.05, seed=5), tokenizer, tuple(clips.PHRASES))
+        self.train("judge", model, task.loss, task.batch, lambda m, s: clips.accuracy(model, tokenizer, self.test("judge")), lr=1.5e-3, ema=0.995, weight_decay=0.02, validate_every=200)
+
+    def coarse(self):
+        self._unet("coarse", 32, 60_000, None, lr=1.2e-3)
+
+    def unet(self):
+        self._unet("unet", 64, 40_000, "coarse", lr=8e-4)
+
+    def _unet(self, stage, size, count, start, **settings):
+        _, tokenizer, text_encoder = self.text()
+        pictures = self.stills("base", count, seed=3, size=size)
+        text, empty = unets.text_states(text_encoder, tokenizer, pictures.captions), unets.text_states(text_encoder, tokenizer, [""])
+        task = unets.Denoising(self.latents(pictures, f"{stage}-latents"), text, empty)
+        model = unets.new_unet()
+        if start and not (self.folder / stage / "checkpoint").exists():
+            self.read(start, model).train()
+        self.train(stage, model, task.loss, task.batch, ema=0.999, weight_decay=0.01, **settings)
+
+    def motion_coarse(self):
+        self._motion("motion_coarse", 32, 4_000, 8, None, lr=1e-3)
+
+    def motion(self):
+        self._motion("motion", 64, 4_000, 4, "motion_coarse", lr=5e-4)
+
+    def _motion(self, stage, size, count, batch, start, **settings):
+        """Paper 4.2: base frozen, linear betas, one timestep a clip, noise of its own for each frame."""
+        _, tokenizer, text_encoder = self.text()
+        z, captions = self.clip_latents("world", count, size, looks=BASE_LOOKS, seed=11)
+        text, empty = unets.text_states(text_encoder, tokenizer, captions), unets.text_states(text_encoder, tokenizer, [""]).float()
+        unet = self.read("unet", unets.new_unet()).requires_grad_(False)
+        modules = new_motion_modules(unet)
+        if start and not (self.folder / stage / "checkpoint").exists():
+            self.read(start, modules)
+        video_unet = inflate(unet)
+        video_unet.insert(modules)
+        betas = DDIMScheduler.from_config(unets.scheduler().config, beta_schedule="linear")
+
+        def rows(k, generator):
+            rows = randint(0, len(z), (batch,), generator)
+            return rearrange(z[rows], "b f c h w -> b c f h w").float(), text[rows].float()
+
+        self.train(stage, video_unet, lambda model, batch, generator: motion_module_loss(model, *batch, generator, scheduler=betas, empty=empty), rows,
+                   parameters=modules.parameters(), keep=modules, ema=0.995, **settings)
+
+    def look(self, names=SHOWN_LOOKS):
+        """Personalised models: rank 8 on all Linear layers, 40 pictures and captions that do not name the look."""
+        for name in names:
+            _, tokenizer, text_encoder = self.text()
+            pictures = self.stills(f"look-{name}", 1000, looks=(name,), seed=20 + list(LOOKS).index(name))
+            pictures = dataclasses.replace(pictures, pixels=pictures.pixels[:40], captions=pictures.captions[:40])
+            task = unets.Denoising(vaes.encode(self.scaled_vae(), pictures.pixels), unets.text_states(text_encoder, tokenizer, pictures.captions), unets.text_states(text_encoder, tokenizer, [""]), size=16)
+            unet = self.read("unet", unets.new_unet()).requires_grad_(False)
+            lora = LoRA.for_module(unet, lambda path: True, rank=8)
+            attached = lora.attach(unet)
+            self.train(f"look-{name}", Both(unet, lora), lambda both, batch, generator: task.loss(both.unet, batch, generator), task.batch,
+                       parameters=lora.parameters(), keep=lora, steps=self.steps("look"), lr=2e-3, ema=0.99)
+            attached.remove()
+
+    def assemble(self, into: Path = Path("data_samples")):
+        """Everything into data_samples/, in half precision: the pipeline, the judge, the motion modules, the looks."""
+        _, tokenizer, text_encoder = self.text()
+        vae = self.scaled_vae("decoder" if (self.folder / "decoder.safetensors").exists() else "vae")
+        clip, judge_tokenizer = self.new_judge()
+        unet = self.read("unet", unets.new_unet())
+        pipe = StableDiffusionPipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=unets.scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        pipe.to(torch.float16).save_pretrained(into / "miniature")
+        (into / "miniature" / "animkit.json").write_text(json.dumps(DEFAULTS, indent=1) + "\n")
+        if (self.folder / "judge.safetensors").exists():
+            self.read("judge", clip).save_pretrained(into / "judge")
+            judge_tokenizer.save_pretrained(into / "judge")
+        if (self.folder / "motion.safetensors").exists():
+            self.read("motion", new_motion_modules(unet.float())).half().save_pretrained(into / "motion_module")
+        for path in sorted(self.folder.glob("look-*.safetensors")):
+            (into / "looks").mkdir(exist_ok=True)
+            save_file({k: v.half() for k, v in load_file(path).items()}, into / "looks" / f"{path.stem.removeprefix('look-')}.safetensors")
+
+    # ---- what they share
+
+    def test(self, name):
+        """Held-out real renders: seeds that no stage trains on."""
+        looks, seed = {"all": (tuple(LOOKS), 2), "base": (BASE_LOOKS, 4), "judge": (tuple(LOOKS), 6)}[name]
+        return stills(self.folder / "data", f"test-{name}", 1000, looks=looks, seed=seed)
+
+    def new_clip(self):
+        tokenizer = words.tokenizer()
+        return clips.new_clip(tokenizer, (32, 64, 96, 128), (1, 1, 1, 1), 96, 3, seed=0), tokenizer
+
+    def new_judge(self):
+        tokenizer = words.judge_tokenizer()
+        return clips.new_clip(tokenizer, (32, 64, 96, 160), (1, 1, 2, 1), 96, 2, seed=1), tokenizer
+
+    def text(self):
+        """The trained CLIP, its tokenizer, and its text half."""
+        model, tokenizer = self.new_clip()
+        self.read("clip", model)
+        return model, tokenizer, model.text_model
+
+    def scaled_vae(self, stage: str = "vae"):
+        """The VAE with the factor that brings its latents to unit variance, measured once."""
+        model = self.read(stage, vaes.new_vae())
+        path = self.folder / "scaling_factor.json"
+        if not path.exists():
+            model.register_to_config(scaling_factor=1.0)
+            z = vaes.encode(model, self.stills("base", 1000, seed=3).pixels[:1000]).float()
+            path.write_text(json.dumps(round(float(1 / z.std()), 5)))
+        model.register_to_config(scaling_factor=json.loads(path.read_text()))
+        return model
+
+    def clip_latents(self, name, count, size, **how):
+        """Latents n f c h w (float16) and captions of `count` clips, encoded once, a hundred clips at a time."""
+        paths = render_clips(self.folder / "data", name, max(100, round(count * self.budget)), size=size, **how)
+        vae, parts, captions = self.scaled_vae(), [], []
+        for path in tqdm(paths, desc="encoding clips", unit="00 clips"):
+            cached = path.with_suffix(".safetensors")
+            chunk = np.load(path)
+            if not cached.exists():
+                z = vaes.encode(vae, rearrange(chunk["pixels"], "n f h w c -> (n f) h w c"))
+                save_file({"z": rearrange(z, "(n f) c h w -> n f c h w", f=FRAMES).contiguous()}, cached)
+            parts.append(load_file(cached)["z"])
+            captions += chunk["captions"].tolist()
+        return torch.cat(parts), captions
+
+    def latents(self, pictures, name):
+        """All latents of a set, encoded once."""
+        path = self.folder / "data" / f"{name}-{len(pictures)}.safetensors"
+        if not path.exists():
+            start = time.time()
+            save_file({"z": vaes.encode(self.scaled_vae(), pictures.pixels)}, path)
+            print(f"encoded {len(pictures)} pictures in {time.time() - start:.0f} s")
+        return load_file(path)["z"]
+
+
+class Both(torch.nn.Module):
+    """A frozen UNet and the LoRA at work in it, as one model for fit."""
+
+    def __init__(self, unet, lora):
+        super().__init__()
+        self.unet, self.lora = unet, lora
+
+
+def new_motion_modules(unet) -> MotionModules:
+    """The miniature's: as the paper's v3, with heads 16 and more wide."""
+    return MotionModules.for_unet(unet, version="v3", heads=4)
+
+
+def save(model, path: Path):
+    """Weights to a safetensors file, beside and then renamed."""
+    beside = path.with_suffix(".tmp")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, beside)
+    beside.replace(path)
+
+
+@torch.no_grad()
+def reconstruction(vae, x) -> dict:
+    """PSNR of whole held-out pictures, sent through the latents' means."""
+    vae.eval()
+    y = vae.decode(vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean).sample
+    vae.train()
+    return {"psnr": round(vaes.psnr(y, x), 2)}
+
+
+def add_arguments(parser):
+    parser.add_argument("stage", nargs="+", choices=[*STAGES, "all"], help="what to train")
+    parser.add_argument("--budget", type=float, default=1.0, help="share of the full number of steps and pictures; 0.02 is a smoke test")
+    parser.add_argument("--folder", type=Path, default=Path("runs/miniature"), help="where the work lies")
+    parser.add_argument("--seconds", type=float, help="stop a stage after this long in all (resumable)")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+
+
+def run(args) -> int:
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    recipe = Recipe(args.folder, args.budget, args.seconds)
+    stages = STAGES if "all" in args.stage else args.stage
+    for stage in stages:
+        getattr(recipe, stage)()
+    return 0
