@@ -72,7 +72,8 @@ def _refuse_what_is_not_weights(path: Path, head: bytes, size: int) -> None:
 
 
 def _is_text(head: bytes) -> bool:
-    return all(byte >= 32 or byte in (9, 10, 13) for byte in head)
+    text = head.decode("utf-8", "replace").removesuffix("\ufffd")  # the last letter may be cut
+    return all((letter.isprintable() and letter != "\ufffd") or letter in "\t\r\n" for letter in text)
 
 
 def _looks_like_safetensors(head: bytes) -> bool:

@@ -1,0 +1,192 @@
+"""open_checkpoint says what a file is, in whatever naming, wrapper and container; and names what it cannot be."""
+import json
+
+import file_makers as make
+import pytest
+import torch
+from animkit import AnimkitError, MotionModules, inflate, open_checkpoint, save_checkpoint
+from animkit.checkpoints import inspect
+from animkit.checkpoints.motion import to_diffusers_name
+from animkit.cli import main
+
+WIDE = (32, 32, 64, 64)  # four levels, as SD 1.5
+
+
+def motion(mid=False, positions=32, widths=WIDE):
+    return make.reference_motion(make.adapter(widths, mid, positions))
+
+
+def without_positions():
+    return {n: t for n, t in motion().items() if not n.endswith(".pe")}
+
+
+def modules(version="v3"):
+    return MotionModules.for_unet(make.unet(), version)
+
+
+def motion_pairs(names=lambda n: n):
+    return {names(n): pair for n, pair in make.pairs(modules("v2"), r"attention_blocks\.\d\.to_").items()}
+
+
+def spatial():
+    return make.pairs(make.unet(), make.SPATIAL)
+
+
+def xl_kohya():
+    unet = make.unet("sdxl")
+    made = make.pairs(unet, r"attn1\.to_q")
+    names = make.ldm_unet({f"{p}.weight": torch.zeros(1) for p in made}, attention=(False, True, True))
+    return make.kohya_lora({n.removeprefix("model.diffusion_model.").removesuffix(".weight"): pair
+                            for n, pair in zip(names, made.values())}, 2.0)
+
+
+FILES = {
+    "v1": (lambda: motion(positions=24), "motion module", "v1", "reference"),
+    "v2": (lambda: motion(mid=True), "motion module", "v2", "reference"),
+    "v3": (motion, "motion module", "v3", "reference"),
+    "sdxl": (lambda: motion(widths=(32, 64, 64)), "motion module", "sdxl", "reference"),
+    "lcm without positions": (without_positions, "motion module", "lcm", "reference"),
+    "lcm with longer positions": (lambda: motion(positions=64), "motion module", "lcm", "reference"),
+    "a whole UNet around v3": (lambda: motion() | make.unet().state_dict(), "motion module", "v3", "reference"),
+    "adapter weights": (lambda: make.adapter(WIDE).state_dict(), "motion module", "v3", "diffusers"),
+    "MotionLoRA, reference": (lambda: make.reference_lora(motion_pairs()), "MotionLoRA", "rank 3", "reference"),
+    "MotionLoRA, diffusers": (lambda: make.diffusers_lora(motion_pairs(to_diffusers_name)), "MotionLoRA", "rank 3", "diffusers"),
+    "MotionLoRA, PEFT": (lambda: make.peft_lora(motion_pairs(to_diffusers_name)), "MotionLoRA", "rank 3", "PEFT"),
+    "MotionLoRA, kohya": (lambda: make.kohya_lora(motion_pairs()), "MotionLoRA", "rank 3", "kohya"),
+    "adapter, reference": (lambda: make.reference_lora(spatial()), "domain adapter", "rank 3", "reference"),
+    "adapter or look, diffusers": (lambda: make.diffusers_lora(spatial()), "LoRA", "rank 3", "diffusers"),
+    "adapter or look, PEFT": (lambda: make.peft_lora(spatial()), "LoRA", "rank 3", "PEFT"),
+    "adapter or look, kohya": (lambda: make.kohya_lora(spatial()), "LoRA", "rank 3", "kohya"),
+    "look with text encoder, kohya": (lambda: make.kohya_lora(spatial()) | make.kohya_lora(
+        make.pairs(make.text(), "q_proj|fc1"), prefix="lora_te_text_model_"), "LoRA", "rank 3", "kohya"),
+    "look for XL, kohya's block names": (xl_kohya, "LoRA", "rank 3", "kohya"),
+    "SD 1": (lambda: make.single_file("sd1")[0], "base model", "sd1", "latent diffusion"),
+    "SD 2": (lambda: make.single_file("sd2")[0], "base model", "sd2", "latent diffusion"),
+    "SD XL": (lambda: make.single_file("sdxl")[0], "base model", "sdxl", "latent diffusion"),
+    "UNet": (lambda: make.unet().state_dict(), "UNet", "sd1", "diffusers"),
+    "VAE": (lambda: make.vae().state_dict(), "VAE", "sd1", "diffusers"),
+    "VAE, original": (lambda: make.ldm_vae(make.vae().state_dict()), "VAE", "sd1", "latent diffusion"),
+    "ControlNet": (lambda: make.controlnet().state_dict(), "ControlNet", "sd1", "diffusers"),
+    "ControlNet, original": (lambda: make.ldm_controlnet(make.controlnet().state_dict()), "ControlNet", "sd1", "latent diffusion"),
+}
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_says_what_a_file_is(tmp_path, what):
+    weights, kind, version, naming = FILES[what]
+    checkpoint = open_checkpoint(make.write(tmp_path / "file.safetensors", weights()))
+    assert (checkpoint.kind, checkpoint.version, checkpoint.format) == (kind, version, naming)
+    assert f"{kind} {version}, {naming} naming, {len(checkpoint.weights)} tensors" in checkpoint.describe()
+
+
+@pytest.mark.parametrize("name, wrap", [("f.ckpt", ""), ("f.ckpt", "state_dict"), ("f.pt", "module."), ("f.pth", "module. state_dict config"),
+                                        ("f.bin", "config"), ("f.bin", "legacy state_dict module.")])
+@pytest.mark.parametrize("what", ["v3", "MotionLoRA, reference", "SD 1", "look with text encoder, kohya"])
+def test_wrappers_come_off(tmp_path, what, name, wrap):
+    weights, kind, version, naming = FILES[what]
+    checkpoint = open_checkpoint(make.write(tmp_path / name, weights(), wrap))
+    plain = open_checkpoint(make.write(tmp_path / "plain.safetensors", weights()))
+    assert (checkpoint.kind, checkpoint.version, checkpoint.format) == (kind, version, naming)
+    assert checkpoint.weights.keys() == plain.weights.keys()
+    assert all(torch.equal(checkpoint.weights[n], t) for n, t in plain.weights.items())
+
+
+def test_folders_of_diffusers_peft_and_animkit(tmp_path):
+    make.adapter(WIDE, mid=True).save_pretrained(tmp_path / "adapter")
+    modules("v1").save_pretrained(tmp_path / "own")
+    make.controlnet().save_pretrained(tmp_path / "control")
+    make.unet("sdxl").save_pretrained(tmp_path / "unet", variant="fp16")
+    found = {f.name: open_checkpoint(f) for f in tmp_path.iterdir()}
+    assert {n: (c.kind, c.version, c.format) for n, c in found.items()} == {
+        "adapter": ("motion module", "v2", "diffusers"), "own": ("motion module", "v1", "animkit"),
+        "control": ("ControlNet", "sd1", "diffusers"), "unet": ("UNet", "sdxl", "diffusers")}
+    (tmp_path / "adapter" / "model_index.json").write_text("{}")
+    with pytest.raises(AnimkitError, match="a whole diffusers pipeline"):
+        open_checkpoint(tmp_path / "adapter")
+
+
+def test_ranks_alphas_and_text_encoders_are_told(tmp_path):
+    look = make.kohya_lora(make.pairs(make.unet(), "attn1.to_q", 4), 2.0) | make.kohya_lora(
+        make.pairs(make.text(), "q_proj", 8), 8.0, "lora_te_text_model_")
+    checkpoint = open_checkpoint(make.write(tmp_path / "look.safetensors", look))
+    assert checkpoint.version == "ranks 4 to 8"
+    assert checkpoint.notes == ["2 layers are on the text encoder", "alpha / rank: 0.5, 1.0"]
+
+
+def test_own_files_say_which_lora_they_are(tmp_path):
+    from animkit.lora import LoRA
+    lora = LoRA.for_module(make.unet(), ["attn1.to_q"], 2)
+    for kind in ("domain adapter", None):
+        save_checkpoint(lora, tmp_path / "a.safetensors", "kohya", kind=kind)
+        assert open_checkpoint(tmp_path / "a.safetensors").kind == (kind or "LoRA")
+
+
+def nine_channels(prefix=""):
+    state = make.single_file("sd1")[0]
+    key = "model.diffusion_model.input_blocks.0.0.weight"
+    return {**state, key: torch.zeros(32, 9, 3, 3)}
+
+
+REFUSED = {
+    "HotShot-XL": (lambda: {n.replace("pos_encoder.pe", "pos_encoder.positional_encoding"): t for n, t in motion().items()}, "HotShot-XL"),
+    "HotShot-XL's places": (lambda: {n.replace("motion_modules", "temporal_attentions"): t for n, t in motion().items()}, "HotShot-XL"),
+    "text encoder only": (lambda: make.kohya_lora(make.pairs(make.text(), "q_proj"), prefix="lora_te_text_model_"),
+                          "for the text encoder alone"),
+    "inpainting": (nine_channels, "an inpainting model: its UNet takes 9 channels"),
+    "inpainting UNet": (lambda: {**make.unet().state_dict(), "conv_in.weight": torch.zeros(32, 9, 3, 3)}, "an inpainting model"),
+    "InstructPix2Pix": (lambda: {**make.unet().state_dict(), "conv_in.weight": torch.zeros(32, 8, 3, 3)}, "8 channels"),
+    "PIA": (lambda: motion() | {"conv_in.weight": torch.zeros(32, 9, 3, 3)}, "channels"),
+    "LoHa": (lambda: {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": torch.zeros(4, 2)}, "a LoHa"),
+    "LoKr": (lambda: {"lora_unet_mid_block_attentions_0_proj_in.lokr_w1": torch.zeros(4, 2)}, "a LoKr"),
+    "DoRA": (lambda: {"unet.x.lora_A.weight": torch.zeros(1, 2), "unet.x.lora_magnitude_vector": torch.zeros(2)}, "a DoRA"),
+    "refiner": (lambda: {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 4, 3, 3),
+                         "conditioner.embedders.0.model.transformer.resblocks.0.ln_1.weight": torch.zeros(3)}, "the SDXL refiner"),
+    "SD 3": (lambda: {"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": torch.zeros(3, 1)}, "Stable Diffusion 3"),
+    "Flux": (lambda: {"double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 1)}, "Flux"),
+    "text encoder": (lambda: {f"text_model.{n}": t for n, t in make.text().state_dict().items()}, "a text encoder alone"),
+    "IP-Adapter": (lambda: {"image_proj.proj.weight": torch.zeros(3, 1)}, "an IP-Adapter"),
+    "textual inversion": (lambda: {"emb_params": torch.zeros(3, 768)}, "a textual inversion"),
+    "something else": (lambda: {"layer1.weight": torch.zeros(3)}, "of no kind that animkit knows"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_names_what_it_cannot_be_and_says_why(tmp_path, what):
+    weights, sentence = REFUSED[what]
+    with pytest.raises(AnimkitError) as error:
+        open_checkpoint(make.write(tmp_path / "file.safetensors", weights()))
+    assert sentence in str(error.value)
+
+
+def test_torch_files_without_tensors(tmp_path):
+    for contents, sentence in (({}, "no tensor in it"), ([torch.ones(2)], "holds a list"), (torch.ones(2), "holds a Tensor"),
+                               ({"string_to_param": {"*": torch.ones(3, 768)}}, "a textual inversion")):
+        torch.save(contents, tmp_path / "f.pt")
+        with pytest.raises(AnimkitError, match=sentence):
+            open_checkpoint(tmp_path / "f.pt")
+
+
+def test_inspect_prints_a_table(tmp_path, capsys):
+    make.write(tmp_path / "mm.ckpt", motion(mid=True), "state_dict")
+    assert main(["inspect", str(tmp_path / "mm.ckpt")]) == 0
+    table = {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()}
+    assert table["kind"] == "motion module" and table["version"] == "v2" and table["tensors"] == "588"
+    (tmp_path / "page.ckpt").write_text("<html>")
+    assert main(["inspect", str(tmp_path / "page.ckpt"), str(tmp_path / "mm.ckpt"), "--tensors"]) == 1
+    out = capsys.readouterr().out
+    assert "HTML page" in out and "mid_block.motion_modules.0.temporal_transformer.proj_in.weight" in out and "(64, 64)" in out
+    assert inspect.describe(tmp_path / "mm.ckpt").startswith("mm.ckpt: motion module v2")
+
+
+def test_every_recognised_part_goes_into_a_unet_that_it_fits(tmp_path):
+    """Not one width or block count is assumed: two UNets of other sizes, one of them SDXL's shape."""
+    for version, widths in (("sd1", (32, 96)), ("sdxl", (32, 64, 128))):
+        unet = make.unet(version, widths)
+        video = inflate(unet)
+        video.insert(open_checkpoint(make.write(tmp_path / "mm.ckpt", make.reference_motion(make.adapter(widths, mid=True)))))
+        made = make.pairs(unet, make.SPATIAL), make.pairs(video.motion, r"attention_blocks\.\d\.to_")
+        for number, pairs in enumerate(made):
+            for naming in (make.reference_lora, make.peft_lora, make.diffusers_lora, make.kohya_lora):
+                file = make.write(tmp_path / f"{naming.__name__}{number}.safetensors", naming(pairs))
+                video.insert(open_checkpoint(file), alpha=0.5)
+        assert len(video.alpha) == 9 and json.dumps(dict(video.alpha))
