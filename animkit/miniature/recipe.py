@@ -4,6 +4,7 @@
     vae        AutoencoderKL on pictures in every look                         pictures
     clip       CLIP on base pictures and captions                              pictures
     judge      another CLIP, on pictures of its own; never seen in training    pictures
+    motion_judge   the judge's eye for motion: a small (2+1)D network          clips
     coarse     the UNet at 8 x 8 latents (pictures of 32 pixels)               vae, clip
     unet       the UNet at 16 x 16 latents                                     coarse
     decoder    the VAE's decoder alone; its latents stay what they are         vae
@@ -35,6 +36,7 @@ from ..training.loop import LoopConfig, fit
 from ..training.losses import motion_module_loss
 from ..world import BASE_LOOKS, LOOKS
 from . import clip as clips
+from . import motion_judge as eyes
 from . import unet as unets
 from . import vae as vaes
 from . import words
@@ -42,11 +44,11 @@ from .motion import FRAMES
 from .motion import clips as render_clips
 from .stills import stills
 
-STAGES = ["vae", "clip", "judge", "coarse", "unet", "decoder", "motion_coarse", "motion", "look", "assemble"]
+STAGES = ["vae", "clip", "judge", "motion_judge", "coarse", "unet", "decoder", "motion_coarse", "motion", "look", "assemble"]
 SHOWN_LOOKS = ("ink", "neon")  # the two of the first demo
 DEFAULTS = {"steps": 25, "guidance": 5.0, "frames": 16, "fps": 8, "vocabulary": "closed"}
 
-STEPS = {"vae": 2000, "clip": 950, "judge": 2500, "coarse": 5000, "unet": 7000, "decoder": 2500, "motion_coarse": 800, "motion": 1500, "look": 500}
+STEPS = {"vae": 2000, "clip": 950, "judge": 2500, "motion_judge": 1600, "coarse": 5000, "unet": 7000, "decoder": 2500, "motion_coarse": 800, "motion": 1500, "look": 500}
 
 
 @dataclass
@@ -108,6 +110,10 @@ class Recipe:
         model, tokenizer = self.new_judge()
         task = clips.Contrast(self.stills("judge", 30_000, looks=tuple(LOOKS), web=0.05, seed=5), tokenizer, tuple(clips.PHRASES))
         self.train("judge", model, task.loss, task.batch, lambda m, s: clips.accuracy(model, tokenizer, self.test("judge")), lr=1.5e-3, ema=0.995, weight_decay=0.02, validate_every=200)
+
+    def motion_judge(self):
+        watching, test = (eyes.Watching(*eyes.clips(self.folder / "data", f"eye-{name}", max(250, round(count * self.budget)), seed)) for name, count, seed in (("train", 5000, 7), ("test", 500, 8)))
+        self.train("motion_judge", eyes.new_motion_judge(), watching.loss, watching.batch, lambda m, s: test.accuracy(m), lr=3e-3, ema=0.995, weight_decay=0.02, validate_every=200)
 
     def coarse(self):
         self._unet("coarse", 32, 60_000, None, lr=1.2e-3)
@@ -177,6 +183,8 @@ class Recipe:
         if (self.folder / "judge.safetensors").exists():
             self.read("judge", clip).save_pretrained(into / "judge")
             judge_tokenizer.save_pretrained(into / "judge")
+        if (self.folder / "motion_judge.safetensors").exists():
+            self.read("motion_judge", eyes.new_motion_judge()).save(into / "judge" / "motion.safetensors")
         if (self.folder / "motion.safetensors").exists():
             self.read("motion", new_motion_modules(unet.float())).half().save_pretrained(into / "motion_module")
         for path in sorted(self.folder.glob("look-*.safetensors")):

@@ -126,11 +126,11 @@ def render(scene: Scene, frames: int = 16, size: int = 64, u=None) -> Footage:
     for thing in scene.things:
         body, plain = thing_matrix(thing, u)
         body_next, plain_next = thing_matrix(thing, u_next)
-        if thing.motion == "circling":  # its track stands still in the world
+        if thing.marks == "circling":  # its track stands still in the world
             d = np.abs(circle(x, y, np.float32(thing.x), np.float32(thing.y), 0.42)) - 0.016
             paint(d, np.float32((1, 1, 1)), depth, zoom, 0.5)
         mx, my = local(camera @ plain)
-        d = cues(thing.motion, mx, my, thing.facing)
+        d = cues(thing.marks, mx, my, thing.facing)
         if d is not None:
             scale = zoom * np.sqrt(np.abs(np.linalg.det(plain[:, :2, :2]))).astype(np.float32)[:, None, None]
             inside = paint(d.astype(np.float32), np.float32((1, 1, 1)), depth, scale, 0.5)

@@ -89,6 +89,12 @@ class Thing:
     y: float = 0.0
     size: float = 0.46
     facing: int = 1
+    cue: str | None = "own"  # whose marks are drawn about it: its own motion's; another's or none, to test that a judge reads motion
+
+    @property
+    def marks(self) -> str | None:
+        """The motion whose marks are drawn."""
+        return self.motion if self.cue == "own" else self.cue
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ class Scene:
     def __post_init__(self):
         for kind, name, known in [("setting", self.setting, SETTINGS), ("look", self.look, LOOKS), ("shot", self.shot, (None, *SHOTS)),
                                   *[("object", t.object, OBJECTS) for t in self.things], *[("colour", t.colour, COLOURS) for t in self.things],
-                                  *[("motion", t.motion, (None, *MOTIONS)) for t in self.things]]:
+                                  *[("motion", t.motion, (None, *MOTIONS)) for t in self.things], *[("cue", t.cue, (None, "own", *MOTIONS)) for t in self.things]]:
             if name not in known:
                 raise AnimkitError(f"There is no {kind} {name!r} in the cartoon world; choose one of: {', '.join(str(k) for k in known if k)}.")
 

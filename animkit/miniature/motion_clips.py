@@ -1,0 +1,89 @@
+"""Clips that the motion judge learns from: real renders in every look, and what an image model without a motion module draws.
+
+The marks drawn about a thing (speed lines, a rope, footprints) tell its motion in a still; here they are its own in 40 % of the
+clips, another motion's in 30 % and absent in 30 %, so that they tell nothing.
+"""
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..world import LOOKS, MOTIONS, OBJECTS, Scene, random_scene, render
+from ..world.web import degrade
+
+KINDS = ("still", *MOTIONS, "incoherent")
+FRAMES, SIZE, CHUNK = 16, 32, 250
+
+
+def small(rgb: np.ndarray) -> np.ndarray:
+    """Pictures (f 64 64 3, 0 to 1) -> f 32 32 3, uint8: means of 2 x 2 pixels, as `MotionJudge.signal` makes them."""
+    f, h, w, c = rgb.shape
+    return (rgb.reshape(f, h // 2, 2, w // 2, 2, c).mean((2, 4)) * 255 + 0.5).astype(np.uint8)
+
+
+def with_marks(scene: Scene, cue: str | None) -> Scene:
+    """The same scene with other marks about its things: "own", None, or another motion's."""
+    return scene.with_(things=tuple(replace(t, cue=cue) for t in scene.things))
+
+
+def moving(rng, kind: str, looks=tuple(LOOKS)) -> Scene:
+    """A random scene whose things all move in one way, or stand still."""
+    return random_scene(rng, things=1 if rng.random() < 0.93 else 2, motion=None if kind == "still" else kind, look=looks)
+
+
+def incoherent(rng, looks=tuple(LOOKS)) -> np.ndarray:
+    """What noise of its own for each frame gives: the prompt's picture drawn anew 16 times (f 64 64 3); in a third of clips not even that."""
+    scene = moving(rng, KINDS[rng.integers(len(KINDS) - 1)], looks)
+    kept = rng.random() < 0.67
+    frames = []
+    for _ in range(FRAMES):
+        thing = scene.things[0]
+        other = moving(rng, thing.motion or "still", (scene.look,))
+        same = other.with_(things=tuple(replace(t, object=thing.object, colour=thing.colour) for t in other.things), setting=scene.setting)
+        if kept:
+            shown = same
+        else:  # the same place, but what is there changes
+            shown = scene.with_(things=tuple(replace(t, object=list(OBJECTS)[rng.integers(len(OBJECTS))], colour=other.things[0].colour) for t in scene.things))
+        frames.append(render(shown, u=[rng.random()]).rgb[0])
+    return np.stack(frames)
+
+
+def draw(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`count` clips (n f 32 32 3, uint8) and which of KINDS each shows (n); a pure function of the seed."""
+    rng = np.random.default_rng(seed)
+    pixels, labels = np.empty((count, FRAMES, SIZE, SIZE, 3), np.uint8), rng.integers(len(KINDS), size=count)
+    for n, label in enumerate(labels):
+        if KINDS[label] == "incoherent":
+            rgb = incoherent(rng)
+        else:
+            other = (None, *MOTIONS)[rng.integers(len(MOTIONS) + 1)]
+            cue = ("own", other, None)[rng.choice(3, p=(0.4, 0.3, 0.3))]
+            pace = rng.uniform(0.85, 1)  # a generator need not start and end on the dot
+            u = rng.uniform(0, 1 - pace) + pace * np.arange(FRAMES) / FRAMES
+            rgb = render(with_marks(moving(rng, KINDS[label]), cue), u=u).rgb
+        pixels[n] = small(degrade(rgb) if rng.random() < 0.08 else rgb)
+    return pixels, labels
+
+
+def _chunk(job):
+    path, seed = job
+    if not path.exists():
+        pixels, labels = draw(seed, CHUNK)
+        beside = path.with_suffix(f".{os.getpid()}.tmp.npz")
+        np.savez(beside, pixels=pixels, labels=labels)
+        os.replace(beside, path)
+    return path
+
+
+def clips(folder: Path, name: str, count: int, seed: int, processes: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """At least `count` clips (whole chunks of 250), drawn where the folder does not hold them yet: pixels, labels."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [(folder / f"{name}-{k:03d}.npz", seed * 100_000 + k) for k in range(-(-count // CHUNK))]
+    with ProcessPoolExecutor(processes) as pool:
+        paths = list(tqdm(pool.map(_chunk, jobs), total=len(jobs), desc=f"rendering {name}", unit=f" x {CHUNK} clips", disable=all(j[0].exists() for j in jobs)))
+    parts = [np.load(p) for p in paths]
+    return np.concatenate([p["pixels"] for p in parts]), np.concatenate([p["labels"] for p in parts])
