@@ -139,12 +139,12 @@ def render(scene: Scene, frames: int = 16, size: int = 64, u=None) -> Footage:
         scale = zoom * np.sqrt(np.abs(np.linalg.det(body[:, :2, :2]))).astype(np.float32)[:, None, None]
         parts = OBJECTS[thing.object](lx, ly)
         for d, colour in parts:
-            paint(d.astype(np.float32), shade(colour, thing), 2.0, scale)
+            paint(d.astype(np.float32), shade(colour, thing), 1.4, scale)
         whole = union(*[d for d, _ in parts]).astype(np.float32)
         inside = np.clip(0.5 - whole * scale, 0, 1)
         near = np.minimum(near, whole * scale * 2 / size)
         cover = np.maximum(cover, inside)
-        depth = np.where(inside > 0.5, 2.0 - 0.4 * np.sqrt(np.clip(-whole, 0, 1)), depth)
+        depth = np.where(inside > 0.5, 1.4 - 0.4 * np.sqrt(np.clip(-whole, 0, 1)), depth)
         flow = np.where(inside[..., None] > 0.5, _moved(camera_next @ body_next @ np.linalg.inv(camera @ body), at, size), flow)
 
     sx, sy = ((column + 0.5) * 2 / size - 1).astype(np.float32), (1 - (row + 0.5) * 2 / size).astype(np.float32)
