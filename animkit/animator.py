@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from einops import rearrange
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import animkit
-from animkit.base import find_checkpoint, open_base
+from animkit.base import check_size, decode, find_checkpoint, open_base
 from animkit.errors import AnimkitError
 from animkit.inflation import VideoUNet, inflate
 from animkit.prompts import check_prompt, encode_text
@@ -30,10 +31,10 @@ Callback = Callable[[int, Tensor, Tensor], Any]
 def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, steps: int = 25, guidance: float = 7.5,
            generators: list[torch.Generator] | None = None, callback: Callback | None = None, progress: bool = True,
            added: dict[str, Tensor] | None = None) -> Tensor:
-    """From noise x_T (b c f h w) to the latents x_0 of a clip: 25 steps of DDIM in the paper, here any diffusers scheduler.
+    """From noise x_T (b c f h w) to a clip's latents x_0: 25 steps of DDIM in the paper, here any diffusers scheduler.
 
-    text is [negative, positive] stacked (2b n d) when guidance is above 1, else b n d. Each step asks the video UNet for the
-    noise in x_t and lets the scheduler take some of it away. With classifier-free guidance (Ho & Salimans 2022, eq. 6)
+    text is [negative, positive] stacked (2b n d) when guidance is above 1, else b n d. Each step asks the video UNet
+    for the noise in x_t and lets the scheduler take some of it away, by classifier-free guidance (Ho & Salimans 2022):
 
         eps = eps(x, negative) + guidance * (eps(x, text) - eps(x, negative))
 
@@ -56,18 +57,6 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
         if callback is not None:
             callback(step, t, x)
     return x
-
-
-@torch.no_grad()
-def decode(vae: Any, latents: Tensor, frames_at_once: int = 8) -> Tensor:
-    """Latents b c f h w -> pictures b f H W 3, uint8, on the CPU: the image VAE draws each frame alone, some at a time."""
-    b = latents.shape[0]
-    z = rearrange(latents, "b c f h w -> (b f) c h w") / vae.config.scaling_factor + (vae.config.shift_factor or 0)
-    if vae.dtype == torch.float16 and vae.config.force_upcast:
-        vae = copy.deepcopy(vae).float()  # SDXL's VAE overflows in half precision
-    drawn = [vae.decode(part.to(vae.dtype)).sample.float().cpu() for part in z.split(frames_at_once)]
-    pictures = ((torch.cat(drawn) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return rearrange(pictures, "(b f) c h w -> b f h w c", b=b)
 
 
 class Alphas(Mapping):
@@ -97,9 +86,10 @@ class Alphas(Mapping):
 class Animator:
     """Text -> clip (4.4): `Animator("miniature")("a red balloon over the sea, rising", seed=0)`.
 
-    base: "miniature", a diffusers folder, a single .safetensors file, or a Stable Diffusion pipeline that you hold (its UNet is
-    inflated in place). motion: MotionModules, their folder or file; None takes the one shipped beside the base, if there is
-    one, and False none. device: by default CUDA, else Apple's MPS, else the CPU; a pipeline that you hold stays where it is.
+    base: "miniature", a diffusers folder, a single .safetensors file, or a Stable Diffusion pipeline that you hold (its
+    UNet is inflated in place). motion: MotionModules, their folder or file; None takes the one shipped beside the base,
+    if there is one, and False none. device: by default CUDA, else Apple's MPS, else the CPU; a pipeline that you hold
+    stays where it is.
     tokenizer: for a single file, CLIP's or its folder, if it is not found by itself.
     Raises AnimkitError when a file is missing, damaged or of the wrong kind.
     """
@@ -108,7 +98,7 @@ class Animator:
                  dtype: torch.dtype = torch.float32, tokenizer: Any = None):
         self.pipe, self.defaults, beside = open_base(base, dtype, tokenizer)
         if isinstance(base, (str, Path)):
-            for part in self.pipe.components.values():  # device and dtype in one move: half a file stays half on its way
+            for part in self.pipe.components.values():  # device and dtype in one move: half a file travels as half
                 if isinstance(part, torch.nn.Module):
                     part.to(device or _best_device(), dtype)
         elif device is not None:
@@ -120,15 +110,19 @@ class Animator:
         if motion is not None and motion is not False:
             self.insert(motion, name="motion")
 
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name} (alpha {alpha:g})" for name, alpha in self.alpha.items()) or "nothing"
+        return f"Animator on {self.base}, inserted: {parts}; {self.pipe.unet.dtype} on {self.pipe.unet.device}"
+
     @classmethod
     def from_files(cls, base: Any, motion: Any = None, looks: Any = (), adapter: Any = (), motion_loras: Any = (), *,
                    strict: bool = True, tokenizer: Any = None, device: str | torch.device | None = None,
                    dtype: torch.dtype = torch.float32) -> Animator:
-        """One animator from the files people have (4.4), in whatever order and format; each part goes by its file's name.
+        """One animator from the files people have (4.4), in any order and format; each part goes by its file's name.
 
-        motion, looks, adapter, motion_loras: a path, a list of paths, or {path: alpha}. What a file is, is read off it, and
-        checked against its role before the base is loaded. strict=False: a v2 MotionLoRA may leave its middle block out.
-        Raises AnimkitError for a file that is missing, damaged, given in another's place, or does not fit the base.
+        motion, looks, adapter, motion_loras: a path, a list of paths, or {path: alpha}. What a file is, is read off it,
+        and checked against its role before the base is loaded. strict=False: a v2 MotionLoRA may leave its middle block
+        out. Raises AnimkitError for a file that is missing, damaged, in another's place, or does not fit the base.
         """
         from animkit.checkpoints.roles import open_roles
         parts = open_roles(motion=motion, adapter=adapter, looks=looks, motion_loras=motion_loras, strict=strict)
@@ -142,8 +136,8 @@ class Animator:
     def insert(self, what: Any, alpha: float = 1.0, name: str | None = None) -> str:
         """Insert what `ak.open_checkpoint` returned, or the file or sample look of that name; -> the name it goes by.
 
-        A look that was trained on the text encoder too goes there as well. Raises AnimkitError, and changes nothing, if it
-        does not fit.
+        A look that was trained on the text encoder too goes there as well. Raises AnimkitError, and changes nothing, if
+        it does not fit.
         """
         if isinstance(what, (str, Path)):
             from animkit.checkpoints import open_checkpoint
@@ -152,8 +146,8 @@ class Animator:
         on_text = []
         if hasattr(what, "build_text"):
             what._for_animator = True  # it need not warn that a UNet alone takes only half of it
-            encoders = {part: encoder for part, encoder in self.pipe.components.items() if part.startswith("text_encoder")}
-            on_text = [(encoder, what.build_text(encoder, part)) for part, encoder in encoders.items() if encoder is not None]
+            on_text = [(encoder, what.build_text(encoder, part)) for part, encoder in self.pipe.components.items()
+                       if part.startswith("text_encoder") and encoder is not None]
         name = self.video_unet.insert(what, alpha=alpha, name=name)
         self.alpha.on_text[name] = [lora.to(encoder.device, encoder.dtype).attach(encoder, alpha=alpha)
                                     for encoder, lora in on_text if lora is not None]
@@ -167,81 +161,89 @@ class Animator:
 
     @property
     def scheduler(self) -> Any:
-        """What a call samples with by default: the base's own scheduler, or DDIM with linear betas once there is motion.
+        """What a call samples with by default: the base's own scheduler, or with motion DDIM on linear betas.
 
-        Motion modules are trained with betas that rise linearly, the base with scaled_linear ones (paper, reference training).
-        Sampling motion with the base's betas would show it noise levels it never met: colours fade and frames flicker. For
-        another sampler, keep these betas: `scheduler=EulerDiscreteScheduler.from_config(animator.scheduler.config)`.
+        Motion modules are trained with betas that rise linearly, the base with scaled_linear ones (reference training).
+        Sampling motion with the base's betas would show it noise levels that it never met: colours fade and frames
+        flicker. For another sampler, keep these betas:
+        `scheduler=EulerDiscreteScheduler.from_config(animator.scheduler.config)`.
         """
         own = self.pipe.scheduler
         if self.video_unet.motion is None:
             return own
-        # eta, the noise added at each step, is 0 in DDIM's step by default. Latents are not pixels: nothing to clip at +-1.
+        # DDIM's step adds no noise (eta = 0) unless told to. Latents are not pixels: there is nothing to clip at +-1.
         return DDIMScheduler.from_config(own.config, beta_schedule="linear", trained_betas=None, clip_sample=False)
 
     # ---- text -> clip
 
-    def __call__(self, prompt: str | Sequence[str], frames: int | None = None, seed: int = 0, *, negative_prompt: str = "",
-                 steps: int | None = None, guidance: float | None = None, height: int | None = None, width: int | None = None,
-                 scheduler: Any = None, clips_per_prompt: int = 1, callback: Callback | None = None, progress: bool = True,
-                 latents: Tensor | None = None, fps: float | None = None) -> Clip | list[Clip]:
-        """Draw a clip; a list of prompts, or clips_per_prompt above 1, gives a list (all clips of the first prompt first).
+    def __call__(self, prompt: str | Sequence[str], frames: int | None = None, seed: int = 0, *,
+                 negative_prompt: str = "", steps: int | None = None, guidance: float | None = None,
+                 height: int | None = None, width: int | None = None, scheduler: Any = None, clips_per_prompt: int = 1,
+                 callback: Callback | None = None, progress: bool = True, latents: Tensor | None = None,
+                 fps: float | None = None) -> Clip | list[Clip]:
+        """Draw a clip; a list of prompts, or clips_per_prompt above 1, gives a list (the first prompt's clips first).
 
-        frames: 1 to the motion module's positions. height, width: pixels. Clip i draws its noise with seed + i, on the CPU, so
-        that each can be made again alone and on any device; latents (b c f h w, standard normal) take the noise's place.
-        What is None comes from the base's animkit.json, else from the paper's release: 16 frames, 25 steps, guidance 7.5.
-        Raises AnimkitError for sizes, frames, words or numbers that the base or the motion module cannot take.
+        frames: 1 to the motion module's positions. height, width: pixels. Clip i draws its noise with seed + i, on the
+        CPU, so that each can be made again alone and on any device; latents (b c f h w, standard normal) take the
+        noise's place. What is None comes from the base's animkit.json, else from the paper's release: 16 frames, 25
+        steps, guidance 7.5. Raises AnimkitError for words, sizes or numbers that the base or the motion module cannot
+        take.
         """
         given = {"frames": frames, "steps": steps, "guidance": guidance, "fps": fps}
         frames, steps, guidance, fps = (self.defaults[k] if v is None else v for k, v in given.items())
+        scheduler = self.scheduler if scheduler is None else scheduler
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        h, w = self._check(prompts, frames, seed, negative_prompt, steps, clips_per_prompt, height, width)
+        self._check(prompts, negative_prompt, seed, guidance, fps, scheduler,
+                    {"frames": frames, "steps": steps, "clips_per_prompt": clips_per_prompt})
+        h, w = check_size(self.pipe, self.defaults, height, width)
         prompts = [p for p in prompts for _ in range(clips_per_prompt)]
-        unet, device, scheduler = self.pipe.unet, self.pipe.unet.device, self.scheduler if scheduler is None else scheduler
+        unet, device = self.pipe.unet, self.pipe.unet.device
 
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         shape = (unet.config.in_channels, frames, h // self.pipe.vae_scale_factor, w // self.pipe.vae_scale_factor)
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]) if latents is None else latents
         if noise.shape != (len(prompts), *shape):
-            raise AnimkitError(f"latents have the shape {tuple(noise.shape)}; this call needs {(len(prompts), *shape)} (b c f h w).")
+            raise AnimkitError(f"latents have the shape {tuple(noise.shape)}; this call needs b c f h w = "
+                               f"{(len(prompts), *shape)}.")
         text, added = encode_text(self.pipe, prompts, negative_prompt, guidance > 1, (h, w), device)
-        x = sample(self.video_unet, noise.to(device, unet.dtype), text.to(unet.dtype), scheduler, steps, guidance, generators,
-                   callback, progress, added)
+        x = sample(self.video_unet, noise.to(device, unet.dtype), text.to(unet.dtype), scheduler, steps, guidance,
+                   generators, callback, progress, added)
         if not torch.isfinite(x).all():
-            raise AnimkitError(f"Sampling gave numbers that are not finite ({unet.dtype} on {device}): the weights are damaged, "
-                               f"or the precision is too low; load the base again with dtype=torch.float32.")
+            raise AnimkitError(f"Sampling gave numbers that are not finite ({unet.dtype} on {device}): the weights are "
+                               f"damaged, or the precision is too low; load the base again with dtype=torch.float32.")
         pictures = decode(self.pipe.vae, x).numpy()
-        common = {"negative_prompt": negative_prompt, "steps": steps, "guidance": guidance, "frames": frames, "height": h,
-                  "width": w, "base": self.base, "alpha": dict(self.alpha), "scheduler": type(scheduler).__name__,
+        common = {"negative_prompt": negative_prompt, "steps": steps, "guidance": guidance, "frames": frames,
+                  "height": h, "width": w, "base": self.base, "alpha": dict(self.alpha),
+                  "scheduler": type(scheduler).__name__,
                   "scheduler_config": {k: v for k, v in scheduler.config.items() if not k.startswith("_")},
                   "noise": "seed" if latents is None else "latents", "device": str(device), "dtype": str(unet.dtype),
                   "animkit": animkit.__version__}
         clips = [Clip(p, fps, said, {"seed": seed + i, **common}) for i, (p, said) in enumerate(zip(pictures, prompts))]
         return clips[0] if isinstance(prompt, str) and clips_per_prompt == 1 else clips
 
-    def _check(self, prompts: list[str], frames: int, seed: int, negative: str, steps: int, clips_per_prompt: int,
-               height: int | None, width: int | None) -> tuple[int, int]:
-        """-> height and width in pixels. Raises AnimkitError on the first thing that cannot be drawn."""
-        for name, number in {"frames": frames, "steps": steps, "clips_per_prompt": clips_per_prompt}.items():
-            if not isinstance(number, int) or number < 1:
+    def _check(self, prompts: list[str], negative: str, seed: int, guidance: float, fps: float, scheduler: Any,
+               counts: dict[str, int]) -> None:
+        """Raise AnimkitError on the first thing that cannot be drawn, before anything is."""
+        for name, number in counts.items():
+            if not isinstance(number, Integral) or number < 1:
                 raise AnimkitError(f"{name} is a whole number of at least 1; got {number!r}.")
-        if not isinstance(seed, int):
+        if not isinstance(seed, Integral):
             raise AnimkitError(f"seed is a whole number; got {seed!r}.")
+        for name, number, least in (("guidance", guidance, 0), ("fps", fps, 1e-3)):
+            if not isinstance(number, Real) or not math.isfinite(number) or number < least:
+                raise AnimkitError(f"{name} is a number of at least {least}; got {number!r}.")
+        if isinstance(scheduler, type) or not hasattr(scheduler, "step"):
+            raise AnimkitError(f"scheduler is a diffusers scheduler, such as "
+                               f"DDIMScheduler.from_config(animator.scheduler.config); got {scheduler!r}.")
         motion = self.video_unet.motion
-        if motion is not None and frames > motion.positions:
-            raise AnimkitError(f"{frames} frames are more than the {motion.positions} positions of the motion module: ask for at "
-                               f"most {motion.positions} frames.")
+        if motion is not None and counts["frames"] > motion.positions:
+            raise AnimkitError(f"{counts['frames']} frames are more than the {motion.positions} positions of the "
+                               f"motion module: ask for at most {motion.positions} frames.")
         if not prompts or not all(isinstance(p, str) for p in [*prompts, negative]):
-            raise AnimkitError(f"A prompt is a text, or a list of at least one; got {prompts!r} (negative: {negative!r}).")
-        for p in [*prompts, negative]:
+            raise AnimkitError(f"A prompt is a text, or a list of at least one; got {prompts!r} "
+                               f"(negative: {negative!r}).")
+        for p in dict.fromkeys([*prompts, negative]):
             check_prompt(p, self.pipe.tokenizer, self.defaults["vocabulary"])
-        side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
-        size = height or self.defaults.get("height", side), width or self.defaults.get("width", side)
-        multiple = self.pipe.vae_scale_factor * 2 ** (len(self.pipe.unet.config.block_out_channels) - 1)
-        for name, pixels in zip(("height", "width"), size):
-            if not isinstance(pixels, int) or pixels < 1 or pixels % multiple:
-                raise AnimkitError(f"{name} is a multiple of {multiple} pixels for this base (VAE x UNet halvings); got {pixels}.")
-        return size
 
 
 def _best_device() -> str:

@@ -1,4 +1,4 @@
-"""Section 4.4, an animator's text: are the prompt's words known and not too many, and what does the text encoder make of it."""
+"""Section 4.4, an animator's text: are the prompt's words known and not too many, and how are they encoded."""
 from __future__ import annotations
 
 import difflib
@@ -14,20 +14,21 @@ from animkit.quiet import quiet_libraries
 def check_prompt(prompt: str, tokenizer: Any, vocabulary: str | list[str] = "open") -> None:
     """Warn when a prompt is longer than the text encoder reads; refuse words that the base never learned.
 
-    vocabulary: "open" takes any word; a list takes its words; "closed" takes words that are one token for the tokenizer.
+    vocabulary: "open" takes any word; a list takes its words; "closed" takes words that the tokenizer leaves whole.
     Raises AnimkitError that names the words and the nearest known ones.
     """
     if vocabulary != "open":
         unknown = _unknown_words(prompt, tokenizer, vocabulary)
         if unknown:
             said = "; ".join(f"'{w}'" + (f" (near: {', '.join(near)})" if near else "") for w, near in unknown.items())
-            raise AnimkitError(f"The base never learned {said}, in the prompt '{prompt}': use words from its small world.")
+            raise AnimkitError(f"The base never learned {said}, in the prompt '{prompt}': use words from its small "
+                               f"world.")
     limit = tokenizer.model_max_length
     ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
     if len(ids) > limit:
         cut = tokenizer.decode(ids[limit - 1:-1])
-        warnings.warn(f"The prompt is longer than the {limit} tokens that the text encoder reads; this was cut off: '{cut}'.",
-                      stacklevel=3)
+        warnings.warn(f"The prompt is longer than the {limit} tokens that the text encoder reads; this was cut off: "
+                      f"'{cut}'.", stacklevel=4)
 
 
 def _unknown_words(prompt: str, tokenizer: Any, vocabulary: str | list[str]) -> dict[str, list[str]]:
@@ -61,4 +62,4 @@ def encode_text(pipe: Any, prompts: list[str], negative: str, guided: bool, size
         return text, {}
     embeds = torch.cat([pooled[1], pooled[0]]) if guided else pooled[0]
     times = torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=device).repeat(len(text), 1)
-    return text, {"text_embeds": embeds, "time_ids": times}  # SDXL: what the picture's size was, and where it was cropped
+    return text, {"text_embeds": embeds, "time_ids": times}  # SDXL is told the picture's size, and where it was cropped

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_libraries(progress_bars: bool = False) -> Iterator[None]:
-    """Inside, diffusers and transformers log errors only, draw no progress bars (unless asked to) and announce no changes of
-    their API; afterwards all is as before."""
+    """Inside, diffusers and transformers log errors only, draw no progress bars (unless asked to) and announce no API
+    changes; afterwards all is as before."""
     import diffusers.utils.logging
     import transformers.utils.logging
     logs = [diffusers.utils.logging, transformers.utils.logging]

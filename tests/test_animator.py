@@ -1,4 +1,4 @@
-"""Section 4.4: the animator against diffusers' own pipeline, and what it promises about noise, batches and bad input."""
+"""Section 4.4: the animator against diffusers' own pipeline; what it promises about noise, batches and bad input."""
 import json
 import shutil
 import warnings
@@ -53,19 +53,20 @@ def make_pipe(seed=0, scheduler=None):
     tokenizer = make_tokenizer()
     text = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=12, projection_dim=32, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id))
+        max_position_embeddings=12, projection_dim=32, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(32, 64), layers_per_block=1,
+        norm_num_groups=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=32, attention_head_dim=2)
     vae = AutoencoderKL(
         block_out_channels=(16, 16, 32), layers_per_block=1, latent_channels=8, norm_num_groups=8, sample_size=32,
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, scaling_factor=0.7)
-    own = scheduler or diffusers.PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
-                                               skip_prk_steps=True)
-    pipe = StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=own, safety_checker=None,
-                                   feature_extractor=None, requires_safety_checker=False)
+    own = scheduler or diffusers.PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                                               steps_offset=1, skip_prk_steps=True)
+    pipe = StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=own,
+                                   safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     for part in (vae, unet, text):
         part.eval()
     pipe.set_progress_bar_config(disable=True)
@@ -110,8 +111,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
-@pytest.mark.parametrize("scheduler", ["own", "DDIMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
-                                       "DPMSolverMultistepScheduler", "LCMScheduler", "HeunDiscreteScheduler", "DDPMScheduler"])
+@pytest.mark.parametrize("scheduler", [
+    "own", "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
+    "DPMSolverMultistepScheduler", "LCMScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler"])
 def test_one_frame_is_the_image_pipeline(pipe, still, scheduler, guidance):
     own = pipe.scheduler
     chosen = own if scheduler == "own" else getattr(diffusers, scheduler).from_config(own.config)
@@ -121,8 +123,8 @@ def test_one_frame_is_the_image_pipeline(pipe, still, scheduler, guidance):
                         generator=torch.Generator().manual_seed(5), output_type="np").images[0]
     finally:
         pipe.scheduler = own
-    clip = still("a red balloon", frames=1, seed=5, negative_prompt="the sea", steps=STEPS, guidance=guidance, progress=False,
-                 scheduler=None if scheduler == "own" else chosen)
+    clip = still("a red balloon", frames=1, seed=5, negative_prompt="the sea", steps=STEPS, guidance=guidance,
+                 progress=False, scheduler=None if scheduler == "own" else chosen)
     assert expected.std() > 0.01  # a picture, not a flat field on which everything agrees
     assert np.abs(clip.array[0] / 255 - expected).max() <= 0.5 / 255 + 1e-5
 
@@ -165,15 +167,16 @@ def test_every_clip_of_a_batch_can_be_made_alone(moving, scheduler):
 
 
 def test_settings_make_the_clip_again(moving):
-    clip = moving("a red balloon", frames=2, seed=3, steps=2, guidance=3.0, height=16, width=24, negative_prompt="sea", fps=5,
-                  progress=False)
+    clip = moving("a red balloon", frames=2, seed=3, steps=2, guidance=3.0, height=16, width=24, negative_prompt="sea",
+                  fps=5, progress=False)
     s = json.loads(json.dumps(clip.settings))  # as they come back from a file
     scheduler = getattr(diffusers, s["scheduler"]).from_config(s["scheduler_config"])
-    again = moving(clip.prompt, **{k: s[k] for k in ("frames", "seed", "steps", "guidance", "height", "width", "negative_prompt")},
-                   scheduler=scheduler, progress=False)
+    options = ("frames", "seed", "steps", "guidance", "height", "width", "negative_prompt")
+    again = moving(clip.prompt, **{option: s[option] for option in options}, scheduler=scheduler, progress=False)
     assert np.array_equal(again, clip) and clip.array.shape == (2, 16, 24, 3) and clip.fps == 5
     assert again.settings["scheduler_config"] == s["scheduler_config"]
-    assert not np.array_equal(again, moving(clip.prompt, frames=2, seed=4, steps=2, height=16, width=24, progress=False))
+    other = moving(clip.prompt, **{option: s[option] for option in options} | {"seed": 4}, progress=False)
+    assert not np.array_equal(again, other)
 
 
 def test_the_noise_is_drawn_on_the_cpu_as_documented(moving):
@@ -192,7 +195,8 @@ def test_motion_is_sampled_with_linear_betas(still, moving):
     assert torch.allclose(ddim.betas, torch.linspace(0.00085, 0.012, 1000))
     assert ddim.config.steps_offset == moving.pipe.scheduler.config.steps_offset == 1
     clip = moving("a bird", frames=2, steps=2, progress=False)
-    assert clip.settings["scheduler"] == "DDIMScheduler" and clip.settings["scheduler_config"]["beta_schedule"] == "linear"
+    assert clip.settings["scheduler"] == "DDIMScheduler"
+    assert clip.settings["scheduler_config"]["beta_schedule"] == "linear"
 
 
 def test_a_call_leaves_the_scheduler_fresh(moving):
@@ -203,7 +207,7 @@ def test_a_call_leaves_the_scheduler_fresh(moving):
 
 
 def test_guidance_is_the_formula():
-    """eps(x, negative) + g (eps(x, text) - eps(x, negative)), with a network and a scheduler simple enough to work by hand."""
+    """eps(x, negative) + g (eps(x, text) - eps(x, negative)), worked by hand for the simplest network and scheduler."""
     class Network:
         def __call__(self, x, t, text, added_cond_kwargs=None):
             return text.mean((1, 2))[:, None, None, None, None].expand_as(x)
@@ -216,13 +220,15 @@ def test_guidance_is_the_formula():
 
     x = torch.ones(1, 1, 2, 1, 1)
     text = torch.stack([torch.full((3, 2), 0.25), torch.full((3, 2), 1.0)])
-    assert torch.allclose(sample(Network(), x, text, Subtract(), guidance=4.0, progress=False), 2 - 3 * (0.25 + 4 * 0.75) * x)
+    guided = sample(Network(), x, text, Subtract(), guidance=4.0, progress=False)
+    assert torch.allclose(guided, 2 - 3 * (0.25 + 4 * 0.75) * x)
     assert torch.allclose(sample(Network(), x, text[1:], Subtract(), guidance=1.0, progress=False), 2 - 3 * x)
 
 
 def test_callback_sees_each_step(moving):
     seen = []
-    moving("a bird", frames=2, steps=4, progress=False, callback=lambda step, t, x: seen.append((step, int(t), x.shape)))
+    moving("a bird", frames=2, steps=4, progress=False,
+           callback=lambda step, t, x: seen.append((step, int(t), x.shape)))
     assert [s for s, _, _ in seen] == [0, 1, 2, 3] and {shape for _, _, shape in seen} == {(1, 8, 2, 8, 8)}
     assert [t for _, t, _ in seen] == sorted((t for _, t, _ in seen), reverse=True)
 
@@ -313,7 +319,7 @@ def test_an_unknown_look_lists_the_known(tmp_path, monkeypatch):
     (tmp_path / "looks" / "ink.safetensors").touch()
     monkeypatch.setattr(samples, "root", lambda: tmp_path)
     animator = ak.Animator(make_pipe())
-    with pytest.raises(ak.AnimkitError, match=r"'inc' is neither a file here nor a look .* did you mean 'ink'\? \(looks: ink\)"):
+    with pytest.raises(ak.AnimkitError, match=r"'inc' is neither a file .* did you mean 'ink'\? \(looks: ink\)"):
         animator.insert("inc")
 
 
@@ -331,7 +337,7 @@ def test_a_folder_draws_what_its_pipeline_draws(folder, still):
     animator = ak.Animator(folder, device="cpu")
     options = dict(frames=2, steps=STEPS, seed=2, progress=False)
     assert close(animator("a bird", **options), still("a bird", **options))
-    assert animator.defaults["steps"] == 25 and animator.defaults["guidance"] == 7.5 and animator.defaults["frames"] == 16
+    assert [animator.defaults[k] for k in ("steps", "guidance", "frames")] == [25, 7.5, 16]
 
 
 def test_animkit_json_sets_defaults_and_brings_the_motion_module(folder, tmp_path):
@@ -381,8 +387,8 @@ def damage_no_file(base):
     (base / "unet" / "diffusion_pytorch_model.safetensors").unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_truncated, damage_missing_tensors, damage_text_encoder, damage_shape, damage_config,
-                                    damage_no_file])
+@pytest.mark.parametrize("damage", [damage_truncated, damage_missing_tensors, damage_text_encoder, damage_shape,
+                                    damage_config, damage_no_file])
 def test_damaged_weights_are_refused(folder, tmp_path, damage):
     base = shutil.copytree(folder, tmp_path / "toy")
     damage(base)
@@ -422,22 +428,25 @@ def test_a_folder_or_file_of_something_else_is_refused(tmp_path):
 def test_sdxl_one_frame_is_the_image_pipeline():
     """Two text encoders, and conditions that say the picture's size."""
     toy = make_pipe()
-    second = CLIPTextModelWithProjection(CLIPTextConfig(**{**toy.text_encoder.config.to_dict(), "hidden_size": 16})).eval()
+    config = CLIPTextConfig(**toy.text_encoder.config.to_dict() | {"hidden_size": 16})
+    second = CLIPTextModelWithProjection(config).eval()
     torch.manual_seed(3)
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(32, 64), layers_per_block=1,
+        norm_num_groups=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=48, attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=32 + 6 * 8).eval()
     pipe = diffusers.StableDiffusionXLPipeline(
-        vae=toy.vae, text_encoder=toy.text_encoder, text_encoder_2=second, tokenizer=toy.tokenizer, tokenizer_2=toy.tokenizer,
-        unet=unet, scheduler=diffusers.EulerDiscreteScheduler(), add_watermarker=False)
+        vae=toy.vae, text_encoder=toy.text_encoder, text_encoder_2=second, tokenizer=toy.tokenizer,
+        tokenizer_2=toy.tokenizer, unet=unet, scheduler=diffusers.EulerDiscreteScheduler(), add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
     for negative in ("the sea", ""):
         options = {"negative_prompt": negative} if negative else {}
-        expected = pipe("a red balloon", num_inference_steps=STEPS, generator=torch.Generator().manual_seed(5), guidance_scale=7.5,
-                        height=24, width=32, output_type="np", **options).images[0]
-        clip = ak.Animator(pipe)("a red balloon", frames=1, seed=5, steps=STEPS, guidance=7.5, height=24, progress=False, **options)
+        expected = pipe("a red balloon", num_inference_steps=STEPS, generator=torch.Generator().manual_seed(5),
+                        guidance_scale=7.5, height=24, width=32, output_type="np", **options).images[0]
+        clip = ak.Animator(pipe)("a red balloon", frames=1, seed=5, steps=STEPS, guidance=7.5, height=24,
+                                 progress=False, **options)
         assert clip.array.shape == (1, 24, 32, 3) and expected.std() > 0.01
         assert np.abs(clip.array[0] / 255 - expected).max() <= 0.5 / 255 + 1e-5
 
@@ -452,6 +461,12 @@ def test_sdxl_one_frame_is_the_image_pipeline():
     ({"steps": 0}, "steps .* got 0"),
     ({"clips_per_prompt": 0}, "clips_per_prompt .* got 0"),
     ({"seed": "x"}, "seed .* 'x'"),
+    ({"guidance": float("nan")}, "guidance .* nan"),
+    ({"guidance": "high"}, "guidance .* 'high'"),
+    ({"fps": 0}, "fps .* got 0"),
+    ({"scheduler": DDIMScheduler}, "scheduler .*from_config.* got <class"),
+    ({"scheduler": "ddim"}, "scheduler .* 'ddim'"),
+    ({"height": 0}, "height is a multiple of 8 .* got 0"),
     ({"height": 20}, "height is a multiple of 8 .* got 20"),
     ({"width": 12}, "width is a multiple of 8 .* got 12"),
     ({"latents": torch.zeros(1, 8, 2, 4, 4), "frames": 2}, r"latents .* \(1, 8, 2, 8, 8\)"),
@@ -506,7 +521,7 @@ def test_a_prompt_too_long_says_what_is_cut(still, capfd):
 def test_importing_does_not_load_torch():
     import subprocess
     import sys
-    code = "import sys, animkit; animkit.AnimkitError; assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    code = "import sys, animkit; animkit.AnimkitError; assert not {'torch', 'diffusers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -519,6 +534,21 @@ def test_loading_is_silent_and_leaves_the_libraries_as_they_were(folder, capfd):
     finally:
         logging.set_verbosity_warning()
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("config, said", [
+    ({"in_channels": 9}, "takes 9 channels and its VAE gives 8"),
+    ({"time_cond_proj_dim": 32}, "LCM"),
+])
+def test_bases_that_want_more_than_text_are_refused(config, said):
+    pipe = make_pipe()
+    pipe.unet = UNet2DConditionModel.from_config(pipe.unet.config, **config)
+    with pytest.raises(ak.AnimkitError, match=said):
+        ak.Animator(pipe)
+
+
+def test_says_what_it_is(moving):
+    assert repr(moving) == ("Animator on StableDiffusionPipeline, inserted: motion (alpha 1); torch.float32 on cpu")
 
 
 def test_open_base_takes_a_pipeline_as_it_is(pipe):

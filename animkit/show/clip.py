@@ -28,7 +28,7 @@ SEEN_AT = 256  # pixels; a smaller clip is enlarged by whole numbers to at least
 class Clip:
     """Frames `array` (f h w 3, uint8) shown at `fps` frames a second; `prompt` and `settings` make it again.
 
-    Plays as the last line of a notebook cell. `clip[0]` is a PIL image, `clip[4:8]` a Clip, `np.asarray(clip)` the frames.
+    Plays at the end of a notebook cell. `clip[0]` is a PIL image, `clip[4:8]` a Clip, `np.asarray(clip)` an array.
     Raises AnimkitError when the frames are not f h w 3 uint8, or fps is not positive.
     """
 
@@ -36,8 +36,8 @@ class Clip:
         if not isinstance(frames, np.ndarray):
             frames = np.stack([np.asarray(f) for f in frames]) if len(frames) else np.empty((0, 0, 0, 3), np.uint8)
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
-            raise AnimkitError(f"A clip's frames are uint8 of shape (frames, height, width, 3) and at least one; these are "
-                               f"{frames.dtype} of shape {frames.shape}: scale to 0..255 and put the colours last.")
+            raise AnimkitError(f"A clip's frames are uint8 of shape (frames, height, width, 3) and at least one; these "
+                               f"are {frames.dtype} of shape {frames.shape}: scale to 0..255 and put the colours last.")
         if not fps > 0:
             raise AnimkitError(f"A clip's fps is above 0; got {fps}.")
         self.array, self.fps, self.prompt, self.settings = frames, fps, prompt, dict(settings or {})
@@ -49,8 +49,9 @@ class Clip:
         if not isinstance(index, slice):
             return PIL.Image.fromarray(self.array[index])
         if not len(self.array[index]):
-            raise AnimkitError(f"No frame is left in clip[{index.start}:{index.stop}:{index.step}] of {len(self)} frames.")
-        kept = self.settings.get("frames_kept", list(range(len(self))))[index]  # so that a part still says which part it is
+            raise AnimkitError(f"No frame is left in clip[{index.start}:{index.stop}:{index.step}] of {len(self)} "
+                               f"frames.")
+        kept = self.settings.get("frames_kept", list(range(len(self))))[index]  # a part still says which part it is
         return Clip(self.array[index], self.fps, self.prompt, {**self.settings, "frames_kept": kept})
 
     def __iter__(self) -> Iterator[PIL.Image.Image]:
@@ -64,8 +65,9 @@ class Clip:
     def save(self, path: str | os.PathLike, scale: int | None = None) -> Path:
         """Write `.mp4`, `.gif`, `.webp` or, for a path without suffix or ending in /, a folder of PNG frames.
 
-        scale enlarges every pixel to scale x scale (nearest neighbour). None: films of small clips grow to at least 256 px,
-        PNG frames stay as they are; `Clip.load` undoes it. The file holds the prompt and settings, and appears only when whole.
+        scale enlarges every pixel to scale x scale (nearest neighbour). None: films of small clips grow to at least
+        256 px, PNG frames stay as they are; `Clip.load` undoes it. The file holds the prompt and settings, and appears
+        only when whole.
         Raises AnimkitError for another suffix, a scale below 1, or a folder that holds anything but a clip's frames.
         """
         text, path = os.fspath(path), Path(path)
@@ -75,8 +77,8 @@ class Clip:
         if not suffix:
             return self._save_frames(path, int(scale or 1))
         if suffix not in _FILMS:
-            raise AnimkitError(f"Cannot save a clip as '{path.name}': the suffix is one of {', '.join(_FILMS)}, or none for "
-                               f"a folder of PNG frames.")
+            raise AnimkitError(f"Cannot save a clip as '{path.name}': the suffix is one of {', '.join(_FILMS)}, or "
+                               f"none for a folder of PNG frames.")
         content = self.encode(suffix, scale)
         return write_atomically(path, lambda beside: Path(beside).write_bytes(content))
 
@@ -91,12 +93,14 @@ class Clip:
         return max(1, math.ceil(SEEN_AT / max(self.array.shape[1:3])))
 
     def _note(self, scale: int) -> str:
-        note = {"prompt": self.prompt, "fps": self.fps, "scale": scale, "size": self.array.shape[1:3], "settings": self.settings}
-        return "animkit " + json.dumps(note, default=str)  # ASCII: GIF comments and PNG text know no other alphabet for sure
+        note = {"prompt": self.prompt, "fps": self.fps, "scale": scale, "size": self.array.shape[1:3],
+                "settings": self.settings}
+        return "animkit " + json.dumps(note, default=str)  # ASCII: all that GIF comments and PNG text are sure to know
 
     def _save_frames(self, folder: Path, scale: int) -> Path:
         if folder.exists() and (not folder.is_dir() or any(not f.match("frame_*.png") for f in folder.iterdir())):
-            raise AnimkitError(f"'{folder}' is there already and is not a folder of a clip's frames: choose another name.")
+            raise AnimkitError(f"'{folder}' is there already and is not a folder of a clip's frames: choose another "
+                               f"name.")
         folder.parent.mkdir(parents=True, exist_ok=True)
         info = PngInfo()
         info.add_text("comment", self._note(scale))
@@ -133,7 +137,7 @@ class Clip:
             raise AnimkitError(f"'{path}' holds no frames.")
         if note:
             (h, w), k = note["size"], note["scale"]
-            frames = frames[:, k // 2:h * k:k, k // 2:w * k:k]  # the middle of each enlarged pixel, less the even-size edge
+            frames = frames[:, k // 2:h * k:k, k // 2:w * k:k]  # the middle of each enlarged pixel, less the edge added
         note = note or {"prompt": path.stem, "settings": {}}
         return cls(np.ascontiguousarray(frames), fps or note.get("fps") or own_fps, note["prompt"], note["settings"])
 
@@ -155,13 +159,14 @@ class Clip:
         return f"<figure>{self._film()}{filmstrip(self, n)._img()}</figure>"
 
     def _film(self) -> str:
-        # A bare src= on <video> survives the cleaning of an untrusted notebook; <source> and scripts do not, and of the two
-        # names for a screen reader only title=. No autoplay: motion starts when the reader asks for it.
+        # A bare src= on <video> survives the cleaning of an untrusted notebook; <source> and scripts do not, and of the
+        # two names for a screen reader only title=. No autoplay: motion starts when the reader asks for it.
         alt, k = html.escape(self.alt, quote=True), self.enlargement
         _, h, w, _ = self.array.shape
         film = base64.b64encode(self.encode(".mp4")).decode()
         return (f'<video controls loop muted playsinline width="{w * k}" height="{h * k}" aria-label="{alt}" '
-                f'title="{alt}" src="data:video/mp4;base64,{film}">{alt}</video><figcaption>{html.escape(self._caption())}</figcaption>')
+                f'title="{alt}" src="data:video/mp4;base64,{film}">{alt}</video>'
+                f"<figcaption>{html.escape(self._caption())}</figcaption>")
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
@@ -181,7 +186,7 @@ def enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
 
 def _mp4(frames: np.ndarray, fps: float, note: str) -> bytes:
     _, h, w, _ = frames.shape
-    frames = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")  # yuv420p halves the colours: even sizes
+    frames = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")  # yuv420p wants even sizes
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as film:
         film.metadata["comment"] = note
@@ -210,7 +215,8 @@ def _webp(frames: np.ndarray, fps: float, note: str) -> bytes:
 
 def _pillow(pictures: list[PIL.Image.Image], format: str, fps: float, **options) -> bytes:
     buffer = io.BytesIO()
-    pictures[0].save(buffer, format, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **options)
+    pictures[0].save(buffer, format, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0,
+                     **options)
     return buffer.getvalue()
 
 
@@ -227,7 +233,8 @@ def _read_video(path: Path) -> tuple[np.ndarray, float, dict | None]:
         if not film.streams.video:
             raise ValueError("it holds no pictures")
         frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
-        return np.array(frames), float(film.streams.video[0].average_rate or 8), _read_note(film.metadata.get("comment", ""))
+        fps = float(film.streams.video[0].average_rate or 8)
+        return np.array(frames), fps, _read_note(film.metadata.get("comment", ""))
 
 
 def _read_pillow(path: Path) -> tuple[np.ndarray, float, dict | None]:

@@ -20,7 +20,7 @@ GAP, BAND, INK, PAPER = 4, 28, (32, 32, 32), (255, 255, 255)
 
 
 class Picture:
-    """A PIL image (`.image`) together with the words for those who cannot see it (`.alt`); shows itself in a notebook."""
+    """A PIL image (`.image`) with the words for those who cannot see it (`.alt`); shows itself in a notebook."""
 
     def __init__(self, image: PIL.Image.Image, alt: str):
         self.image, self.alt = image, alt
@@ -34,7 +34,7 @@ class Picture:
         return self.image.size
 
     def save(self, path: str | Path) -> Path:
-        """Write the picture in the format that the suffix names. Raises AnimkitError for a suffix that Pillow does not know."""
+        """Write the picture in the format that the suffix names; AnimkitError if Pillow does not know it."""
         path, buffer = Path(path), io.BytesIO()
         format = PIL.Image.registered_extensions().get(path.suffix.lower())
         if format is None:
@@ -78,15 +78,16 @@ def filmstrip(clips: Clip | Sequence[Clip], n: int = 8, labels: Sequence[str] | 
 
 
 def side_by_side(clips: Sequence[Clip], labels: Sequence[str] | None = None, columns: int = 4) -> Clip:
-    """One clip that plays several together, each under its label; small ones are enlarged to 256 px, rows hold `columns`.
+    """One clip that plays several together, each under its label; small ones grow to 256 px, rows hold `columns`.
 
-    Raises AnimkitError when there is no clip, the clips differ in length or speed, or labels and clips differ in number.
+    Raises AnimkitError when there is no clip, clips differ in length or speed, or labels and clips differ in number.
     """
     clips = list(clips)
     _check(clips, labels)
     if len({(len(c), c.fps) for c in clips}) > 1:
         said = ", ".join(f"{len(c)} at {c.fps:g} fps" for c in clips)
-        raise AnimkitError(f"Clips side by side have the same number of frames and fps; these have {said}: cut them first.")
+        raise AnimkitError(f"Clips side by side have the same number of frames and fps; these have {said}: "
+                           f"cut them first.")
     if columns < 1:
         raise AnimkitError(f"side_by_side has at least one column; got {columns}.")
     panels = [enlarge(c.array, c.enlargement) for c in clips]
@@ -109,7 +110,7 @@ def _check(clips: list[Clip], labels: Sequence[str] | None) -> None:
     if not clips or not all(isinstance(c, Clip) for c in clips):
         raise AnimkitError("Give at least one Clip, or a list of them.")
     if labels is not None and (isinstance(labels, str) or len(labels) != len(clips)):
-        raise AnimkitError(f"There are {len(clips)} clips and the labels are {labels!r}: give a list with one for each.")
+        raise AnimkitError(f"There are {len(clips)} clips and the labels are {labels!r}: give one for each.")
 
 
 def _band(label: str, width: int) -> np.ndarray:
@@ -133,13 +134,14 @@ def _at_half_film_size(frame: np.ndarray, enlargement: int) -> np.ndarray:
 
 def _beside(pictures: list[np.ndarray]) -> np.ndarray:
     height = max(p.shape[0] for p in pictures)
-    padded = [np.pad(p, ((height - p.shape[0], 0), (0, GAP if i + 1 < len(pictures) else 0), (0, 0)), constant_values=255)
-              for i, p in enumerate(pictures)]
+    gaps = [GAP] * (len(pictures) - 1) + [0]
+    padded = [np.pad(p, ((height - p.shape[0], 0), (0, gap), (0, 0)), constant_values=255)
+              for p, gap in zip(pictures, gaps)]
     return np.concatenate(padded, axis=1)
 
 
 def _below(rows: list[np.ndarray]) -> np.ndarray:
     width = max(r.shape[1] for r in rows)
-    padded = [np.pad(r, ((0, GAP if i + 1 < len(rows) else 0), (0, width - r.shape[1]), (0, 0)), constant_values=255)
-              for i, r in enumerate(rows)]
+    gaps = [GAP] * (len(rows) - 1) + [0]
+    padded = [np.pad(r, ((0, gap), (0, width - r.shape[1]), (0, 0)), constant_values=255) for r, gap in zip(rows, gaps)]
     return np.concatenate(padded)

@@ -1,4 +1,4 @@
-"""A playground: a prompt, a seed, a look and every alpha as controls, the clip beside them. Drawing is `draw`, a plain function."""
+"""A playground: prompt, seed, look and every alpha as controls, the clip beside them; `draw` is a plain function."""
 from __future__ import annotations
 
 import html
@@ -18,10 +18,10 @@ LOOK = "look"  # the name under which the chosen look is inserted while a clip i
 
 def draw(animator: Any, prompt: str, seed: int = 0, look: Any = None, alphas: Mapping[str, float] | None = None,
          **options) -> Clip:
-    """One clip of an animator, with a look (a file or part, as `insert` takes it) and alphas that hold for this clip alone.
+    """One clip of an animator, with a look (what `insert` takes) and alphas that hold for this clip alone.
 
-    alphas: name -> alpha of what is inserted; the name "look" is the look's. The animator is afterwards as it was. options go
-    to the animator's call. Raises AnimkitError as the animator does.
+    alphas: name -> alpha of what is inserted; the name "look" is the look's. The animator is afterwards as it was.
+    options go to the animator's call. Raises AnimkitError as the animator does.
     """
     before, inserted = dict(animator.alpha), None
     try:
@@ -41,21 +41,23 @@ def draw(animator: Any, prompt: str, seed: int = 0, look: Any = None, alphas: Ma
 class Playground(widgets.VBox):
     """The controls over `draw`: `.prompt .seed .look .alphas[name] .run .shown`, and the last clip as `.clip`."""
 
-    def __init__(self, animator: Any, prompt: str, seed: int, looks: Mapping[str, Any], clip: Clip | None, options: dict):
+    def __init__(self, animator: Any, prompt: str, seed: int, looks: Mapping[str, Any], clip: Clip, options: dict):
         self.animator, self.looks, self.options, self.clip = animator, dict(looks), options, clip
         wide = {"style": {"description_width": "8em"}, "layout": {"width": "28em"}}
         self.prompt = widgets.Text(prompt, description="prompt", **wide)
         self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, description="seed", **wide)
         self.look = widgets.Dropdown(options=[("the base's own", ""), *((name, name) for name in self.looks)],
                                      description="look", **wide)
-        names = [*animator.alpha, *([LOOK] if self.looks else [])]
-        self.alphas = {name: widgets.FloatSlider(dict(animator.alpha).get(name, 1.0), min=0, max=1.5, step=0.05,
-                                                 description=f"alpha {name}", continuous_update=False, **wide) for name in names}
-        self.run = widgets.Button(description="Animate", button_style="primary", tooltip="Draw the clip with these settings")
+        alphas = {**animator.alpha, **({LOOK: 1.0} if self.looks else {})}
+        self.alphas = {name: widgets.FloatSlider(alpha, min=min(0, alpha), max=max(1.5, alpha), step=0.05,
+                                                 description=f"alpha {name}", continuous_update=False, **wide)
+                       for name, alpha in alphas.items()}
+        self.run = widgets.Button(description="Animate", button_style="primary", tooltip="Draw a clip so")
         self.bar = widgets.IntProgress(0, 0, 1, description="steps", **wide)
-        self.shown = widgets.HTML(_figure(clip) if clip is not None else "", layout={"flex": "1 1 18em"})
+        self.shown = widgets.HTML(_figure(clip), layout={"flex": "1 1 18em"})
         self.run.on_click(lambda _: self.animate())
-        controls = widgets.VBox([self.prompt, self.seed, *([self.look] if self.looks else []), *self.alphas.values(), self.run, self.bar],
+        looks = [self.look] if self.looks else []
+        controls = widgets.VBox([self.prompt, self.seed, *looks, *self.alphas.values(), self.run, self.bar],
                                 layout={"flex": "0 0 29em"})  # the clip, however wide, leaves the controls their place
         super().__init__([widgets.HBox([controls, self.shown], layout={"flex_flow": "row wrap"})])
 
@@ -75,7 +77,8 @@ class Playground(widgets.VBox):
             self.run.disabled = False
 
     def _step(self, step: int, t: Any, x: Any) -> None:
-        self.bar.max, self.bar.value = max(self.bar.max, step + 1), step + 1  # some schedulers take more steps than asked
+        self.bar.max = max(self.bar.max, step + 1)  # some schedulers take more steps than asked
+        self.bar.value = step + 1
 
 
 def _figure(clip: Clip) -> str:
@@ -86,8 +89,8 @@ def playground(animator: Any, prompt: str = "a red balloon over the sea, rising"
                looks: Mapping[str, Any] | None = None, clip: Clip | None = None, **options) -> Playground:
     """Controls to play with an animator; above them the stills of a first clip, which stay where widgets do not run.
 
-    looks: name -> what `animator.insert` takes; None: the looks shipped with animkit, if the base is the miniature. clip: a clip
-    to begin with, else one is drawn. options (frames, steps, ...) go to every call.
+    looks: name -> what `animator.insert` takes; None: the looks shipped with animkit, if the base is the miniature.
+    clip: a clip to begin with, else one is drawn. options (frames, steps, ...) go to every call.
     """
     if looks is None:
         from animkit.base import sample_looks

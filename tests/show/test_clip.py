@@ -199,7 +199,8 @@ def test_filmstrip_takes_frames_from_first_to_last():
     pixels = np.asarray(strip)
     assert pixels.shape[0] == 16 * k and pixels.shape[1] == 3 * 24 * k + 2 * 4
     for place, i in enumerate([0, 2, 5]):
-        assert np.array_equal(pixels[k // 2::k, place * (24 * k + 4):place * (24 * k + 4) + 24 * k][:, k // 2::k], clip.array[i])
+        left = place * (24 * k + 4)
+        assert np.array_equal(pixels[k // 2::k, left + k // 2:left + 24 * k:k], clip.array[i])
     assert filmstrip(clip, n=50).size == filmstrip(clip, n=6).size
     two = filmstrip([clip, clip], n=3, labels=["base", "ink"])
     assert two.size[0] == strip.size[0] and two.size[1] > 2 * strip.size[1] and "base, ink" in two.alt
