@@ -1,4 +1,4 @@
-"""Section 4.2: the image UNet is still itself inside the video UNet; what is inserted comes and goes without a trace."""
+"""Section 4.2: the image UNet stays itself inside the video UNet; what is inserted comes and goes without a trace."""
 import copy
 
 import pytest
@@ -331,7 +331,8 @@ def test_only_what_is_inserted_learns():
     video_unet(x, 7, text).square().mean().backward()
     assert all(p.grad is not None for p in video_unet.motion.parameters())
     assert all(p.grad is None for p in video_unet.unet.parameters())
-    assert len(list(video_unet.parameters())) == len(list(video_unet.unet.parameters())) + len(list(video_unet.motion.parameters()))
+    parts = [len(list(part.parameters())) for part in (video_unet, video_unet.unet, video_unet.motion)]
+    assert parts[0] == parts[1] + parts[2]
 
 
 # ---- inserting and removing
@@ -382,7 +383,8 @@ def test_alpha_is_live_for_motion_and_lora():
     video_unet.alpha["motion"] = 1
     assert torch.equal(video_unet(x, 7, text), full)
     video_unet.insert(shaken(ak.new_domain_adapter(video_unet.unet, 2)), alpha=0.25, name="look")
-    assert video_unet.alpha == {"motion": 1.0, "look": 0.25} and repr(video_unet.alpha) == "{'motion': 1.0, 'look': 0.25}"
+    assert video_unet.alpha == {"motion": 1.0, "look": 0.25}
+    assert repr(video_unet.alpha) == "{'motion': 1.0, 'look': 0.25}"
     quarter = video_unet(x, 7, text)
     video_unet.alpha["look"] = 0
     assert torch.equal(video_unet(x, 7, text), full) and not torch.equal(quarter, full)
@@ -398,7 +400,8 @@ def test_two_motion_loras_add_up():
     base = layer(z)
     video_unet.insert(zoom, alpha=0.5, name="zoom")
     video_unet.insert(roll, alpha=0.7, name="roll")
-    close(layer(z), base + sum(a * z @ r[path].down.weight.T @ r[path].up.weight.T for a, r in ((0.5, zoom), (0.7, roll))))
+    deltas = [lora[path].up.weight @ lora[path].down.weight for lora in (zoom, roll)]
+    close(layer(z), base + 0.5 * z @ deltas[0].T + 0.7 * z @ deltas[1].T)
 
 
 @torch.no_grad()
@@ -497,9 +500,9 @@ def test_bad_input_is_named():
         video_unet(*(lambda c: (c[0], 7, c[1]))(clip_and_text(f=5)))
     assert video_unet(x, 7, text).shape == x.shape  # an error leaves it fit for use
     assert torch.equal(unet(x[:, :, 0], 7, text).sample, image)  # and its hooks asleep
-    with pytest.raises(AnimkitError, match="at down_blocks.0.motion_modules.0 they have width 64, the UNet has width 32"):
+    with pytest.raises(AnimkitError, match="down_blocks.0.motion_modules.0 they have width 64, the UNet has width 32"):
         video_unet.insert(MotionModules.for_unet(tiny_unet(block_out_channels=(64, 64))))
-    with pytest.raises(AnimkitError, match="at down_blocks.0.motion_modules.1 they have width 32, the UNet has no place"):
+    with pytest.raises(AnimkitError, match="down_blocks.0.motion_modules.1 they have width 32, the UNet has no place"):
         video_unet.insert(MotionModules.for_unet(tiny_unet(layers_per_block=2)))
     with pytest.raises(AnimkitError, match="made for another base"):
         video_unet.insert(ak.new_domain_adapter(tiny_unet(block_out_channels=(64, 64)), 2))

@@ -22,10 +22,11 @@ def tiny_sd2(**changes) -> UNet2DConditionModel:
 
 def tiny_sdxl(**changes) -> UNet2DConditionModel:
     return tiny_unet(**{**dict(
-        block_out_channels=(32, 32, 64), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), transformer_layers_per_block=(1, 1, 2),
-        attention_head_dim=(2, 4, 8), use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 20), **changes})
+        block_out_channels=(32, 32, 64), transformer_layers_per_block=(1, 1, 2), attention_head_dim=(2, 4, 8),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 20),
+        **changes})
 
 
 FAMILIES = {"sd1": tiny_unet, "sd2": tiny_sd2, "sdxl": tiny_sdxl}
@@ -36,7 +37,7 @@ def added(unet: nn.Module, b: int, seed: int = 5) -> dict[str, Tensor] | None:
     if unet.config.addition_embed_type != "text_time":
         return None
     g = torch.Generator().manual_seed(seed)
-    return {"text_embeds": torch.randn(b, 20, generator=g), "time_ids": torch.randint(1, 64, (b, 6), generator=g).float()}
+    return {"text_embeds": torch.randn(b, 20, generator=g), "time_ids": torch.rand(b, 6, generator=g) * 64}
 
 
 def clip_and_text(b: int = 2, f: int = 3, n: int = 5, seed: int = 1, size: int = 8) -> tuple[Tensor, Tensor]:
