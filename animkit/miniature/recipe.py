@@ -33,6 +33,7 @@ from ..lora import LoRA
 from ..motion_module import MotionModules
 from ..training.draws import randint
 from ..training.loop import LoopConfig, fit
+from ..training.history import History
 from ..training.losses import motion_module_loss
 from ..world import BASE_LOOKS, LOOKS
 from . import clip as clips
@@ -48,7 +49,7 @@ STAGES = ["vae", "clip", "judge", "motion_judge", "coarse", "unet", "decoder", "
 SHOWN_LOOKS = ("ink", "neon")  # the two of the first demo
 DEFAULTS = {"steps": 25, "guidance": 5.0, "frames": 16, "fps": 8, "vocabulary": "closed"}
 
-STEPS = {"vae": 2000, "clip": 950, "judge": 2500, "motion_judge": 1600, "coarse": 5000, "unet": 7000, "decoder": 2500, "motion_coarse": 800, "motion": 1500, "look": 500}
+STEPS = {"vae": 2000, "clip": 950, "judge": 2500, "motion_judge": 1600, "coarse": 3000, "unet": 4500, "decoder": 2500, "motion_coarse": 800, "motion": 1500, "look": 500}
 
 
 @dataclass
@@ -132,10 +133,10 @@ class Recipe:
         self.train(stage, model, task.loss, task.batch, ema=0.999, weight_decay=0.01, **settings)
 
     def motion_coarse(self):
-        self._motion("motion_coarse", 32, 4_000, 8, None, lr=1e-3)
+        self._motion("motion_coarse", 32, 3_000, 8, None, lr=1e-3)
 
     def motion(self):
-        self._motion("motion", 64, 4_000, 4, "motion_coarse", lr=5e-4)
+        self._motion("motion", 64, 3_000, 4, "motion_coarse", lr=5e-4)
 
     def _motion(self, stage, size, count, batch, start, **settings):
         """Paper 4.2: base frozen, linear betas, one timestep a clip, noise of its own for each frame."""
@@ -190,6 +191,12 @@ class Recipe:
         for path in sorted(self.folder.glob("look-*.safetensors")):
             (into / "looks").mkdir(exist_ok=True)
             save_file({k: v.half() for k, v in load_file(path).items()}, into / "looks" / f"{path.stem.removeprefix('look-')}.safetensors")
+        made = {path.stem: json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json")) if path.stem not in ("scaling_factor",)}
+        for stage, told in made.items():  # the learning curve in about 60 means
+            history = History.of(self.folder / stage)
+            parts = np.array_split(history.losses, min(60, len(history.losses)))
+            told["curve"] = [round(float(p.mean()), 4) for p in parts]
+        (into / "recipe.json").write_text(json.dumps(made, indent=1) + "\n")
 
     # ---- what they share
 

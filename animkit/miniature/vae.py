@@ -77,5 +77,9 @@ def pca_floor(pixels, patch: int = 4, channels: int = 8) -> float:
 def encode(vae, pixels, size: int = 250) -> torch.Tensor:
     """All pictures (uint8 n h w c) to scaled latent means (n c h w, float16)."""
     vae.eval()
-    out = [vae.encode(to_signal(torch.from_numpy(pixels[k:k + size])).contiguous(memory_format=torch.channels_last)).latent_dist.mean * vae.config.scaling_factor for k in range(0, len(pixels), size)]
-    return torch.cat(out).half()
+    out = []
+    for k in range(0, len(pixels), size):
+        x = to_signal(torch.from_numpy(pixels[k:k + size])).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):  # twice as fast here, and wrong by less than the VAE is
+            out.append((vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half())
+    return torch.cat(out).contiguous()
