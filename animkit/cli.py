@@ -13,6 +13,8 @@ from .errors import AnimkitError
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("animkit.doctor", "what the environment has and lacks"),
     "miniature": ("animkit.miniature.recipe", "train the miniature from nothing, stage by stage"),
+    "judge": ("animkit.miniature.evaluate", "how well the miniature draws and moves what is asked, in numbers"),
+    "train": ("animkit.training.command", "train a domain adapter, a motion module, a MotionLoRA or a look"),
     "inspect": ("animkit.checkpoints.inspect", "what a weights file is: motion module, LoRA, base model, ..."),
     "demo": ("animkit.demo", "run the quickstart notebook; leaves a page and an mp4"),
 }

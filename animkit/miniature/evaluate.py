@@ -51,8 +51,10 @@ class Judge:
         clip = ImageText.from_pretrained(folder)
         try:
             tokenizer = CLIPTokenizer.from_pretrained(folder)
+            if len(tokenizer) != clip.text_model.config.vocab_size:  # transformers makes an empty one where a file is missing
+                raise ValueError(f"{len(tokenizer)} tokens for a model of {clip.text_model.config.vocab_size}")
         except (OSError, ValueError, TypeError) as e:
-            raise AnimkitError(f"{folder} holds no tokenizer ({str(e).splitlines()[0]}); the judge's is saved beside its model.") from e
+            raise AnimkitError(f"{folder} holds no tokenizer for its model ({str(e).splitlines()[0]}); the judge's is saved beside it: fetch or train both again.") from e
         return cls(clip, tokenizer, MotionJudge.load(Path(folder) / "motion.safetensors"))
 
     def picture(self, pixels: np.ndarray, attribute: str) -> list[str]:
@@ -69,9 +71,9 @@ class Judge:
 
 def asked(count: int, seed: int, looks=BASE_LOOKS, look: bool = True, templates=TEMPLATES) -> list[tuple[str, Scene]]:
     """Prompts with the scenes they tell of: one thing each, objects, colours, settings and looks by chance, the motions in turn."""
-    rng, motions = np.random.default_rng(seed), list(MOTIONS)
+    rng, wording, motions = np.random.default_rng(seed), np.random.default_rng(seed + 1), list(MOTIONS)
     scenes = [random_scene(rng, motion=motions[k % len(motions)], look=tuple(looks)) for k in range(count)]
-    return [(caption(scene, rng, templates, look), scene) for scene in scenes]
+    return [(caption(scene, wording, templates, look), scene) for scene in scenes]
 
 
 def draw(animator, prompts: list[str], frames: int, seed: int, batch: int = 20, said: str = "") -> np.ndarray:
@@ -166,7 +168,7 @@ def judge_judge(judge: Judge, count: int = 1000, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
     for said, templates in (("caption among 100, known wordings", TEMPLATES), ("caption among 100, wordings held out", HELD_OUT)):
         scores[said] = share(retrieved(judge, pixels, [caption(s, rng, templates) for s in scenes]))
-    return {"pictures": count, "scores": {"real renders": scores}, **judge_eye(judge.eye, max(2, count // 25), seed)}
+    return {"pictures": count, "scores": {"real renders": scores}, **judge_eye(judge.eye, max(1, count // 25), seed)}
 
 
 @torch.no_grad()

@@ -1,0 +1,307 @@
+"""`animkit judge`: its arithmetic on answers that are known, the whole command on a toy model, and the shipped numbers."""
+import argparse
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from animkit import cli, samples
+from animkit.errors import AnimkitError
+from animkit.lora import LoRA
+from animkit.miniature import evaluate, words
+from animkit.miniature.clip import new_clip
+from animkit.miniature.evaluate import Judge, asked, draw, judge_eye, judge_motion, judge_stills, retrieved, share, sheet, table
+from animkit.miniature.motion_judge import new_motion_judge
+from animkit.miniature.stills import NAMES
+from animkit.miniature.unet import scheduler
+from animkit.motion_module import MotionModules
+from animkit.show.clip import Clip
+from animkit.world import BASE_LOOKS, MOTIONS
+from animkit.world.captions import HELD_OUT, LOOK
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+# --- prompts and intervals ------------------------------------------------------------------------------------------
+
+def test_prompts_are_fixed_by_the_seed_and_name_what_the_scene_holds():
+    known = asked(40, 0)
+    assert known == asked(40, 0) and known != asked(40, 1) and known[:10] == asked(10, 0)
+    assert [scene.things[0].motion for _, scene in known[:10]] == list(MOTIONS)
+    for prompt, scene in known:
+        assert f"{scene.things[0].colour} {scene.things[0].object}" in prompt and len(scene.things) == 1
+        assert scene.look in BASE_LOOKS
+    assert {scene.look for _, scene in known} == set(BASE_LOOKS)
+
+
+def test_a_look_is_named_only_where_it_is_named():
+    for prompt, scene in asked(40, 0):
+        said = prompt.split(", ")[-1]
+        assert evaluate.names_its_look(prompt, scene) == (said in LOOK[scene.look])
+    assert not any(evaluate.names_its_look(prompt, scene) for prompt, scene in asked(40, 0, look=False))
+
+
+def test_intervals():
+    all_right, half = share([1] * 50), share([0, 1] * 50)
+    assert all_right == {"share": 1, "low": 1, "high": 1, "n": 50}
+    assert half["share"] == 0.5 and half["low"] == pytest.approx(0.5 - 1.96 * 0.05, abs=0.015) and half["high"] == pytest.approx(0.5 + 1.96 * 0.05, abs=0.015)
+    assert half == share([0, 1] * 50), "the same numbers give the same interval"
+    assert share([])["n"] == 0 and share([])["share"] is None
+
+
+# --- arithmetic: an animator whose pictures say in their first pixels what they show, and a judge that reads them ------
+
+ATTRIBUTES = list(NAMES)
+
+
+def code(scene, side=32):
+    picture = np.zeros((side, side, 3), np.uint8)
+    for k, a in enumerate(ATTRIBUTES):
+        picture[0, k] = NAMES[a].index(evaluate.truth(scene, a))
+    return picture
+
+
+class Reader(Judge):
+    def __init__(self):
+        pass
+
+    def picture(self, pixels, attribute):
+        if pixels.shape[1] != 32:  # a real render: this judge cannot read those
+            return ["?"] * len(pixels)
+        return [NAMES[attribute][p[0, ATTRIBUTES.index(attribute), 0]] for p in pixels]
+
+    def motion(self, clips):
+        return ["?"] * len(clips) if clips.shape[2] != 32 else ["incoherent" if c[0, 1, 1, 0] else NAMES["motion"][c[0, 0, ATTRIBUTES.index("motion"), 0]] for c in clips]
+
+
+class Painter:
+    """Right for the prompts that `wrong` does not choose; calls are kept."""
+
+    def __init__(self, known, wrong):
+        self.known, self.wrong, self.calls, self.removed = dict(known), wrong, [], []
+
+    def __call__(self, prompts, frames, seed, progress):
+        self.calls.append((list(prompts), seed))
+        clips = []
+        for i, prompt in enumerate(prompts):
+            clip = np.stack([code(self.known[prompt])] * frames)
+            self.wrong(seed + i, clip)
+            clip[:, 1, 1] = bool(self.removed)
+            clips.append(Clip(clip, 8, prompt))
+        return clips
+
+    def remove(self, name):
+        self.removed.append(name)
+
+
+def test_batches_keep_prompts_and_noise_together():
+    known = asked(7, 3)
+    painter = Painter(known, lambda k, clip: None)
+    clips = draw(painter, [p for p, _ in known], 2, seed=100, batch=3)
+    assert [(len(p), s) for p, s in painter.calls] == [(3, 100), (3, 103), (1, 106)]
+    assert np.array_equal(clips[:, 0], np.stack([code(s) for _, s in known]))
+
+
+def test_stills_are_scored_by_what_the_prompt_says():
+    known = asked(20, 0)
+
+    def wrong(k, clip):
+        if k % 2:  # another object in every other picture, another colour in every fourth
+            clip[:, 0, 0] = (clip[:, 0, 0] + 1) % len(NAMES["object"])
+        if k % 4 == 0:
+            clip[:, 0, 1] = (clip[:, 0, 1] + 1) % len(NAMES["colour"])
+
+    report, picture = judge_stills(Painter(known, wrong), Reader(), 20, 0, batch=8)
+    scores = report["scores"]["miniature"]
+    assert {a: s["share"] for a, s in scores.items()} == {"object": 0.5, "colour": 0.75, "setting": 1, "all three": 0.25, "look, where named": 1}
+    assert scores["look, where named"]["n"] == sum(evaluate.names_its_look(*each) for each in known)
+    assert report["scores"]["real renders"]["object"]["share"] == 0
+    assert picture.mode == "P" and picture.size[1] == 4 * 34
+
+
+def test_motion_is_counted_for_each_motion_and_without_the_module():
+    known = asked(20, 0)
+
+    def wrong(k, clip):
+        if k % 10 == 2:  # what should be walking rises
+            clip[:, 0, ATTRIBUTES.index("motion")] = NAMES["motion"].index("rising")
+        if k == 5:  # the object is lost in the last quarter of a clip
+            clip[12:, 0, 0] = (clip[12:, 0, 0] + 1) % len(NAMES["object"])
+
+    painter = Painter(known, wrong)
+    report, picture = judge_motion(painter, Reader(), 20, 0, batch=20)
+    module, without = report["scores"]["with the module"], report["scores"]["without it"]
+    assert painter.removed == ["motion"] and painter.calls[0] == painter.calls[1], "the same prompts and noise"
+    assert module["named motion"]["share"] == 0.9 and without["named motion"]["share"] == 0 and without["incoherent"]["share"] == 1
+    assert module["object"]["share"] == pytest.approx(1 - 0.25 / 20, abs=1e-4)
+    walking = report["motions"]["with the module"]["walking"]
+    assert walking == {"named": 2, "found": 0, "taken for": {"rising": 2}}
+    assert report["motions"]["with the module"]["rising"] == {"named": 2, "found": 2, "taken for": {"rising": 2}}
+    assert "look" not in module and picture.size == (72 + 8 * 34, 10 * 34)
+    assert "walking" in table(report) and "0 of 2" in table(report)
+
+
+def test_a_look_is_scored_frame_by_frame():
+    known = asked(10, 0, look=False)
+
+    def wrong(k, clip):
+        clip[:, 0, ATTRIBUTES.index("look")] = NAMES["look"].index("ink")
+        clip[:4, 0, ATTRIBUTES.index("look")] = NAMES["look"].index("flat")
+
+    report, _ = judge_motion(Painter(known, wrong), Reader(), 10, 0, look="ink")
+    assert report["scores"]["with the module"]["look"]["share"] == 0.75
+
+
+def test_retrieval_finds_a_caption_or_its_twin():
+    class Eyes:
+        """Pictures and texts that are each a unit vector: picture k lies at text `meant[k]`."""
+        meant = [0, 1, 1]
+
+        def get_image_features(self, pixel_values):
+            return torch.eye(3)[self.meant]
+
+        def get_text_features(self, input_ids):
+            return torch.eye(3)
+
+    judge = Judge(Eyes(), words.judge_tokenizer(), None)
+    pixels = np.zeros((3, 8, 8, 3), np.uint8)
+    assert retrieved(judge, pixels, ["a", "b", "c"]).tolist() == [True, True, False]
+    assert retrieved(judge, pixels, ["a", "b", "b"]).tolist() == [True, True, True]
+
+
+def test_held_out_wordings_are_none_that_is_trained_on():
+    from animkit.world.captions import STILL, TEMPLATES
+    assert not set(HELD_OUT) & {*TEMPLATES, *STILL}
+
+
+def test_the_eye_is_judged_on_every_motion():
+    report = judge_eye(new_motion_judge(), each=1)
+    assert report["clips"] == 11 and set(report["motions"]["no marks"]) == {"still", *MOTIONS}
+    for said in ("own marks", "no marks", "another's marks"):
+        found = sum(m["found"] for m in report["motions"][said].values())
+        assert report["eye"][f"motion, {said}"]["share"] == pytest.approx(found / 11, abs=1e-4)
+    one = set(report["motions"]["own marks"]["still"]["taken for"])
+    assert report["eye"]["frozen clips are still"]["share"] == float(one == {"still"}), "all frozen clips look alike to it, as the still one does"
+
+
+# --- the command, on a toy model ------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """miniature/, motion_module/, judge/ and looks/ at toy size, untrained."""
+    folder = tmp_path_factory.mktemp("samples")
+    torch.manual_seed(0)
+    tokenizer = words.tokenizer()
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=words.LENGTH,
+                                        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    unet = UNet2DConditionModel(sample_size=8, in_channels=8, out_channels=8, block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32, attention_head_dim=1)
+    vae = AutoencoderKL(block_out_channels=(8, 8, 8), layers_per_block=1, latent_channels=8, norm_num_groups=4, sample_size=32, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3)
+    StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False).save_pretrained(folder / "miniature")
+    (folder / "miniature" / "animkit.json").write_text(json.dumps({"steps": 2, "guidance": 5.0, "frames": 16, "fps": 8, "vocabulary": "closed"}))
+    MotionModules.for_unet(unet, version="v3", heads=1).save_pretrained(folder / "motion_module")
+    own = words.judge_tokenizer()
+    new_clip(own, (8, 8), (1, 1), 32, 1, seed=1).save_pretrained(folder / "judge")
+    own.save_pretrained(folder / "judge")
+    new_motion_judge().save(folder / "judge" / "motion.safetensors")
+    (folder / "looks").mkdir()
+    save_file(LoRA.for_module(unet, ["to_q", "to_v"], rank=2).state_dict(), folder / "looks" / "ink.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("words, name", [(("stills", "--count", "4"), "stills"), (("motion", "--count", "2", "--look", "ink"), "motion-ink"), (("judge", "--count", "3"), "judge")])
+def test_the_command_writes_numbers_and_a_picture(folder, tmp_path, capsys, words, name):
+    assert cli.main(["judge", *words, "--folder", str(folder), "--out", str(tmp_path), "--batch", "2", "--threads", "1"]) == 0
+    report = json.loads((tmp_path / f"{name}.json").read_text())
+    assert report["command"].startswith(f"animkit judge {words[0]}")
+    for column in report["scores"].values():
+        for score in column.values():
+            assert score["n"] == 0 or 0 <= score["low"] <= score["share"] <= score["high"] <= 1
+    assert (tmp_path / f"{name}.png").exists() == (name != "judge")
+    if name != "judge":
+        assert report["settings"] == {"steps": 2, "guidance": 5.0}
+        assert Image.open(tmp_path / f"{name}.png").format == "PNG"
+    told = capsys.readouterr().out
+    assert "share that is right" in told and f"{name}.json" in told
+
+
+@pytest.mark.parametrize("words, message", [
+    (("motion", "--look", "neon"), "no look 'neon' in .*; there are: ink"), (("motion", "--look", "oil"), "knows no look 'oil'"),
+    (("stills", "--look", "ink"), "--look goes with"), (("stills", "--count", "0"), "at least 1"), (("judge", "--batch", "0"), "at least 1")])
+def test_what_cannot_be_judged_is_one_sentence(folder, capsys, words, message):
+    import re
+    assert cli.main(["judge", *words, "--folder", str(folder)]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("gone, message", [("judge/model.safetensors", "holds no image-text model"), ("judge/motion.safetensors", "holds no motion judge"),
+                                           ("judge/tokenizer.json", "holds no tokenizer"), ("motion_module", "no motion module"), ("miniature", "no base model")])
+def test_missing_weights_are_named(folder, tmp_path, capsys, gone, message):
+    import shutil
+    shutil.copytree(folder, tmp_path / "samples")
+    path = tmp_path / "samples" / gone
+    for file in [path, *path.parent.glob("vocab.json"), *path.parent.glob("merges.txt")]:
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    assert cli.main(["judge", "motion", "--count", "1", "--folder", str(tmp_path / "samples")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_sheets_leave_empty_rows_out():
+    page = sheet({"flat": [np.zeros((32, 32, 3), np.uint8)] * 3, "comic": []})
+    assert page.size == (72 + 3 * 34, 34)
+
+
+def test_help_tells_what_there_is():
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    assert parser.parse_args(["stills"]).batch == 20
+    with pytest.raises(SystemExit):
+        parser.parse_args(["beauty"])
+
+
+# --- as shipped -----------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def shipped():
+    root = samples.root()
+    missing = [name for name in ("judge/model.safetensors", "judge/motion.safetensors", "miniature/model_index.json", "motion_module") if not (root / name).exists()]
+    if missing:
+        pytest.skip(f"not shipped yet: {', '.join(missing)}")
+    return root
+
+
+@pytest.mark.parametrize("name", ["stills", "motion", "judge"])
+def test_shipped_results_are_whole_runs(shipped, name):
+    path = shipped / "results" / f"{name}.json"
+    if not path.exists():
+        pytest.skip(f"results/{name}.json is not shipped yet")
+    report = json.loads(path.read_text())
+    assert report["command"] == f"animkit judge {name} --count {dict(stills=200, motion=100, judge=1000)[name]} --seed 0"
+
+
+def test_the_shipped_judge_reads_real_renders(shipped):
+    judge, known = Judge.from_pretrained(shipped / "judge"), asked(60, 990, looks=tuple(NAMES["look"]))
+    pixels = np.stack([evaluate.moment(scene, 5000 + k) for k, (_, scene) in enumerate(known)])
+    for attribute, least in {"object": 0.85, "colour": 0.6, "setting": 0.9, "look": 0.95}.items():
+        right = np.mean([found == evaluate.truth(scene, attribute) for found, (_, scene) in zip(judge.picture(pixels, attribute), known)])
+        assert right >= least, attribute
+
+
+def test_the_shipped_miniature_draws_what_is_asked(shipped):
+    judge = Judge.from_pretrained(shipped / "judge")
+    report, _ = judge_stills(evaluate.open_animator(shipped), judge, 8, seed=3)
+    assert report["scores"]["miniature"]["setting"]["share"] >= 0.75 and report["scores"]["miniature"]["object"]["share"] >= 0.5
+
+
+def test_the_shipped_module_moves_things(shipped):
+    judge = Judge.from_pretrained(shipped / "judge")
+    report, _ = judge_motion(evaluate.open_animator(shipped, motion=True), judge, 2, seed=3)
+    assert report["scores"]["with the module"]["incoherent"]["share"] <= report["scores"]["without it"]["incoherent"]["share"]
