@@ -326,11 +326,11 @@ def test_an_unknown_look_lists_the_known(tmp_path, monkeypatch):
 # ---- from files
 
 
-def test_a_single_file_draws_what_its_pipeline_draws(tmp_path, still):
-    """The original latent-diffusion naming, made here from a toy; an image UNet alone is named as no base."""
+def test_a_unet_alone_is_no_base(tmp_path, still):
+    """Whole single files in the original naming: tests/checkpoints."""
     save_file(still.pipe.unet.state_dict(), tmp_path / "unet.safetensors")
     with pytest.raises(ak.AnimkitError, match="unet.safetensors"):
-        ak.Animator(tmp_path / "unet.safetensors")
+        ak.Animator(tmp_path / "unet.safetensors", device="cpu")
 
 
 def test_a_folder_draws_what_its_pipeline_draws(folder, still):

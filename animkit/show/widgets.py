@@ -61,6 +61,9 @@ class Playground(widgets.VBox):
                                 layout={"flex": "0 0 29em"})  # the clip, however wide, leaves the controls their place
         super().__init__([widgets.HBox([controls, self.shown], layout={"flex_flow": "row wrap"})])
 
+    def __repr__(self) -> str:  # what an opened notebook says in the widget's place until the cell is run
+        return "Playground: run this cell to use its controls; the stills above are of a first clip."
+
     def animate(self) -> None:
         """Draw with the present settings and show it; bad input shows its one sentence in the clip's place."""
         self.run.disabled = True
