@@ -35,8 +35,8 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the weights hold."""
-        return sum(tensor.numel() for tensor in self.weights.values())
+        """How many learned numbers the weights hold: sinusoidal positions and a LoRA's alphas are none."""
+        return sum(tensor.numel() for name, tensor in self.weights.items() if not name.endswith((".pe", ".alpha", ".scale")))
 
     @property
     def dtypes(self) -> tuple[str, ...]:

@@ -1,0 +1,248 @@
+"""LoRAs from disk: every naming gives the same numbers as PEFT through diffusers, and the same file again when saved."""
+import copy
+import json
+import warnings
+
+import file_makers as make
+import pytest
+import torch
+from animkit import AnimkitError, inflate, open_checkpoint, save_checkpoint
+from animkit.checkpoints.ldm_names import to_ldm_name
+from animkit.checkpoints.motion import to_diffusers_name, to_reference_name
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
+
+EVERYWHERE = make.SPATIAL + r"|proj_in$|ff\.net\.2$|resnets\.0\.conv1$"
+
+
+def inputs(f=2):
+    return (torch.randn(1, 4, f, 8, 8, generator=torch.Generator().manual_seed(1)),
+            torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(2)))
+
+
+def opened(tmp_path, weights, name="f.safetensors", **options):
+    return open_checkpoint(make.write(tmp_path / name, weights), **options)
+
+
+@torch.no_grad()
+def effect(video, checkpoint, alpha=1.0):
+    x, text = inputs()
+    name = video.insert(checkpoint, alpha=alpha)
+    y = video(x, 9, text)
+    video.remove(name)
+    return y
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("naming", ["kohya", "peft", "diffusers", "first diffusers"])
+def test_equals_diffusers_loading_of_the_same_file(tmp_path, naming):
+    unet = make.unet()
+    made = make.pairs(unet, make.SPATIAL if naming == "first diffusers" else EVERYWHERE)
+    weights = {"kohya": lambda: make.kohya_lora(made, 2.0), "peft": lambda: make.peft_lora(made), "diffusers": lambda: make.diffusers_lora(made),
+               "first diffusers": lambda: make.reference_lora(made)}[naming]()
+    checkpoint = opened(tmp_path, weights)
+    x, text = inputs(1)
+    theirs = StableDiffusionPipeline(make.vae(), make.text(), None, copy.deepcopy(unet), None, None, None, requires_safety_checker=False)
+    theirs.load_lora_weights(tmp_path, weight_name="f.safetensors", adapter_name="look")
+    theirs.set_adapters("look", 0.7)
+    expected = theirs.unet(x[:, :, 0], 9, text).sample
+    video = inflate(unet)
+    base = video(x, 9, text)
+    video.insert(checkpoint, alpha=0.7, name="look")
+    assert torch.allclose(video(x, 9, text)[:, :, 0], expected, atol=1e-5)
+    assert (expected - base[:, :, 0]).abs().max() > 1e-2
+    video.remove("look")
+    assert torch.equal(video(x, 9, text), base)
+
+
+@torch.no_grad()
+def test_kohya_for_text_encoder_equals_diffusers(tmp_path):
+    text_encoder, unet = make.text(), make.unet()
+    weights = make.kohya_lora(make.pairs(unet, "attn1.to_q$"), 3.0) | make.kohya_lora(
+        make.pairs(text_encoder, "(q|out)_proj$"), 1.5, "lora_te_text_model_")
+    checkpoint = opened(tmp_path, weights)
+    theirs = StableDiffusionPipeline(make.vae(), copy.deepcopy(text_encoder), None, copy.deepcopy(unet), None, None, None,
+                                     requires_safety_checker=False)
+    theirs.load_lora_weights(tmp_path, weight_name="f.safetensors")
+    ids = torch.arange(3, 59)[None]
+    before = text_encoder(ids)[0]
+    attached = checkpoint.build_text(text_encoder).attach(text_encoder)
+    assert torch.allclose(text_encoder(ids)[0], theirs.text_encoder(ids)[0], atol=1e-5)
+    assert (text_encoder(ids)[0] - before).abs().max() > 1e-3
+    attached.remove()
+    with pytest.warns(UserWarning, match="its 4 layers for the text encoder are not used by a UNet alone"):
+        inflate(unet).insert(checkpoint)
+
+
+def test_scales_of_kohya_and_peft(tmp_path):
+    unet = make.unet()
+    video, made = inflate(unet), make.pairs(unet, "attn1.to_q$", rank=4)
+    assert {float(m.scale) for m in _layers(opened(tmp_path, make.kohya_lora(made, 2.0)).build(video))} == {0.5}
+    assert {float(m.scale) for m in _layers(opened(tmp_path, make.kohya_lora(made, None)).build(video))} == {1.0}
+    peft = make.peft_lora(made, "base_model.model.")
+    (tmp_path / "adapter").mkdir()
+    save_file(peft, tmp_path / "adapter" / "adapter_model.safetensors")
+    for config, scale in (({"lora_alpha": 8}, 2.0), ({"lora_alpha": 8, "use_rslora": True}, 4.0)):
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+        assert {float(m.scale) for m in _layers(open_checkpoint(tmp_path / "adapter").build(video))} == {scale}
+
+
+def _layers(lora):
+    return [lora[path] for path in lora.paths]
+
+
+@torch.no_grad()
+def test_a_lora_saved_by_diffusers_with_its_alpha_in_the_metadata(tmp_path):
+    unet = make.unet()
+    theirs = copy.deepcopy(unet)
+    theirs.add_adapter(LoraConfig(r=4, lora_alpha=12, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    StableDiffusionPipeline.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(theirs),
+                                              unet_lora_adapter_metadata=theirs.peft_config["default"].to_dict())
+    x, text = inputs(1)
+    expected = theirs(x[:, :, 0], 9, text).sample
+    assert torch.allclose(effect(inflate(unet), open_checkpoint(tmp_path))[:, :, 0], expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_kohya_s_block_names_of_sdxl(tmp_path):
+    unet = make.unet("sdxl")
+    made = make.pairs(unet, r"attn[12]\.to_|proj_in$|ff\.net|resnets\.1\.conv2$|emb_proj|samplers\.0\.conv$|conv_in|linear_1$")
+    names = make.ldm_unet({f"{p}.weight": torch.zeros(1) for p in made}, attention=(False, True, True))
+    names = [n.removeprefix("model.diffusion_model.").removesuffix(".weight") for n in names]
+    original = make.kohya_lora(dict(zip(names, made.values())), 2.0)
+    video = inflate(unet)
+    a = opened(tmp_path, original).build(video)
+    b = opened(tmp_path, make.kohya_lora(made, 2.0), "g.safetensors").build(video)
+    assert set(a.paths) == set(b.paths) == set(made)
+    assert all(torch.equal(a.state_dict()[n], t) for n, t in b.state_dict().items())
+
+
+@pytest.mark.parametrize("version", ["sd1", "sdxl"])
+def test_names_of_the_original_code_agree_with_diffusers_renaming(version):
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+    unet = make.unet(version)
+    state = unet.state_dict()
+    named = {f"model.diffusion_model.{to_ldm_name(n, 2, unet)}": torch.tensor(i) for i, n in enumerate(state)}
+    assert len(named) == len(state)
+    xl = {"addition_embed_type": "text_time"} if version == "sdxl" else {}
+    back = convert_ldm_unet_checkpoint(named, {"layers_per_block": 2, "class_embed_type": None, **xl})
+    assert [int(back[n]) for n in state] == list(range(len(state)))
+
+
+def test_motion_names_have_a_way_back():
+    for name in make.reference_motion(make.adapter((32, 64), mid=True)):
+        if not name.endswith(".pe"):
+            assert to_reference_name(to_diffusers_name(name)) == name
+
+
+def v2_lora(tmp_path):
+    video = inflate(make.unet())
+    video.insert(opened(tmp_path, make.reference_motion(make.adapter(mid=True)), "v2.ckpt"), name="motion")
+    return video, make.reference_lora(make.pairs(video.motion, r"attention_blocks\.\d\.to_"))
+
+
+def test_a_v2_motion_lora_on_v3_needs_strict_false_and_says_it_once(tmp_path):
+    v2, weights = v2_lora(tmp_path)
+    v3 = inflate(make.unet())
+    v3.insert(opened(tmp_path, make.reference_motion(make.adapter()), "v3.ckpt"), name="motion")
+    with pytest.raises(AnimkitError, match=r"8 tensors left over: mid_block.*open_checkpoint\(path, strict=False\)"):
+        v3.insert(opened(tmp_path, weights, "zoom.ckpt"))
+    assert list(v3.alpha) == ["motion"]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        v3.insert(opened(tmp_path, weights, "zoom.ckpt", strict=False), name="zoom")
+    assert [str(w.message) for w in said if "layers have no place" in str(w.message)] == [
+        "zoom.ckpt: 8 of its 128 layers have no place in the motion modules and are left out (it was trained on a v2 module, whose "
+        "middle block this one lacks)."]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        v2.insert(opened(tmp_path, weights, "zoom.ckpt", strict=False))  # nothing to say where everything has its place
+
+
+@torch.no_grad()
+def test_what_strict_false_leaves_out_is_only_the_middle_block(tmp_path):
+    v2, weights = v2_lora(tmp_path)
+    rest = {n: t for n, t in weights.items() if "mid_block" not in n}
+    v3 = inflate(make.unet())
+    v3.insert(opened(tmp_path, make.reference_motion(make.adapter()), "v3.ckpt"))
+    with pytest.warns(UserWarning):
+        partial = effect(v3, opened(tmp_path, weights, "zoom.ckpt", strict=False))
+    assert torch.equal(partial, effect(v3, opened(tmp_path, rest, "rest.ckpt")))
+
+
+def test_all_or_nothing(tmp_path):
+    unet = make.unet()
+    video, good = inflate(unet), make.peft_lora(make.pairs(unet, "to_q$"))
+    names = list(good)
+    for change, sentence in (
+            ({names[0]: None}, "(down half)"), ({names[1]: None}, "(up half)"),
+            ({"unet.nowhere.to_q.lora_A.weight": torch.ones(3, 8), "unet.nowhere.to_q.lora_B.weight": torch.ones(8, 3)},
+             "1 tensors left over: nowhere.to_q"),
+            ({names[0]: torch.ones(3, 99)}, "for a weight"), ({names[0]: torch.ones(2, good[names[0]].shape[1])}, "the rank of"),
+            ({"stray": torch.ones(1)}, "1 tensors left over: stray")):
+        weights = {n: t for n, t in (good | change).items() if t is not None}
+        with pytest.raises(AnimkitError) as error:
+            video.insert(opened(tmp_path, weights))
+        assert sentence in str(error.value), sentence
+    assert not video.alpha
+    with pytest.raises(AnimkitError, match="insert a motion module first"):
+        video.insert(opened(tmp_path, v2_lora(tmp_path)[1]))
+
+
+def test_a_1x1_convolution_s_lora_goes_on_a_linear_and_back(tmp_path):
+    sd1, sd2 = make.unet("sd1"), make.unet("sd2")
+    made = make.pairs(sd1, "proj_in$")
+    for unet in (sd1, sd2):
+        lora = opened(tmp_path, make.kohya_lora(made)).build(inflate(unet))
+        assert all(lora[p].delta().shape == unet.get_submodule(p).weight.shape for p in lora.paths)
+
+
+@pytest.mark.parametrize("naming", ["reference", "diffusers", "kohya", "animkit"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_round_trips_are_bit_exact(tmp_path, naming, suffix):
+    video, weights = v2_lora(tmp_path)
+    for number, source in enumerate((weights, make.reference_lora(make.pairs(make.unet(), make.SPATIAL)))):
+        lora = opened(tmp_path, {n: t.half() for n, t in source.items()}, f"{number}.ckpt").build(video)
+        again = open_checkpoint(save_checkpoint(lora, tmp_path / f"out{number}{suffix}", naming))
+        state, own = again.build(video).state_dict(), lora.state_dict()
+        assert state.keys() == own.keys() and all(torch.equal(state[n], t) and t.dtype == state[n].dtype for n, t in own.items())
+        if naming == "reference":
+            assert again.weights.keys() == source.keys()
+            assert all(torch.equal(again.weights[n], t.half()) for n, t in source.items())
+
+
+@torch.no_grad()
+def test_a_scale_survives_every_naming(tmp_path):
+    unet = make.unet()
+    video = inflate(unet)
+    lora = opened(tmp_path, make.kohya_lora(make.pairs(unet, make.SPATIAL), 2.0)).build(video)
+    expected = effect(video, lora)
+    for naming in ("reference", "diffusers", "kohya", "animkit"):
+        assert torch.allclose(effect(video, open_checkpoint(save_checkpoint(lora, tmp_path / "out.safetensors", naming))), expected, atol=1e-5)
+    kohya = save_checkpoint(lora, tmp_path / "kohya.safetensors", "kohya")
+    assert {float(t) for n, t in open_checkpoint(kohya).weights.items() if n.endswith("alpha")} == {2.0}
+
+
+def test_a_look_s_two_halves_are_saved_together(tmp_path):
+    unet, text_encoder = make.unet(), make.text()
+    weights = make.kohya_lora(make.pairs(unet, "attn1.to_q$")) | make.kohya_lora(make.pairs(text_encoder, "q_proj$"), prefix="lora_te_text_model_")
+    look = opened(tmp_path, weights)
+    look._for_animator = True
+    halves = look.build(inflate(unet)), look.build_text(text_encoder)
+    saved = open_checkpoint(save_checkpoint(halves[0], tmp_path / "out.safetensors", "kohya", text_encoder=halves[1]))
+    assert saved.weights.keys() == weights.keys() and all(torch.equal(saved.weights[n], t) for n, t in weights.items())
+    with pytest.raises(AnimkitError, match="no place for a text encoder"):
+        save_checkpoint(halves[0], tmp_path / "out.safetensors", "reference", text_encoder=halves[1])
+
+
+def test_saving_refuses_clearly(tmp_path):
+    unet = make.unet()
+    lora = opened(tmp_path, make.kohya_lora(make.pairs(unet, "ff.net.2$"))).build(inflate(unet))
+    for call, sentence in ((lambda: save_checkpoint(lora, tmp_path / "x.safetensors"), "only to_q, to_k, to_v"),
+                           (lambda: save_checkpoint(lora, tmp_path / "x.zip", "kohya"), "must end in .safetensors"),
+                           (lambda: save_checkpoint(lora, tmp_path / "x.ckpt", "webui"), "unknown LoRA format"),
+                           (lambda: save_checkpoint(unet, tmp_path / "x.ckpt"), "only MotionModules and LoRA")):
+        with pytest.raises(AnimkitError, match=sentence):
+            call()
+    assert not list(tmp_path.glob("x.*"))

@@ -1,0 +1,163 @@
+"""Single files in the original naming: the same numbers as the models they were made from, and as diffusers' own loader gives."""
+import copy
+
+import file_makers as make
+import pytest
+import torch
+from animkit import AnimkitError, inflate, open_checkpoint
+from animkit.checkpoints.stable_diffusion import architecture
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
+
+VERSIONS = ["sd1", "sd2", "sdxl"]
+
+
+def conditions(unet, b=2):
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(b, 5, unet.config.cross_attention_dim, generator=generator)
+    if unet.config.addition_embed_type is None:
+        return text, {}
+    return text, {"added_cond_kwargs": {"text_embeds": torch.randn(b, 32, generator=generator), "time_ids": torch.ones(b, 6)}}
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_part_draws_as_its_original(tmp_path, version):
+    state, parts = make.single_file(version)
+    checkpoint = open_checkpoint(make.write(tmp_path / "base.ckpt", state, "state_dict"))
+    made = checkpoint.components(tokenizer=object())
+    assert all(same(made[name], part) for name, part in parts.items())
+    text, added = conditions(parts["unet"])
+    x, ids = torch.randn(2, 4, 8, 8), torch.arange(3, 60)[None]
+    assert torch.equal(made["unet"](x, 5, text, **added).sample, parts["unet"](x, 5, text, **added).sample)
+    assert torch.equal(made["vae"].decode(x).sample, parts["vae"].decode(x).sample)
+    assert torch.equal(made["vae"].encode(x[:, :3]).latent_dist.mean, parts["vae"].encode(x[:, :3]).latent_dist.mean)
+    for name in parts.keys() - {"unet", "vae"}:
+        for layer in (-1, -2):
+            a, b = (m(ids, output_hidden_states=True).hidden_states[layer] for m in (made[name], parts[name]))
+            assert torch.equal(a, b)
+        assert torch.equal(made[name](ids)[0], parts[name](ids)[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_unet_equals_diffusers_own_loading_of_the_file(tmp_path, version):
+    state, parts = make.single_file(version)
+    file = make.write(tmp_path / "base.safetensors", state)
+    parts["unet"].save_config(tmp_path / "config" / "unet")
+    theirs = UNet2DConditionModel.from_single_file(str(file), config=str(tmp_path / "config"), subfolder="unet", local_files_only=True)
+    ours = open_checkpoint(file).unet()
+    assert same(ours, theirs)
+    text, added = conditions(ours)
+    x = torch.randn(2, 4, 8, 8)
+    assert torch.equal(ours(x, 5, text, **added).sample, theirs(x, 5, text, **added).sample)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_pipelines_and_their_configs(tmp_path, version):
+    checkpoint = open_checkpoint(make.write(tmp_path / "base.safetensors", make.single_file(version)[0]))
+    tokenizer = _tokenizer()
+    pipe = checkpoint.pipeline(tokenizer=tokenizer)
+    assert type(pipe) is (StableDiffusionXLPipeline if version == "sdxl" else StableDiffusionPipeline)
+    assert pipe.scheduler.config.prediction_type == ("v_prediction" if version == "sd2" else "epsilon")
+    assert pipe.scheduler.config.beta_schedule == "scaled_linear"
+    assert pipe.vae.config.scaling_factor == (0.13025 if version == "sdxl" else 0.18215)
+    assert checkpoint.pipeline(tokenizer=tokenizer, prediction="epsilon").scheduler.config.prediction_type == "epsilon"
+
+
+def _tokenizer():
+    from transformers import CLIPTokenizer
+    return CLIPTokenizer(vocab={"a": 0, "a</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}, merges=[], model_max_length=77)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_half_files_stay_half_and_are_not_copied(tmp_path, suffix):
+    state, _ = make.single_file("sd1", torch.float16)
+    checkpoint = open_checkpoint(make.write(tmp_path / f"half{suffix}", state))
+    unet = checkpoint.unet()
+    assert {p.dtype for p in unet.parameters()} == {torch.float16}
+    stored = {t.data_ptr() for t in checkpoint.weights.values()}
+    assert all(p.data_ptr() in stored for p in unet.parameters())
+    assert {p.dtype for p in checkpoint.unet(torch.float32).parameters()} == {torch.float32}
+
+
+def test_pruned_and_damaged_files_are_refused(tmp_path):
+    state, _ = make.single_file("sd1")
+    only = {n: t for n, t in state.items() if n.startswith("model.diffusion_model.")}
+    with pytest.raises(AnimkitError, match="no vae and no text_encoder"):
+        open_checkpoint(make.write(tmp_path / "pruned.safetensors", only)).components(tokenizer=object())
+    assert isinstance(open_checkpoint(tmp_path / "pruned.safetensors").unet(), UNet2DConditionModel)
+    names = [n for n in only if "transformer_blocks.0.norm2" in n]
+    for change, sentence in (
+            (dict.fromkeys(names), "tensors missing"),
+            ({"model.diffusion_model.input_blocks.1.0.in_layers.2.weight": torch.ones(5, 5)}, "of another shape"),
+            ({"model.diffusion_model.strange.weight": torch.ones(2)}, "left over: model.diffusion_model.strange.weight"),
+            ({"model.diffusion_model.input_blocks.1.1.strange": torch.ones(2)}, "left over"),
+            ({"another_model.weight": torch.ones(2)}, "left over: another_model.weight"),
+            ({"cond_stage_model.transformer.text_model.final_layer_norm.weight": None}, "missing"),
+            ({"first_stage_model.decoder.norm_out.weight": None}, "missing"),
+            ({"first_stage_model.post_quant_conv.strange": torch.ones(1)}, "left over")):
+        weights = {n: t for n, t in (state | change).items() if t is not None}
+        with pytest.raises(AnimkitError) as error:
+            open_checkpoint(make.write(tmp_path / "bad.safetensors", weights)).components(tokenizer=object())
+        assert sentence in str(error.value), (sentence, str(error.value))
+
+
+@torch.no_grad()
+def test_a_whole_model_as_a_look_scales_and_leaves_no_trace(tmp_path):
+    state, _ = make.single_file("sd1")
+    moved = {n: t + 0.01 if t.is_floating_point() else t for n, t in state.items()}
+    file = make.write(tmp_path / "toonyou.ckpt", moved, "state_dict")
+    unet = make.unet()
+    original = {n: p for n, p in unet.named_parameters()}
+    pointers, values = {n: p.data_ptr() for n, p in original.items()}, copy.deepcopy(unet.state_dict())
+    video = inflate(unet)
+    x, text = torch.randn(1, 4, 2, 8, 8), torch.randn(1, 5, 64)
+    base = video(x, 3, text)
+    look = open_checkpoint(file)
+    video.insert(look, name="toon")
+    assert torch.equal(video(x, 3, text), inflate(open_checkpoint(file).unet())(x, 3, text))
+    video.alpha["toon"] = 0.5
+    name = "conv_in.weight"
+    assert torch.allclose(original[name], values[name] + 0.005, atol=1e-6)
+    other = {n: t - 0.02 if t.is_floating_point() else t for n, t in state.items()}
+    video.insert(open_checkpoint(make.write(tmp_path / "other.ckpt", other)), alpha=0.25, name="other")
+    assert torch.allclose(original[name], values[name] + 0.005 - 0.005, atol=1e-6)  # several add up
+    video.remove("toon")
+    assert torch.allclose(original[name], values[name] - 0.005, atol=1e-6)
+    video.alpha["other"] = 0
+    assert torch.equal(video(x, 3, text), base)
+    video.remove("other")
+    assert all(p.data_ptr() == pointers[n] and torch.equal(p, values[n]) for n, p in unet.named_parameters())
+    with pytest.raises(AnimkitError, match="tensors"):
+        inflate(make.unet("sd2")).insert(open_checkpoint(file))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("naming", ["diffusers", "original"])
+def test_controlnet_equals_its_original(tmp_path, naming):
+    control = make.controlnet()
+    weights = control.state_dict() if naming == "diffusers" else make.ldm_controlnet(control.state_dict())
+    ours = open_checkpoint(make.write(tmp_path / "control.ckpt", weights, "state_dict")).build()
+    x, text, hint = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 64), torch.rand(1, 3, 16, 16)
+    a, b = (m(x, 3, text, controlnet_cond=hint, return_dict=False) for m in (ours, control))
+    assert torch.equal(a[1], b[1]) and all(torch.equal(i, j) for i, j in zip(a[0], b[0]))
+
+
+@pytest.mark.parametrize("version, parameters", [("sd1", 859_520_964), ("sd2", 865_910_724), ("sdxl", 2_567_463_684)])
+def test_the_kits_configs_have_the_known_sizes(version, parameters):
+    from accelerate import init_empty_weights
+    with init_empty_weights():
+        unet = UNet2DConditionModel.from_config(architecture(version)["unet"])
+    assert sum(p.numel() for p in unet.parameters()) == parameters
+
+
+def test_a_diffusers_unet_folder_keeps_its_own_config(tmp_path):
+    unet = make.unet("sd2", (32, 96))  # heads that shapes do not tell
+    unet.save_pretrained(tmp_path)
+    again = open_checkpoint(tmp_path).unet()
+    assert again.config.attention_head_dim == unet.config.attention_head_dim and same(again, unet)
