@@ -13,6 +13,7 @@ or pixels, decoded ahead of the step, with config.prefetch = 4:
 from importlib import import_module
 
 _PUBLIC = {"VideoClips": "video_clips", "ClipRecipe": "video_clips", "Images": "images", "TensorClips": "batches",
+           "WorldClips": "world_clips",
            "Batches": "batches", "epoch_order": "batches", "StreamClips": "streams", "open_shards": "streams",
            "webvid_table": "tables", "video_table": "tables", "image_table": "tables", "cache_latents": "cache",
            "cache_text": "cache", "LatentCache": "cache", "TextCache": "cache", "SHOTS": "camera",

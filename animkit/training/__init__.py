@@ -6,7 +6,8 @@ _PUBLIC = {
     "fit": "loop", "LoopConfig": "loop", "History": "history", "EMA": "ema", "LiveCurve": "live",
     "domain_adapter_loss": "losses", "motion_module_loss": "losses", "motion_lora_loss": "losses",
     "denoising_loss": "losses", "load_config": "config", "randn": "draws", "rand": "draws", "randint": "draws",
-    "shard": "draws",
+    "shard": "draws", "train_domain_adapter": "stages", "train_motion_module": "stages", "train_motion_lora": "stages",
+    "train_look": "stages",
 }
 __all__ = sorted(_PUBLIC)
 

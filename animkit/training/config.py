@@ -11,6 +11,7 @@ import yaml
 
 from animkit.errors import AnimkitError
 from animkit.training.loop import LoopConfig
+from animkit.world.looks import BASE_LOOKS
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,18 @@ class NoiseConfig:
 
 
 @dataclass(frozen=True)
+class WorldConfig:
+    """How the cartoon world draws clips, for `source: world`; more in data.world_clips.WorldRecipe."""
+    looks: tuple[str, ...] = BASE_LOOKS
+    web: bool = False                                 # soft, compressed and watermarked, as web video is
+    moving: float = 0.95                              # the share of things that move
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class DataConfig:
-    """What is learned from. `source`: "world" (the cartoon world), a folder, or a WebVid CSV (files in `videos`)."""
+    """What is learned from. `source`: "world" (the cartoon world), a folder of videos (for a look: of images), a WebVid
+    CSV (its files in `videos`), or WebDataset shards (.tar, streamed)."""
     source: str
     batch: int                                        # per process and micro-step
     size: int = 256                                   # pixels
@@ -42,7 +53,9 @@ class DataConfig:
     stride: int = 4
     crop: Literal["centre", "random"] = "centre"
     flip: bool = False                                # never where left and right have a meaning: captions, pans, rolls
-    workers: int = 1                                  # threads that decode
+    workers: int = 1                                  # threads that decode, or processes that draw the world
+    cache: bool = True                                # latents and text computed once; false: at every step anew
+    world: WorldConfig = field(default_factory=WorldConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +68,8 @@ class StageConfig:
     drop_captions: float = 0.1
     min_snr_gamma: float | None = None
     gradient_checkpointing: bool = False
+    prompts: tuple[str, ...] | None = None            # of the samples drawn on the way; null: captions of the data
+    sample_steps: int | None = None                   # of the sampler for these; null: the base's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +84,8 @@ class MotionModuleConfig(StageConfig):
     domain_adapter: str | None = None                 # a file, inserted with alpha 1; null: none (the ablation)
     version: Literal["v1", "v2", "v3"] = "v3"
     kind: Literal["attention", "conv"] = "attention"
+    heads: int | None = None                          # null: the release's 8, or what divides all widths
+    start: str | None = None                          # a motion module of this shape to start from; null: the identity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,15 +93,17 @@ class MotionLoRAConfig(StageConfig):
     """4.3: temporal LoRA on 20 to 50 clips of one shot type."""
     motion_module: str
     shot: str                                         # one of data.camera.SHOTS
-    amount: float = 0.3                               # how far the camera goes
+    camera: Literal["crop", "scene"] = "crop"         # moving crops (the paper's), or the world's own camera
+    amount: float = 0.3                               # how far it goes: of the crop 0 to 1; of the scene 1 is all
     rank: int = 64
     domain_adapter: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LookConfig(StageConfig):
-    """A personalised base: a LoRA on captioned images, or (rank null) all of the UNet, as DreamBooth does."""
-    rank: int | None = 32
+    """A personalised base: a LoRA on captioned images, or (full: true) all of the UNet, as DreamBooth does."""
+    rank: int = 32
+    full: bool = False
 
 
 STAGES = {"domain_adapter": DomainAdapterConfig, "motion_module": MotionModuleConfig, "motion_lora": MotionLoRAConfig,
@@ -166,6 +185,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in options:
             return None
         return _value(next(o for o in options if o is not type(None)), value, where)
+    elif origin is tuple and options[-1] is Ellipsis:
+        if isinstance(value, (list, tuple)) and value:
+            return tuple(_value(options[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     elif origin is tuple:
         if isinstance(value, (list, tuple)) and len(value) == len(options):
             return tuple(_value(o, v, where) for o, v in zip(options, value))
@@ -177,6 +199,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     elif type(value) is hint:
         return value
     wanted = (f"one of {', '.join(map(repr, options))}" if origin is Literal
+              else "a list of at least one" if options[-1:] == (Ellipsis,)
               else f"{len(options)} numbers" if origin is tuple
               else {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[hint])
     raise AnimkitError(f"{where} is {value!r}; it must be {wanted}.")

@@ -1,0 +1,105 @@
+"""Clips of the cartoon world as a source of training data: what VideoClips is to files, WorldClips is to scenes."""
+import hashlib
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from animkit import world
+from animkit.data import camera
+from animkit.data.video import to_float
+from animkit.errors import AnimkitError
+from animkit.world.web import degrade
+
+
+@dataclass(frozen=True)
+class WorldRecipe:
+    """How clips are drawn. Raises AnimkitError for a look or a shot type that the world does not have."""
+    size: int = 64                                    # pixels
+    frames: int = 16                                  # 1: stills, each at a random moment of its scene
+    looks: Sequence[str] = world.BASE_LOOKS
+    web: bool = False                                 # degraded as web video is, watermark and all
+    moving: float = 0.95                              # the share of things that move
+    shot: str | None = None                           # one of camera.SHOTS
+    amount: float = 1.0                               # of the camera move: what it means depends on `camera`
+    camera: Literal["scene", "crop"] = "scene"        # the world's own camera (amount 1: its whole move), or the
+    #                                                   paper's moving crop out of a picture twice as large (0 to 1)
+    seed: int = 0
+
+    def __post_init__(self):
+        unknown = [look for look in self.looks if look not in world.LOOKS]
+        if unknown or not self.looks:
+            raise AnimkitError(f"there is no look {', '.join(unknown) or 'at all'} to draw; the cartoon world has "
+                               f"{', '.join(world.LOOKS)}")
+        if self.shot:
+            object.__setattr__(self, "shot", camera.shot_name(self.shot))
+            if self.camera == "crop":
+                camera.crop_path(self.shot, 2, self.amount)  # says so if the amount is out of range
+            elif not 0 < self.amount <= 2:
+                raise AnimkitError(f"the amount of the world's own camera is above 0 and at most 2, not {self.amount}")
+
+
+def draw(recipe: WorldRecipe, index: int) -> tuple[np.ndarray, str]:
+    """Clip `index` (uint8 f h w 3) and its caption: a function of the recipe and the index alone."""
+    rng = np.random.default_rng([recipe.seed, index])
+    cropped = recipe.shot is not None and recipe.camera == "crop"
+    fixed = {"shot": recipe.shot, "amount": recipe.amount} if recipe.shot and not cropped else {}
+    scene = world.random_scene(rng, moving=recipe.moving, look=tuple(recipe.looks), **fixed)
+    caption = world.caption(scene, rng)
+    moments = [rng.random()] if recipe.frames == 1 else np.arange(recipe.frames) / recipe.frames
+    rgb = world.render(scene, size=recipe.size * (2 if cropped else 1), u=moments).rgb
+    if recipe.web:
+        rgb = degrade(rgb)  # before the crop, as in a real web video: its watermark moves along
+    pixels = (rgb * 255 + 0.5).astype(np.uint8)
+    if cropped:
+        path = camera.crop_path(recipe.shot, recipe.frames, recipe.amount)
+        moved = camera.apply(torch.from_numpy(pixels).permute(3, 0, 1, 2), path, recipe.size)
+        pixels = moved.permute(1, 2, 3, 0).numpy()
+    return pixels, caption
+
+
+class WorldClips:
+    """`count` clips of random scenes, for cache_latents: get(i) is {"video": c f h w in -1 .. 1, "caption", "index"}.
+
+    workers > 1 draws the clips that come next in processes of their own.
+    """
+
+    def __init__(self, count: int, *, workers: int = 1, **recipe):
+        if count < 1:
+            raise AnimkitError(f"a set of {count} clips cannot be drawn: count must be at least 1")
+        self.count, self.recipe, self.workers = count, WorldRecipe(**recipe), workers
+        self._pool: ProcessPoolExecutor | None = None
+        self._ahead: dict[int, Future] = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def get(self, index: int, epoch: int = 0) -> dict:
+        """Clip `index`, the same in every epoch."""
+        pixels, caption = self._next(index) if self.workers > 1 else draw(self.recipe, index)
+        video = to_float(rearrange(torch.from_numpy(pixels), "f h w c -> c f h w"))
+        return {"video": video, "caption": caption, "index": index}
+
+    def _next(self, index: int) -> tuple[np.ndarray, str]:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self.workers)
+            weakref.finalize(self, self._pool.shutdown, cancel_futures=True)
+        if index not in self._ahead:
+            self._ahead.clear()
+        for i in range(index, min(index + 4 * self.workers, self.count)):
+            if i not in self._ahead:
+                self._ahead[i] = self._pool.submit(draw, self.recipe, i)
+        return self._ahead.pop(index).result()
+
+    def fingerprint(self) -> str:
+        """A hash of the recipe and of the world's own code: another world is another set of clips."""
+        digest = hashlib.sha256(repr((self.count, self.recipe)).encode())
+        for file in [*sorted(Path(world.__file__).parent.glob("*.py")), Path(camera.__file__), Path(__file__)]:
+            digest.update(file.read_bytes())
+        return digest.hexdigest()

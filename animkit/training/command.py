@@ -1,0 +1,36 @@
+"""`animkit train STAGE --config FILE`: one command per stage; the same command again goes on where it was stopped."""
+import argparse
+import shlex
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to train, by which settings, and where."""
+    parser.add_argument("stage", choices=["domain-adapter", "motion-module", "motion-lora", "look"],
+                        help="what to train")
+    parser.add_argument("--config", required=True, type=Path, help="the settings, such as configs/miniature.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", dest="overrides",
+                        help="another value for a setting, such as training.steps=500; may be given several times")
+    parser.add_argument("--folder", type=Path, help="where the run lies (default runs/CONFIG-STAGE); the weights are "
+                                                    "FOLDER/NAME.safetensors with the folder's own name")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train one stage."""
+    import torch
+
+    from animkit.training.config import load_config
+    from animkit.training.stages import TRAIN
+
+    config = load_config(args.config, args.stage, args.overrides)
+    folder = args.folder or Path("runs") / f"{args.config.stem}-{args.stage}"
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    words = ["animkit", "train", args.stage, "--config", str(args.config)]
+    words += [word for override in args.overrides for word in ("--set", override)]
+    words += ["--folder", str(args.folder)] if args.folder else []
+    words += ["--threads", str(args.threads)] if args.threads else []
+    TRAIN[args.stage.replace("-", "_")](config, folder, quiet=args.quiet, command=shlex.join(words))
+    return 0

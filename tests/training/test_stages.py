@@ -1,0 +1,365 @@
+"""The stages: only what should learn changes, files open and insert, a killed run equals an unbroken one, faults."""
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import animkit as ak
+from animkit.cli import main
+from animkit.errors import AnimkitError
+from animkit.training import History, load_config, stage as stage_module
+from animkit.training.stages import TRAIN
+
+CONFIG = """
+base: {toy}
+domain_adapter:
+  rank: 2
+  data: &clips {{source: world, batch: 2, size: 16, frames: 3, count: 4, world: {{web: true}}}}
+  noise: {{beta_schedule: scaled_linear}}
+  sample_steps: 2
+  training: &training {{steps: 3, lr: 1e-2, device: cpu}}
+motion_module:
+  domain_adapter: {runs}/adapter
+  data: *clips
+  sample_steps: 2
+  training: {{steps: 3, lr: 1e-2, device: cpu, ema: 0.9, validate_every: 2}}
+motion_lora:
+  domain_adapter: {runs}/adapter
+  motion_module: {runs}/motion
+  shot: roll-clockwise
+  rank: 2
+  data: *clips
+  sample_steps: 2
+  training: *training
+look:
+  rank: 2
+  data: {{source: world, batch: 2, size: 16, count: 4, world: {{looks: [ink]}}}}
+  noise: {{beta_schedule: scaled_linear}}
+  sample_steps: 2
+  training: *training
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def runs(toy, tmp_path_factory):
+    """A folder with all stages trained in their order, on one another."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "toy.yaml").write_text(CONFIG.format(toy=toy, runs=folder))
+    return folder
+
+
+def train(runs: Path, stage: str, folder: str, *overrides: str):
+    return TRAIN[stage](load_config(runs / "toy.yaml", stage, overrides), runs / folder, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def trained(runs):
+    watched = {}
+
+    def watch(stage, folder, *overrides):
+        """Train, and tell which tensors of the base and of the frozen parts are no more what they were."""
+        seen, fit = {}, stage_module.fit
+
+        def watched_fit(model, *args, **kwargs):
+            before = {name: p.detach().clone() for name, p in model.named_parameters()}
+            history = fit(model, *args, **kwargs)
+            seen["changed"] = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+            seen["parts"] = len(model.parts)
+            return history
+
+        stage_module.fit = watched_fit
+        try:
+            result = train(runs, stage, folder, *overrides)
+        finally:
+            stage_module.fit = fit
+        watched[folder] = (result, seen["changed"], seen["parts"])
+
+    watch("domain_adapter", "adapter")
+    watch("motion_module", "motion")
+    watch("motion_lora", "lora")
+    watch("look", "look")
+    watch("look", "full", "full=true")
+    return watched
+
+
+# ---- what learns, and nothing else -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("folder, parts", [("adapter", 1), ("motion", 2), ("lora", 3), ("look", 1)])
+def test_only_the_last_part_inserted_changes(trained, folder, parts):
+    result, changed, inserted = trained[folder]
+    part = result.animator.video_unet.parts[-1]
+    assert inserted == parts
+    assert changed == {f"parts.{parts - 1}.{name}" for name, _ in part.named_parameters()}  # all of it, and only it
+
+
+def test_a_full_look_changes_the_unet_and_nothing_is_inserted(trained):
+    result, changed, inserted = trained["full"]
+    assert inserted == 0
+    assert changed == {f"unet.{name}" for name, _ in result.animator.pipe.unet.named_parameters()}
+
+
+def test_what_each_stage_adapts(trained):
+    adapter, lora, look = (trained[name][0].animator.video_unet.parts[-1].paths for name in ("adapter", "lora", "look"))
+    assert all(".attn1." in p or ".attn2." in p for p in adapter) and len(adapter) % 8 == 0
+    assert all(".motion_modules." in p and ".attention_blocks." in p for p in lora)
+    assert set(adapter) < set(look) and any("time_emb_proj" in p for p in look)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("folder, kind", [("adapter", "domain adapter"), ("motion", "motion module"),
+                                          ("lora", "MotionLoRA"), ("look", "LoRA"), ("full", "UNet")])
+def test_files_open_as_what_they_are_in_half_precision(trained, folder, kind):
+    result = trained[folder][0]
+    checkpoint = ak.open_checkpoint(result.file)
+    assert checkpoint.kind == kind and checkpoint.dtypes == ("float16",)
+    assert result.file.name == f"{folder}.safetensors"
+
+
+@pytest.mark.parametrize("folder, others", [("adapter", []), ("motion", ["adapter"]), ("lora", ["adapter", "motion"]),
+                                            ("look", []), ("full", [])])
+def test_a_file_in_a_fresh_base_is_what_was_trained(trained, toy, folder, others):
+    """The same predictions up to the file's half precision, which is far less than what training changed."""
+    g = torch.Generator().manual_seed(1)
+    x, text = torch.randn(1, 4, 3, 8, 8, generator=g), torch.randn(1, 5, 16, generator=g)
+    fresh = ak.Animator(toy, motion=False, device="cpu")
+    for name in others:
+        fresh.insert(ak.open_checkpoint(trained[name][0].file))
+    with torch.no_grad():
+        before = fresh.video_unet(x, 500, text)
+        fresh.insert(str(trained[folder][0].file))
+        after, learned = fresh.video_unet(x, 500, text), trained[folder][0].animator.video_unet(x, 500, text)
+    assert (after - learned).abs().max() < 0.1 * (before - learned).abs().max()
+    assert (before - learned).abs().max() > 1e-4
+
+
+def test_the_file_holds_the_average_where_one_is_kept(trained, runs):
+    ema = load_file(runs / "motion" / "checkpoint" / "ema.safetensors")
+    name = "down_blocks.0.motion_modules.0.temporal_transformer.proj_out.weight"
+    stored = load_file(runs / "motion" / "motion.safetensors")[name]
+    assert torch.equal(stored, ema[f"parts.1.{name}"].half()) and stored.abs().max() > 0
+
+
+def test_train_json_says_what_made_the_file(trained, runs):
+    record = json.loads((runs / "lora" / "train.json").read_text())
+    assert record == trained["lora"][0].record
+    said = [record[k] for k in ("stage", "steps", "seed", "skipped", "clips")]
+    assert said == ["MotionLoRA", 3, 0, 0, 4]
+    assert record["settings"]["shot"] == "roll-clockwise" and record["peak_memory_mb"] > 50
+    assert record["final_loss"] == pytest.approx(History.of(runs / "lora").losses.mean(), abs=1e-5)
+
+
+def test_curve_and_samples_are_written_as_it_goes(trained, runs):
+    assert sorted(p.name for p in (runs / "motion" / "samples").iterdir()) == ["step-000002.png", "step-000003.png"]
+    strip = np.asarray(Image.open(runs / "motion" / "samples" / "step-000003.png").convert("RGB"))
+    assert strip.std() > 5 and np.asarray(Image.open(runs / "motion" / "loss.png")).std() > 5
+
+
+def test_stages_share_the_cache_of_the_same_clips(trained, runs):
+    # the clips of adapter and motion module; those of the MotionLoRA, which the camera moves; the stills of the look
+    assert len(list((runs / "cache").glob("latents-*"))) == 3
+
+
+# ---- the command, killed ---------------------------------------------------------------------------------------------
+
+KILLED = """
+import sys, time
+from animkit.training import sources
+def slowly(self, batch, tensors=sources.Source.tensors):
+    time.sleep(0.2)
+    return tensors(self, batch)
+sources.Source.tensors = slowly
+from animkit.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_command_killed_with_9_and_given_again_equals_the_unbroken_one(runs, trained):
+    steps = 30
+    words = ["train", "motion-module", "--config", str(runs / "toy.yaml"), "--threads", "1", "--quiet",
+             "--set", f"training.steps={steps}", "--set", "training.checkpoint_seconds=0.05",
+             "--set", "training.validate_every=0"]
+    assert main([*words, "--folder", str(runs / "whole")]) == 0
+    broken = [*words, "--folder", str(runs / "broken")]
+    log = runs / "broken" / "log.jsonl"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, *broken], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    until = time.monotonic() + 400
+    while not (runs / "broken" / "checkpoint" / "state.json").exists() or len(History.of(log.parent).records) < 4:
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (runs / "broken" / "broken.safetensors").exists()
+    assert main(broken) == 0  # the same command
+    a, b = History.of(runs / "whole"), History.of(runs / "broken")
+    assert a.steps.tolist() == b.steps.tolist() == list(range(1, steps + 1))
+    assert a.losses.tolist() == b.losses.tolist()
+    one, other = load_file(runs / "whole" / "whole.safetensors"), load_file(runs / "broken" / "broken.safetensors")
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+    written = (runs / "whole" / "train.json").read_text()
+    assert json.loads(written)["command"].startswith("animkit train motion-module --config ")
+    assert main([*words, "--folder", str(runs / "whole")]) == 0  # nothing left to do: and what is said of it stays
+    assert (runs / "whole" / "train.json").read_text() == written
+
+
+def test_a_run_goes_on_only_under_its_own_settings(runs, trained):
+    shutil.copytree(runs / "look", runs / "again")
+    for override, name in (("rank=3", "rank"), ("data.world.seed=5", "data"), ("drop_captions=0.5", "drop_captions")):
+        with pytest.raises(AnimkitError, match=f"begun with other settings: {name}"):
+            train(runs, "look", "again", override)
+    with pytest.raises(AnimkitError, match=r"other settings: lr \(was 0.01, now 0.02\)"):
+        train(runs, "look", "again", "training.lr=0.02")
+    assert train(runs, "look", "again", "training.steps=4").record["steps"] == 4  # longer is welcome
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("stage, overrides, message", [
+    ("look", ["data.size=18"], "data.size does not fit the base"),
+    ("look", ["noise.beta_schedule=linear"], "noise.beta_schedule is linear, but the base .* with scaled_linear"),
+    ("look", ["noise.prediction_type=v_prediction"], "noise.prediction_type is v_prediction, but the base"),
+    ("look", ["data.world.looks=[inkk]"], "no look inkk to draw"),
+    ("look", ["data.count=null"], "data.count: the cartoon world has no end"),
+    ("look", ["data.flip=true"], "data.flip is nothing that the cartoon world knows"),
+    ("look", ["data.source=nowhere", "data.world.looks=[flat]"], "data.world says how the cartoon world draws"),
+    ("motion_module", ["data.source=nowhere", "data.world.web=false"], "no file or folder nowhere"),
+    ("motion_module", ["data.frames=40"], "data.frames is 40, more than the 32 positions"),
+    ("motion_module", ["domain_adapter=nowhere"], "domain_adapter: there is no file, no run and no sample 'nowhere'"),
+    ("motion_module", ["domain_adapter={runs}/motion"], "domain_adapter: .* is a motion module, not a domain adapter"),
+    ("motion_module", ["heads=5"], "cannot have 5 heads"),
+    ("motion_lora", ["shot=dolly"], "unknown shot type 'dolly'"),
+    ("motion_lora", ["camera=crop", "amount=1.5"], "amount of 'roll clockwise' is 1.5"),
+    ("motion_lora", ["motion_module={runs}/lora"], "motion_module: .* is a MotionLoRA, not a motion module"),
+    ("motion_module", ["base=nowhere"], "There is no base model at 'nowhere'"),
+])
+def test_a_config_that_does_not_fit_is_one_clear_sentence(runs, trained, stage, overrides, message):
+    with pytest.raises(AnimkitError, match=message):
+        train(runs, stage, "faults", *[o.format(runs=runs) for o in overrides])
+
+
+def test_parts_of_another_base_are_named(runs, trained, toy, tmp_path):
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    pipe = StableDiffusionPipeline.from_pretrained(toy, safety_checker=None)
+    wide = {**pipe.unet.config, "block_out_channels": (16, 48)}
+    pipe.unet = UNet2DConditionModel.from_config({k: v for k, v in wide.items() if not k.startswith("_")})
+    pipe.save_pretrained(tmp_path / "wide")
+    for stage, overrides, setting in (("motion_module", [], "domain_adapter"),
+                                      ("motion_lora", ["domain_adapter=null"], "motion_module")):
+        with pytest.raises(AnimkitError, match=f"{setting}: .* does not fit the base"):
+            train(runs, stage, "other", f"base={tmp_path / 'wide'}", *overrides)
+
+
+def test_a_nan_names_step_and_batch_and_keeps_the_checkpoint(runs, trained, monkeypatch):
+    from animkit.training import sources
+    shutil.copytree(runs / "look", runs / "nan")
+    plain = sources.Source.tensors
+
+    def broken(self, batch):
+        z, text = plain(self, batch)
+        return z * float("nan"), text
+
+    monkeypatch.setattr(sources.Source, "tensors", broken)
+    with pytest.raises(AnimkitError, match="stopped at step 4: the loss is nan on micro-batch 3 .*checkpoint of step 3"):
+        train(runs, "look", "nan", "training.steps=6")
+    monkeypatch.setattr(sources.Source, "tensors", plain)
+    assert train(runs, "look", "nan", "training.steps=5").history.steps.tolist() == [1, 2, 3, 4, 5]
+
+
+def test_a_full_disk_at_the_end_keeps_the_run(runs, trained, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    shutil.copytree(runs / "look", runs / "disk")
+    (runs / "disk" / "look.safetensors").rename(runs / "disk" / "disk.safetensors")
+    (runs / "disk" / "train.json").unlink()
+    old = (runs / "disk" / "disk.safetensors").read_bytes()
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(AnimkitError, match="No space left on device.*untouched"):
+        train(runs, "look", "disk")
+    assert (runs / "disk" / "disk.safetensors").read_bytes() == old
+    monkeypatch.undo()
+    assert train(runs, "look", "disk").record["steps"] == 3  # the checkpoint was there all the while
+
+
+# ---- data of one's own -----------------------------------------------------------------------------------------------
+
+def test_images_with_captions_and_what_is_missing(runs, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((20, 24, 3), 60 * i, np.uint8)).save(folder / f"{i}.png")
+    (folder / "metadata.csv").write_text("file_name,caption\n0.png,a red balloon\n")
+    own = ["data.source=" + str(folder), "data.world.looks=[flat, comic, clay, watercolour]"]
+    with pytest.raises(AnimkitError, match="lacks the column text"):
+        train(runs, "look", "images", *own)
+    (folder / "metadata.csv").write_text("file_name,text\n" + "".join(f"{i}.png,a red balloon\n" for i in range(3)))
+    assert train(runs, "look", "images", *own).record["clips"] == 3
+    assert train(runs, "look", "images-live", *own, "data.cache=false").record["clips"] == 3
+
+
+def test_videos_of_a_folder_live_and_cached_and_bad_ones(runs, trained, tmp_path, capfd):
+    good = tmp_path / "good"
+    good.mkdir()
+    for i in range(12):
+        frames = np.random.default_rng(i).integers(0, 256, (8, 24, 32, 3), dtype=np.uint8)
+        ak.Clip(frames, 8, "").save(good / f"{i}.mp4")
+    (good / "broken.mp4").write_bytes(b"no video")
+    own = [f"data.source={good}", "data.stride=2", "data.world.web=false", "camera=crop", "amount=0.3"]
+    result = train(runs, "motion_lora", "videos", *own, "data.count=null")
+    assert (result.record["clips"], result.record["skipped"]) == (12, 1)
+    del result
+    gc.collect()
+    assert "broken.mp4: unreadable" in capfd.readouterr().err
+    live = train(runs, "motion_lora", "videos-live", *own, "data.count=12", "data.cache=false", "training.prefetch=2")
+    assert live.history.steps.tolist() == [1, 2, 3]
+    for i in (1, 2):
+        (good / f"{i}.mp4").write_bytes(b"")
+    with pytest.raises(AnimkitError, match="over 10% of the videos cannot be used(.|\n)*1.mp4"):
+        train(runs, "motion_lora", "videos-bad", *own, "data.count=null")
+    with pytest.raises(AnimkitError, match="camera: scene moves the camera of the cartoon world"):
+        train(runs, "motion_lora", "videos-bad", *own, "camera=scene")
+
+
+# ---- the cartoon world as a source -----------------------------------------------------------------------------------
+
+def test_world_clips_are_a_function_of_seed_and_index():
+    from animkit.data import WorldClips
+    one, two = (WorldClips(6, size=16, frames=2, web=True, seed=3, workers=w) for w in (1, 2))
+    assert all(torch.equal(one.get(i)["video"], two.get(i)["video"]) for i in range(6))
+    assert one.get(2)["caption"] == two.get(2)["caption"] and one.fingerprint() == two.fingerprint()
+    assert one.fingerprint() != WorldClips(6, size=16, frames=2, web=True, seed=4).fingerprint()
+    video = one.get(0)["video"]
+    assert video.shape == (3, 2, 16, 16) and -1 <= video.min() < video.max() <= 1
+
+
+@pytest.mark.parametrize("camera", ["scene", "crop"])
+def test_the_camera_of_world_clips_moves_as_its_shot_says(camera):
+    """A still scene seen by a camera that pans right: what was to the right comes to the middle."""
+    from animkit.data import WorldClips
+    amount = 1.0 if camera == "scene" else 0.3
+    clips = WorldClips(3, size=32, frames=5, moving=0, shot="pan-right", camera=camera, amount=amount)
+    still = WorldClips(3, size=32, frames=5, moving=0)
+    for i in range(3):
+        video = clips.get(i)["video"]
+        errors = [float((video[:, 0, :, s:] - video[:, 1, :, :32 - s]).abs().mean()) for s in range(6)]
+        assert np.argmin(errors) >= 1  # the scenery of the next frame lies further left
+        assert torch.equal(still.get(i)["video"][:, 0], still.get(i)["video"][:, 4])
