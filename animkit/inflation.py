@@ -8,7 +8,6 @@ while a VideoUNet runs. b batch, f frames, c channels, h w latent height and wid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import count
 from typing import Any
 
 import torch
@@ -18,13 +17,12 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from animkit.errors import AnimkitError
-from animkit.insertion import Alphas, Inserted, MotionAtWork, check_fits, checked_alpha, on_motion
-from animkit.lora import LoRA
-from animkit.motion_module import MotionModules
+from animkit.insertion import Insertable
 
-# Processors that treat query tokens alike, whatever their number; any other one gets its tokens frame by frame.
-FOLDABLE = {"AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "SlicedAttnProcessor",
-            "XFormersAttnProcessor", "IPAdapterAttnProcessor", "IPAdapterAttnProcessor2_0"}
+# diffusers' processors that treat query tokens alike, whatever their number; any other gets its tokens frame by frame.
+FOLDABLE = {f"diffusers.models.attention_processor.{name}" for name in (
+    "AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor",
+    "IPAdapterAttnProcessor", "IPAdapterAttnProcessor2_0", "IPAdapterXFormersAttnProcessor")}
 
 
 def inflate(unet: nn.Module) -> "VideoUNet":
@@ -38,20 +36,17 @@ def inflate(unet: nn.Module) -> "VideoUNet":
     return VideoUNet(unet)
 
 
-class VideoUNet(nn.Module):
+class VideoUNet(Insertable):
     """An image UNet that denoises clips (4.2): (x b c f h w, t a number or b, text b n d) -> b c f h w.
 
-    insert() and remove() set motion modules and LoRAs to work and take them off; alpha[name] is live. text may also be
-    (b f) n d, one prompt a frame. fold_text = False computes text keys and values once a frame, the plain way.
+    insert() and remove() set motion modules and LoRAs to work and take them off; alpha[name] is live (insertion.py).
+    text may also be (b f) n d, one prompt a frame. fold_text = False computes text keys and values once a frame, the
+    plain way.
     """
 
     def __init__(self, unet: UNet2DConditionModel):
         super().__init__()
         self.unet, self.fold_text = unet, True
-        self.parts = nn.ModuleList()  # so that .to(), .train() and .parameters() reach what is inserted
-        self._inserted: dict[str, Inserted] = {}
-        self.alpha = Alphas(self._inserted)
-        self._call: tuple[int, int] | None = None  # (b, f) of the running call; None: the hooks do nothing
         attentions = [m for m in unet.modules() if isinstance(m, Attention)]
         self._handles = [attention.register_forward_pre_hook(self._fold, with_kwargs=True) for attention in attentions]
         self._handles += [attention.register_forward_hook(self._unfold) for attention in attentions]
@@ -60,14 +55,10 @@ class VideoUNet(nn.Module):
     dtype = property(lambda self: self.unet.dtype)
     device = property(lambda self: self.unet.device)
 
-    @property
-    def motion(self) -> MotionModules | None:
-        """The inserted motion modules, if any."""
-        return next((part.module for part in self._inserted.values() if isinstance(part.module, MotionModules)), None)
-
     # ---- one call
 
-    def forward(self, x: Tensor, t: Tensor | float, text: Tensor, *, added_cond_kwargs: Mapping[str, Any] | None = None,
+    def forward(self, x: Tensor, t: Tensor | float, text: Tensor | None, *,
+                added_cond_kwargs: Mapping[str, Any] | None = None,
                 down_block_additional_residuals: tuple[Tensor, ...] | None = None,
                 mid_block_additional_residual: Tensor | None = None, **kwargs) -> Tensor:
         """Noise prediction, b c f h w; conditions are given once a clip (b ...) or once a frame ((b f) ...).
@@ -75,31 +66,45 @@ class VideoUNet(nn.Module):
         ControlNet's residuals may also be b c f h w; other keywords go to the image UNet. Raises AnimkitError on shapes
         that do not fit.
         """
-        if self._handles is None:
-            raise AnimkitError("this VideoUNet was deflated: call inflate(unet) again")
-        if x.ndim != 5 or 0 in x.shape:
-            raise AnimkitError(f"a VideoUNet takes clips b c f h w, all at least 1, not {tuple(x.shape)}")
+        added, config = dict(added_cond_kwargs or {}), self.unet.config
+        self._check_call(x, text, added)
         b, f = x.shape[0], x.shape[2]
         each = partial(_each_frame, b=b, f=f)
-        if text.shape[0] not in (b, b * f):
-            raise AnimkitError(f"text has batch {text.shape[0]}, clips {b}: give {b} prompts, or {b * f}, one a frame")
-        added, config = dict(added_cond_kwargs or {}), self.unet.config
         images = _tensors(added.get("image_embeds"))
         if config.addition_embed_type in ("text", "text_image") or any(image.shape[0] != b for image in images):
             text = each(text)  # and so attention finds one prompt a frame, and folds nothing
-        keep = ("image_embeds",) if config.encoder_hid_dim_type == "ip_image_proj" and text.shape[0] == b else ()
+        ip_adapter = config.encoder_hid_dim_type == "ip_image_proj"
+        keep = ("image_embeds",) if ip_adapter and text.shape[0] == b else ()  # attention gets these beside text
         added = {key: value if key in keep else each(value) for key, value in added.items()}
         if torch.is_tensor(t) and t.ndim and len(t) > 1:
             t = each(t)
-        for key in ("class_labels", "timestep_cond", "attention_mask"):
-            if kwargs.get(key) is not None:
-                kwargs[key] = each(kwargs[key])
+        for key in kwargs.keys() & {"class_labels", "timestep_cond", "attention_mask",
+                                    "down_intrablock_additional_residuals"}:
+            kwargs[key] = each(kwargs[key])
         with self._running((b, f)), self._checkpoints_carry_frames():
             y = self.unet(rearrange(x, "b c f h w -> (b f) c h w"), t, text, added_cond_kwargs=added or None,
                           down_block_additional_residuals=each(down_block_additional_residuals),
                           mid_block_additional_residual=each(mid_block_additional_residual),
                           return_dict=False, **kwargs)[0]
         return rearrange(y, "(b f) c h w -> b c f h w", f=f)
+
+    def _check_call(self, x: Tensor, text: Tensor | None, added: Mapping[str, Any]) -> None:
+        config = self.unet.config
+        self._check_inflated()
+        if x.ndim != 5 or 0 in x.shape or x.shape[1] != config.in_channels:
+            raise AnimkitError(f"a VideoUNet takes clips b c f h w, here with c = {config.in_channels} and at least "
+                               f"one frame, not {tuple(x.shape)}")
+        b, f = x.shape[0], x.shape[2]
+        if text is not None and (text.ndim != 3 or text.shape[0] not in (b, b * f)):
+            raise AnimkitError(f"text for {b} clips is {b} n d (or {b * f} n d, a prompt for each frame), not "
+                               f"{tuple(text.shape)}")
+        d = config.cross_attention_dim
+        if text is not None and config.encoder_hid_dim_type in (None, "ip_image_proj") and isinstance(d, int) \
+                and text.shape[2] != d:
+            raise AnimkitError(f"text has width {text.shape[2]} and this UNet reads width {d}: encode it with the "
+                               "UNet's own text encoder")
+        if config.addition_embed_type == "text_time" and not {"text_embeds", "time_ids"} <= added.keys():
+            raise AnimkitError("an SDXL UNet also needs added_cond_kwargs with text_embeds and time_ids")
 
     @contextmanager
     def _running(self, call: tuple[int, int]) -> Iterator[None]:
@@ -140,8 +145,8 @@ class VideoUNet(nn.Module):
             return None
         b, f = self._call
         plain_layer = args[0].ndim == 3 and attention.group_norm is None and attention.spatial_norm is None
-        if (self.fold_text and plain_layer and type(attention.processor).__name__ in FOLDABLE
-                and kwargs.get("ip_adapter_masks") is None):
+        processor = f"{type(attention.processor).__module__}.{type(attention.processor).__qualname__}"
+        if self.fold_text and plain_layer and processor in FOLDABLE and kwargs.get("ip_adapter_masks") is None:
             return (rearrange(args[0], "(b f) n c -> b (f n) c", f=f), *args[1:]), kwargs
         conditions = {key: _each_frame(kwargs.get(key), b, f) for key in ("encoder_hidden_states", "attention_mask")}
         return args, {**kwargs, **conditions}
@@ -150,64 +155,6 @@ class VideoUNet(nn.Module):
         if self._call is None or y.shape[0] == self._call[0] * self._call[1]:
             return y
         return rearrange(y, "b (f n) c -> (b f) n c", f=self._call[1])
-
-    # ---- what is inserted
-
-    def insert(self, part: Any, alpha: float = 1.0, name: str | None = None, dtype: torch.dtype | None = None) -> str:
-        """Set motion modules (in the place of those there), a domain adapter, a look or a MotionLoRA to work; its name.
-
-        part: MotionModules, LoRA, or what open_checkpoint gives; it is moved to the UNet's device and dtype (or to the
-        dtype given). MotionLoRAs follow to new motion modules. If the part does not fit, AnimkitError, and no change.
-        """
-        if self._handles is None:
-            raise AnimkitError("this VideoUNet was deflated: call inflate(unet) again")
-        name = name or getattr(part, "name", None)
-        if hasattr(part, "build"):
-            part = part.build(self)
-        if not isinstance(part, MotionModules) and not hasattr(part, "attach"):  # LoRAs, and whole replaced weights
-            raise AnimkitError(f"cannot insert a {type(part).__name__}: give MotionModules, a LoRA, or what "
-                               "open_checkpoint returns")
-        old = next((n for n, p in self._inserted.items() if isinstance(p.module, MotionModules)), None)
-        replaced = old if isinstance(part, MotionModules) else None
-        name = name or self._free_name("motion" if isinstance(part, MotionModules) else "lora", replaced)
-        if name in self._inserted and name != replaced:
-            raise AnimkitError(f"something is already inserted as {name!r}: remove it first, or choose another name")
-        alpha = checked_alpha(alpha, name)
-        riders = [p for p in self._inserted.values() if isinstance(p.module, LoRA) and on_motion(p.module)]
-        if isinstance(part, MotionModules):
-            check_fits(part, self.unet)
-            for rider in riders:  # look before anything changes: will every MotionLoRA find its layers again?
-                rider.module.layers_in(self.unet, part)
-            if replaced:
-                self.remove(replaced)
-            work = MotionAtWork(self, part)
-            for rider in riders:
-                rider.work = rider.module.attach(self.unet, part, alpha=rider.work.alpha)
-        elif on_motion(part) and self.motion is None:
-            raise AnimkitError(f"{name!r} is a MotionLoRA and there is no motion module to set it on: insert one first")
-        else:
-            work = part.attach(self.unet, *([self.motion] if self.motion is not None else []))
-        part.to(device=self.device, dtype=dtype or self.dtype)
-        self.parts.append(part)
-        self._inserted[name] = Inserted(part, work)
-        self.alpha[name] = alpha
-        return name
-
-    def _free_name(self, stem: str, replaced: str | None) -> str:
-        taken = set(self._inserted) - {replaced}
-        return next(name for i in count(1) if (name := stem if i == 1 else f"{stem}-{i}") not in taken)
-
-    def remove(self, name: str) -> None:
-        """Take a part off; the rest is as if it had never been there. MotionLoRAs wait for the next motion modules."""
-        if name not in self._inserted:
-            raise AnimkitError(f"nothing is inserted as {name!r}; there is: {', '.join(self._inserted) or 'nothing'}")
-        gone = self._inserted.pop(name)
-        if isinstance(gone.module, MotionModules):
-            for rider in self._inserted.values():
-                if on_motion(rider.module):
-                    rider.work.remove()
-        gone.work.remove()
-        self.parts = nn.ModuleList(part for part in self.parts if part is not gone.module)
 
     def deflate(self) -> nn.Module:
         """The image UNet again, with no hook left on it; this VideoUNet is of no further use."""

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import count
+from typing import Any
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D
@@ -18,14 +19,11 @@ from animkit.errors import AnimkitError
 from animkit.lora import Attachment, LoRA
 from animkit.motion_module import MotionModule, MotionModules, motion_sites
 
-if TYPE_CHECKING:
-    from animkit.inflation import VideoUNet
-
 
 @dataclass
 class Inserted:
-    """A part of a VideoUNet and its hooks at work (which hold its alpha)."""
-    module: MotionModules | LoRA
+    """A part of a VideoUNet, and that part at work: what has its alpha and its remove()."""
+    module: nn.Module  # MotionModules, a LoRA, or anything that attaches
     work: "MotionAtWork | Attachment"
 
 
@@ -66,7 +64,7 @@ def checked_alpha(alpha: Any, name: str) -> float:
 class MotionAtWork:
     """Motion modules in their places: after(layer) -> x + alpha * TemporalTransformer(x), while a VideoUNet runs."""
 
-    def __init__(self, video_unet: "VideoUNet", modules: MotionModules, alpha: float = 1.0):
+    def __init__(self, video_unet: "Insertable", modules: MotionModules, alpha: float = 1.0):
         self.video_unet, self.modules, self.alpha = video_unet, modules, alpha
         self._handles = []
         for site in modules.sites:
@@ -100,6 +98,84 @@ class MotionAtWork:
         self._handles = []
 
 
+class Insertable(nn.Module):
+    """The half of a VideoUNet that knows what is inserted; the other half, inflation.py, is the call itself."""
+
+    unet: nn.Module
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList()  # so that .to(), .train() and .parameters() reach what is inserted
+        self._inserted: dict[str, Inserted] = {}
+        self.alpha = Alphas(self._inserted)
+        self._call: tuple[int, int] | None = None  # (b, f) of the running call; None: the hooks do nothing
+        self._handles: list | None = []  # of the inflation itself; None once deflated
+
+    @property
+    def motion(self) -> MotionModules | None:
+        """The inserted motion modules, if any."""
+        return next((part.module for part in self._inserted.values() if isinstance(part.module, MotionModules)), None)
+
+    def insert(self, part: Any, alpha: float = 1.0, name: str | None = None,
+               dtype: torch.dtype | None = None) -> str:
+        """Set motion modules (in the place of those there), a domain adapter, a look or a MotionLoRA to work; its name.
+
+        part: MotionModules, a LoRA, or what open_checkpoint gives; it is moved to the UNet's device and dtype (or to the
+        dtype given). MotionLoRAs follow to new motion modules. If the part does not fit, AnimkitError, and no change.
+        """
+        self._check_inflated()
+        name = name or getattr(part, "name", None)
+        if hasattr(part, "build"):
+            part = part.build(self)
+        if not isinstance(part, MotionModules) and not hasattr(part, "attach"):  # LoRAs, and whole replaced weights
+            raise AnimkitError(f"cannot insert a {type(part).__name__}: give MotionModules, a LoRA, or what "
+                               "open_checkpoint returns")
+        old = next((n for n, p in self._inserted.items() if isinstance(p.module, MotionModules)), None)
+        replaced = old if isinstance(part, MotionModules) else None
+        name = name or self._free_name("motion" if isinstance(part, MotionModules) else "lora", replaced)
+        if name in self._inserted and name != replaced:
+            raise AnimkitError(f"something is already inserted as {name!r}: remove it first, or choose another name")
+        alpha = checked_alpha(alpha, name)
+        riders = [p for p in self._inserted.values() if on_motion(p.module)]
+        if isinstance(part, MotionModules):
+            check_fits(part, self.unet)
+            for rider in riders:  # look before anything changes: will every MotionLoRA find its layers again?
+                rider.module.layers_in(self.unet, part)
+            if replaced:
+                self.remove(replaced)
+            work = MotionAtWork(self, part, alpha)
+            for rider in riders:
+                rider.work = rider.module.attach(self.unet, part, alpha=rider.work.alpha)
+        elif on_motion(part) and self.motion is None:
+            raise AnimkitError(f"{name!r} is a MotionLoRA and there is no motion module to set it on: insert one first")
+        else:
+            work = part.attach(self.unet, *([self.motion] if self.motion is not None else []), alpha=alpha)
+        part.to(device=self.device, dtype=dtype or self.dtype)
+        self._inserted[name] = Inserted(part, work)
+        self.parts = nn.ModuleList(part.module for part in self._inserted.values())
+        return name
+
+    def _free_name(self, stem: str, replaced: str | None) -> str:
+        taken = set(self._inserted) - {replaced}
+        return next(name for i in count(1) if (name := stem if i == 1 else f"{stem}-{i}") not in taken)
+
+    def remove(self, name: str) -> None:
+        """Take a part off; the rest is as if it had never been there. MotionLoRAs wait for the next motion modules."""
+        if name not in self._inserted:
+            raise AnimkitError(f"nothing is inserted as {name!r}; there is: {', '.join(self._inserted) or 'nothing'}")
+        gone = self._inserted.pop(name)
+        if isinstance(gone.module, MotionModules):
+            for rider in self._inserted.values():
+                if on_motion(rider.module):
+                    rider.work.remove()
+        gone.work.remove()
+        self.parts = nn.ModuleList(part.module for part in self._inserted.values())
+
+    def _check_inflated(self) -> None:
+        if self._handles is None:
+            raise AnimkitError("this VideoUNet was deflated: call inflate(unet) again")
+
+
 def place(unet: nn.Module, site: str) -> tuple[nn.Module, nn.Module]:
     """(block, layer) of a site's name: the layer whose output a motion module takes."""
     path, j = site.split(".motion_modules.")
@@ -119,7 +195,7 @@ def on_motion(part: nn.Module) -> bool:
 
 
 def check_fits(modules: MotionModules, unet: nn.Module) -> None:
-    """AnimkitError unless there is a motion module of the right width for every place of this UNet, and no other."""
+    """AnimkitError unless there is a motion module of the right width for every place of this UNet, and no other one."""
     ours = motion_sites(unet, mid=any(site.startswith("mid_block") for site in modules.sites))
     for site in (*ours, *modules.sites):
         if ours.get(site) != modules.sites.get(site):

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+MOST_ROWS = 2**16 - 1  # CUDA's attention kernels take no larger batch (pytorch issue 146704), and b h w may exceed it
+
 
 def sinusoidal_positions(frames: int, c: int) -> Tensor:
     """PE[p, 2i] = sin(p / 10000^(2i/c)), PE[p, 2i+1] = cos(the same) (Vaswani et al. 2017, 3.5) -> frames c."""
@@ -51,7 +53,8 @@ class TemporalAttention(nn.Module):
             self.record(weights.detach())
             y = weights @ v
         else:
-            y = F.scaled_dot_product_attention(q, k, v)
+            rows = zip(q.split(MOST_ROWS), k.split(MOST_ROWS), v.split(MOST_ROWS))
+            y = torch.cat([F.scaled_dot_product_attention(*few) for few in rows])
         return self.to_out(rearrange(y, "b n f d -> b f (n d)"))
 
 

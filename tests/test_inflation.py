@@ -299,6 +299,19 @@ def test_ip_adapter_folds_and_takes_one_image_a_frame():
     close(video_unet(x, 7, text, added_cond_kwargs={"image_embeds": [each]}), expected)
 
 
+@torch.no_grad()
+def test_t2i_adapter_residuals():
+    unet = tiny_unet()
+    x, text = clip_and_text(f=3)
+    features = [torch.randn(2, 3, 32, 8, 8), torch.randn(2, 3, 64, 4, 4)]  # b f c h w, one a level
+    expected = torch.stack([unet(x[:, :, i], 7, text, down_intrablock_additional_residuals=[z[:, i] for z in features])
+                            .sample for i in range(3)], dim=2)
+    given = [z.flatten(0, 1) for z in features]
+    y = ak.inflate(unet)(x, 7, text, down_intrablock_additional_residuals=given)
+    close(y, expected)
+    assert len(given) == 2 and (y - ak.inflate(unet)(x, 7, text)).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_gradient_checkpointing_covers_motion_modules_and_keeps_each_calls_frames(version):
     video_unet = moving(version=version)
@@ -481,11 +494,16 @@ def test_bad_input_is_named():
     video_unet = ak.inflate(unet)
     x, text = clip_and_text()
     image = unet(x[:, :, 0], 7, text).sample
-    for bad in (x[:, :, 0], x[:, :, :0]):
-        with pytest.raises(AnimkitError, match="clips b c f h w"):
+    for bad in (x[:, :, 0], x[:, :, :0], x[:, :3]):
+        with pytest.raises(AnimkitError, match="clips b c f h w, here with c = 4"):
             video_unet(bad, 7, text)
-    with pytest.raises(AnimkitError, match="text has batch 5, clips 2: give 2 prompts, or 6"):
-        video_unet(x, 7, torch.randn(5, 5, 24))
+    for bad in (torch.randn(5, 5, 24), text[0]):
+        with pytest.raises(AnimkitError, match="text for 2 clips is 2 n d \\(or 6 n d"):
+            video_unet(x, 7, bad)
+    with pytest.raises(AnimkitError, match="text has width 23 and this UNet reads width 24"):
+        video_unet(x, 7, text[:, :, 1:])
+    with pytest.raises(AnimkitError, match="SDXL UNet also needs .* text_embeds"):
+        ak.inflate(FAMILIES["sdxl"]())(x, 7, text)
     with pytest.raises(AnimkitError, match="a condition of shape \\(5,\\) fits neither 2 clips nor 6 frames"):
         video_unet(x, torch.arange(5), text)
     with pytest.raises(AnimkitError, match="UNet2DConditionModel, not Linear"):

@@ -177,6 +177,14 @@ def test_recorded_maps_are_the_attention_and_change_nothing():
     assert not maps  # outside, nothing is recorded
 
 
+def test_attention_in_portions_is_the_same(monkeypatch):
+    torch.manual_seed(0)
+    attention, x = shaken(TemporalAttention(32, heads=4, positions=16)), torch.randn(7, 5, 32)
+    whole = attention(x)
+    monkeypatch.setattr("animkit.temporal_transformer.MOST_ROWS", 3)
+    torch.testing.assert_close(attention(x), whole)
+
+
 def test_maps_of_a_whole_unet_are_named_by_site():
     unet = tiny_unet()
     video_unet = ak.inflate(unet)
