@@ -120,7 +120,7 @@ class Insertable(nn.Module):
                dtype: torch.dtype | None = None) -> str:
         """Set motion modules (in the place of those there), a domain adapter, a look or a MotionLoRA to work; its name.
 
-        part: MotionModules, a LoRA, or what open_checkpoint gives; it is moved to the UNet's device and dtype (or to the
+        part: MotionModules, a LoRA, or what open_checkpoint gives; it moves to the UNet's device and dtype (or to the
         dtype given). MotionLoRAs follow to new motion modules. If the part does not fit, AnimkitError, and no change.
         """
         self._check_inflated()
@@ -195,7 +195,7 @@ def on_motion(part: nn.Module) -> bool:
 
 
 def check_fits(modules: MotionModules, unet: nn.Module) -> None:
-    """AnimkitError unless there is a motion module of the right width for every place of this UNet, and no other one."""
+    """AnimkitError unless there is a motion module of the right width for every place of this UNet, and no more."""
     ours = motion_sites(unet, mid=any(site.startswith("mid_block") for site in modules.sites))
     for site in (*ours, *modules.sites):
         if ours.get(site) != modules.sites.get(site):
