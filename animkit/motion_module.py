@@ -127,7 +127,11 @@ class MotionModules(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> "MotionModules":
         """What save_pretrained wrote, exactly; AnimkitError if a file is missing, damaged or does not fit."""
         config, state = load_folder(folder, "MotionModules")
-        modules = cls(**config)
+        try:
+            modules = cls(**config)
+        except TypeError as error:
+            raise AnimkitError(f"the config of {folder} has other settings than MotionModules take ({error}): use the "
+                               "animkit that wrote it, or a newer one") from error
         load_strictly(modules, state)
         return modules
 

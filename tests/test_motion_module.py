@@ -10,6 +10,7 @@ from torch import Tensor
 
 import animkit as ak
 from animkit.errors import AnimkitError
+from animkit.files import save_folder
 from animkit.motion_module import MotionModule, MotionModules, motion_sites, record_attention
 from animkit.temporal_transformer import TemporalAttention, attention_weights, sinusoidal_positions
 from tiny import added, clip_and_text, equal_states, shaken, tiny_sdxl, tiny_unet
@@ -287,6 +288,9 @@ def test_damaged_and_wrong_files(tmp_path):
     MotionAdapter(block_out_channels=(32, 64), motion_norm_num_groups=8).save_pretrained(tmp_path / "theirs")
     with pytest.raises(AnimkitError, match="does not hold MotionModules"):
         MotionModules.from_pretrained(tmp_path / "theirs")
+    save_folder(tmp_path / "newer", {"_class_name": "MotionModules", **modules.config, "bias": 1}, modules.state_dict())
+    with pytest.raises(AnimkitError, match="other settings than MotionModules take"):
+        MotionModules.from_pretrained(tmp_path / "newer")
 
 
 def test_from_state_dict_reads_sites_and_positions_and_takes_all_or_nothing():
