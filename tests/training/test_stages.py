@@ -278,7 +278,7 @@ def test_a_nan_names_step_and_batch_and_keeps_the_checkpoint(runs, trained, monk
         return z * float("nan"), text
 
     monkeypatch.setattr(sources.Source, "tensors", broken)
-    with pytest.raises(AnimkitError, match="stopped at step 4: the loss is nan on micro-batch 3 .*checkpoint of step 3"):
+    with pytest.raises(AnimkitError, match="at step 4: the loss is nan on micro-batch 3 .*checkpoint of step 3"):
         train(runs, "look", "nan", "training.steps=6")
     monkeypatch.setattr(sources.Source, "tensors", plain)
     assert train(runs, "look", "nan", "training.steps=5").history.steps.tolist() == [1, 2, 3, 4, 5]
