@@ -156,17 +156,17 @@ def test_versions_agree(repo):
 
 def test_make_help_lists_every_target(repo):
     declared = re.search(r"^\.PHONY:(.*)$", (repo / "Makefile").read_text(), re.M).group(1).split()
-    told = subprocess.run(["make", "help"], cwd=repo, capture_output=True, text=True, check=True, timeout=60).stdout
+    told = subprocess.run(["make", "help"], cwd=repo, capture_output=True, text=True, check=True, timeout=300).stdout
     assert re.findall(r"^  make (\S+)", told, re.M) == declared
-    plain = subprocess.run(["make"], cwd=repo, capture_output=True, text=True, check=True, timeout=60).stdout
+    plain = subprocess.run(["make"], cwd=repo, capture_output=True, text=True, check=True, timeout=300).stdout
     assert plain == told
-    dry = subprocess.run(["make", "-n", *declared], cwd=repo, capture_output=True, text=True, timeout=60)
+    dry = subprocess.run(["make", "-n", *declared], cwd=repo, capture_output=True, text=True, timeout=300)
     assert dry.returncode == 0, dry.stderr
 
 
 def test_importing_animkit_is_quick_and_its_public_names_are_there():
     code = "import sys, animkit; assert not {'torch', 'numpy', 'diffusers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
     for name in animkit.__all__:
         assert getattr(animkit, name) is not None
     with pytest.raises(AttributeError, match="nothing_of_that_name"):

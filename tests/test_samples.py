@@ -66,6 +66,6 @@ def test_the_wheel_carries_the_samples_and_works_without_the_clone(repo, tmp_pat
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel], check=True, timeout=200)
     shutil.rmtree(clone)
     code = "import animkit; from animkit import samples as s; print(animkit.__file__); print(s.path('miniature/unet').is_dir())"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60,
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300,
                           env={"PYTHONPATH": str(site), "PATH": ""}, check=True).stdout.split()
     assert told == [str(site / "animkit" / "__init__.py"), "True"]
