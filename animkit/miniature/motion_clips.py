@@ -1,7 +1,7 @@
-"""Clips that the motion judge learns from: real renders in every look, and what an image model without a motion module draws.
+"""Clips that the motion judge learns from: real renders in every look, and the like of what an image model draws alone.
 
-The marks drawn about a thing (speed lines, a rope, footprints) tell its motion in a still; here they are its own in 40 % of the
-clips, another motion's in 30 % and absent in 30 %, so that they tell nothing.
+The marks drawn about a thing (speed lines, a rope, footprints) tell its motion in a still; here they are its own in
+40 % of clips, another motion's in 30 % and absent in 30 %, so that they tell nothing.
 """
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -31,22 +31,25 @@ def with_marks(scene: Scene, cue: str | None) -> Scene:
 
 def moving(rng, kind: str, looks=tuple(LOOKS)) -> Scene:
     """A random scene whose things all move in one way, or stand still."""
-    return random_scene(rng, things=1 if rng.random() < 0.93 else 2, motion=None if kind == "still" else kind, look=looks)
+    things = 1 if rng.random() < 0.93 else 2
+    return random_scene(rng, things=things, motion=None if kind == "still" else kind, look=looks)
 
 
 def incoherent(rng, looks=tuple(LOOKS)) -> np.ndarray:
-    """What noise of its own for each frame gives: the prompt's picture drawn anew 16 times (f 64 64 3); in a third of clips not even that."""
+    """What noise of its own gives each frame: the prompt's picture drawn anew 16 times (f 64 64 3), or, in a third of
+    clips, one place where another thing stands in every frame."""
     scene = moving(rng, KINDS[rng.integers(len(KINDS) - 1)], looks)
     kept = rng.random() < 0.67
     frames = []
     for _ in range(FRAMES):
         thing = scene.things[0]
         other = moving(rng, thing.motion or "still", (scene.look,))
-        same = other.with_(things=tuple(replace(t, object=thing.object, colour=thing.colour) for t in other.things), setting=scene.setting)
         if kept:
-            shown = same
-        else:  # the same place, but what is there changes
-            shown = scene.with_(things=tuple(replace(t, object=list(OBJECTS)[rng.integers(len(OBJECTS))], colour=other.things[0].colour) for t in scene.things))
+            same = tuple(replace(t, object=thing.object, colour=thing.colour) for t in other.things)
+            shown = other.with_(things=same, setting=scene.setting)
+        else:
+            shown = scene.with_(things=tuple(replace(t, object=list(OBJECTS)[rng.integers(len(OBJECTS))],
+                                                     colour=other.things[0].colour) for t in scene.things))
         frames.append(render(shown, u=[rng.random()]).rgb[0])
     return np.stack(frames)
 
@@ -84,6 +87,8 @@ def clips(folder: Path, name: str, count: int, seed: int, processes: int = 1) ->
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(folder / f"{name}-{k:03d}.npz", seed * 100_000 + k) for k in range(-(-count // CHUNK))]
     with ProcessPoolExecutor(processes) as pool:
-        paths = list(tqdm(pool.map(_chunk, jobs), total=len(jobs), desc=f"rendering {name}", unit=f" x {CHUNK} clips", disable=all(j[0].exists() for j in jobs)))
+        done = tqdm(pool.map(_chunk, jobs), total=len(jobs), desc=f"rendering {name}", unit=f" x {CHUNK} clips",
+                    disable=all(path.exists() for path, _ in jobs))
+        paths = list(done)
     parts = [np.load(p) for p in paths]
     return np.concatenate([p["pixels"] for p in parts]), np.concatenate([p["labels"] for p in parts])

@@ -1,4 +1,5 @@
-"""The judge's eye for motion: which of the ten motions a clip shows, or "still", or "incoherent" (frames that do not belong together)."""
+"""The judge's eye for motion: which of the ten motions a clip shows, or "still", or "incoherent" (frames do not belong
+together)."""
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ STILL, INCOHERENT = KINDS.index("still"), KINDS.index("incoherent")
 
 
 class SpaceTime(nn.Module):
-    """A (2+1)D convolution (Tran et al. 2018, arXiv 1711.11248): 3 x 3 in space, then 3 in time, each with its norm and ReLU."""
+    """A (2+1)D convolution (Tran et al. 2018, arXiv 1711.11248): space, then 3 in time, each with its norm and ReLU."""
 
     def __init__(self, into: int, out: int, stride: int, pace: int = 1, space: int = 3):
         super().__init__()
-        self.space = nn.Conv3d(into, out, (1, space, space), (1, stride, stride), (0, space // 2, space // 2), bias=False)
+        edge = space // 2
+        self.space = nn.Conv3d(into, out, (1, space, space), (1, stride, stride), (0, edge, edge), bias=False)
         self.time = nn.Conv3d(out, out, (3, 1, 1), (pace, 1, 1), (1, 0, 0), bias=False)
         self.norms = nn.ModuleList([nn.GroupNorm(4, out, eps=1e-3), nn.GroupNorm(4, out, eps=1e-3)])
 
@@ -33,14 +35,15 @@ class SpaceTime(nn.Module):
 class MotionJudge(nn.Module):
     """Clips b c f h w (-1 to 1, 16 frames, 32 x 32) -> a score for each of KINDS, b k.
 
-    It sees only what changes: each frame less the clip's mean, and less the frame before. A frozen clip is all zeros whatever
-    stands in it, so no mark of the cartoonist's (speed lines, a rope) can pass for motion.
+    It sees only what changes: each frame less the clip's mean, and less the frame before. A frozen clip is all zeros
+    whatever stands in it, so no mark of the cartoonist's (speed lines, a rope) can pass for motion.
     """
 
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96)):
         super().__init__()
         a, b, c, d = widths
-        self.blocks = nn.Sequential(SpaceTime(6, a, 2, space=5), SpaceTime(a, b, 2), SpaceTime(b, c, 2, pace=2), SpaceTime(c, d, 1, pace=2))
+        self.blocks = nn.Sequential(SpaceTime(6, a, 2, space=5), SpaceTime(a, b, 2),
+                                    SpaceTime(b, c, 2, pace=2), SpaceTime(c, d, 1, pace=2))
         self.drop, self.head = nn.Dropout(0.2), nn.Linear(2 * d * FRAMES // 4, len(KINDS))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,7 +60,8 @@ class MotionJudge(nn.Module):
         return torch.cat([self(signal(np.asarray(clips[k:k + size]))).argmax(-1) for k in range(0, len(clips), size)])
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
-        write_atomically(path, lambda beside: save_file({k: v.to(dtype).contiguous() for k, v in self.state_dict().items()}, beside))
+        state = {k: v.to(dtype).contiguous() for k, v in self.state_dict().items()}
+        write_atomically(path, lambda beside: save_file(state, beside))
 
     @classmethod
     def load(cls, path: Path) -> "MotionJudge":
@@ -66,7 +70,8 @@ class MotionJudge(nn.Module):
         try:
             load_strictly(model, load_file(path))
         except (OSError, SafetensorError) as e:
-            raise AnimkitError(f"{path} holds no motion judge ({str(e).splitlines()[0]}); train it with `animkit miniature motion_judge`.") from e
+            raise AnimkitError(f"{path} holds no motion judge ({str(e).splitlines()[0]}); train it with "
+                               "`animkit miniature motion_judge`.") from e
         return model.float().eval()
 
 
@@ -76,33 +81,40 @@ def new_motion_judge(seed: int = 0) -> MotionJudge:
 
 
 def signal(clips: np.ndarray) -> Tensor:
-    """Clips b f H W 3, uint8 -> b 3 f 32 32 in -1 to 1: means of squares of pixels. Raises AnimkitError for other lengths and sizes."""
+    """Clips b f H W 3, uint8 -> b 3 f 32 32 in -1 to 1: means of squares of pixels. AnimkitError for other sizes."""
     b, f, h, w, _ = clips.shape
     if f != FRAMES or h % SIZE or w % SIZE or h != w:
-        raise AnimkitError(f"The motion judge takes clips of {FRAMES} frames and a multiple of {SIZE} pixels square; these have {f} frames of {w} x {h}.")
+        raise AnimkitError(f"The motion judge takes clips of {FRAMES} frames and a multiple of {SIZE} pixels square; "
+                           f"these have {f} frames of {w} x {h}.")
     x = torch.from_numpy(np.ascontiguousarray(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
     return F.avg_pool3d(x, (1, h // SIZE, w // SIZE))
 
 
 def spoil(x: Tensor, generator: torch.Generator) -> Tensor:
-    """What a generator does to clips b c f h w and no motion is: softness, grain, drifting colour and texture, ghosts of neighbouring frames."""
+    """What a generator does to clips b c f h w and no motion is: softness, grain, drifting colour and texture, ghosts
+    of the frame before."""
     b, c, f, h, w = x.shape
 
     def some(share, *shape):
         return rand((b, *(shape or (1, 1, 1, 1))), generator) * (rand((b, 1, 1, 1, 1), generator) < share)
 
     def texture(frames, cells):
-        return F.interpolate(torch.randn(b, c, frames, cells, cells, generator=generator), size=(f, h, w), mode="trilinear")
+        coarse = torch.randn(b, c, frames, cells, cells, generator=generator)
+        return F.interpolate(coarse, size=(f, h, w), mode="trilinear")
+
     x = torch.lerp(x, F.avg_pool3d(x, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False), some(0.6))
     ghost = torch.cat([x[:, :, :1], x[:, :, :-1]], 2)
     x = torch.lerp(x, ghost, 0.5 * some(0.25))
-    x = x * (1 + 0.2 * some(0.5) * torch.randn(b, 1, f, 1, 1, generator=generator)) + 0.1 * some(0.5) * torch.randn(b, c, f, 1, 1, generator=generator)
-    x = x + 0.25 * some(0.5) * texture(4, 5) + 0.2 * some(0.4) * texture(f, 8) + 0.12 * some(0.6) * torch.randn(x.shape, generator=generator)
-    return (x * (0.75 + 0.5 * rand((b, 1, 1, 1, 1), generator)) + 0.2 * (rand((b, 3, 1, 1, 1), generator) - 0.5)).clamp(-1.2, 1.2)
+    x = x * (1 + 0.2 * some(0.5) * torch.randn(b, 1, f, 1, 1, generator=generator))         # contrast, frame by frame
+    x = x + 0.1 * some(0.5) * torch.randn(b, c, f, 1, 1, generator=generator)               # tint, frame by frame
+    x = x + 0.25 * some(0.5) * texture(4, 5) + 0.2 * some(0.4) * texture(f, 8)              # slow and quick patches
+    x = x + 0.12 * some(0.6) * torch.randn(x.shape, generator=generator)
+    contrast, tint = 0.75 + 0.5 * rand((b, 1, 1, 1, 1), generator), 0.2 * (rand((b, 3, 1, 1, 1), generator) - 0.5)
+    return (x * contrast + tint).clamp(-1.2, 1.2)
 
 
 class Watching:
-    """batch and loss for fit, on clips (n f h w c, uint8) and labels held in memory; of each batch 6 % are frozen and 8 % taken apart."""
+    """batch and loss for fit, on clips (n f h w c, uint8) and labels in memory; 6 % are frozen and 8 % taken apart."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, size: int = 48):
         self.pixels, self.labels, self.size = torch.from_numpy(pixels), torch.from_numpy(labels).long(), size
@@ -111,10 +123,11 @@ class Watching:
         rows, fate = randint(0, len(self.pixels), (self.size,), generator), rand((self.size,), generator)
         x, y = self.pixels[rows].clone(), self.labels[rows].clone()
         for i in torch.nonzero(fate < 0.14).flatten().tolist():
-            order, others = torch.randperm(FRAMES, generator=generator), randint(0, len(self.pixels), (FRAMES,), generator)
+            order = torch.randperm(FRAMES, generator=generator)
+            others = randint(0, len(self.pixels), (FRAMES,), generator)
             if fate[i] < 0.06:  # frozen
                 x[i], y[i] = x[i, order[:1]], STILL
-            elif fate[i] < 0.11 and KINDS[y[i]] not in ("still", "shaking", "spinning"):  # shuffled; these might look as before
+            elif fate[i] < 0.11 and KINDS[y[i]] not in ("still", "shaking", "spinning"):  # these may suit any order
                 x[i], y[i] = x[i, order], INCOHERENT
             else:  # frames of sixteen clips
                 x[i], y[i] = self.pixels[others, order], INCOHERENT
@@ -123,7 +136,8 @@ class Watching:
     def loss(self, model, batch, generator):
         x, y = batch
         scores = model(x)
-        return F.cross_entropy(scores, y, label_smoothing=0.02), {"right": float((scores.argmax(-1) == y).float().mean())}
+        right = float((scores.argmax(-1) == y).float().mean())
+        return F.cross_entropy(scores, y, label_smoothing=0.02), {"right": right}
 
     def accuracy(self, model) -> dict[str, float]:
         """The share of these clips, as they are, that the model knows."""

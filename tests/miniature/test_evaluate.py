@@ -1,4 +1,4 @@
-"""`animkit judge`: its arithmetic on answers that are known, the whole command on a toy model, and the shipped numbers."""
+"""`animkit judge`: its arithmetic on answers that are known, the command on a toy model, and the shipped numbers."""
 import argparse
 import json
 
@@ -15,7 +15,8 @@ from animkit.errors import AnimkitError
 from animkit.lora import LoRA
 from animkit.miniature import evaluate, words
 from animkit.miniature.clip import new_clip
-from animkit.miniature.evaluate import Judge, asked, draw, judge_eye, judge_motion, judge_stills, retrieved, share, sheet, table
+from animkit.miniature.evaluate import draw, judge_eye, judge_motion, judge_stills, sheet, table
+from animkit.miniature.judge import Judge, asked, moment, names_its_look, share, truth
 from animkit.miniature.motion_judge import new_motion_judge
 from animkit.miniature.stills import NAMES
 from animkit.miniature.unet import scheduler
@@ -45,19 +46,20 @@ def test_prompts_are_fixed_by_the_seed_and_name_what_the_scene_holds():
 def test_a_look_is_named_only_where_it_is_named():
     for prompt, scene in asked(40, 0):
         said = prompt.split(", ")[-1]
-        assert evaluate.names_its_look(prompt, scene) == (said in LOOK[scene.look])
-    assert not any(evaluate.names_its_look(prompt, scene) for prompt, scene in asked(40, 0, look=False))
+        assert names_its_look(prompt, scene) == (said in LOOK[scene.look])
+    assert not any(names_its_look(prompt, scene) for prompt, scene in asked(40, 0, look=False))
 
 
 def test_intervals():
     all_right, half = share([1] * 50), share([0, 1] * 50)
     assert all_right == {"share": 1, "low": 1, "high": 1, "n": 50}
-    assert half["share"] == 0.5 and half["low"] == pytest.approx(0.5 - 1.96 * 0.05, abs=0.015) and half["high"] == pytest.approx(0.5 + 1.96 * 0.05, abs=0.015)
+    assert half["share"] == 0.5 and half["low"] == pytest.approx(0.5 - 1.96 * 0.05, abs=0.015)
+    assert half["high"] == pytest.approx(0.5 + 1.96 * 0.05, abs=0.015)
     assert half == share([0, 1] * 50), "the same numbers give the same interval"
     assert share([])["n"] == 0 and share([])["share"] is None
 
 
-# --- arithmetic: an animator whose pictures say in their first pixels what they show, and a judge that reads them ------
+# --- arithmetic: an animator whose pictures say in their first pixels what they show, and a judge that reads them ---
 
 ATTRIBUTES = list(NAMES)
 
@@ -65,7 +67,7 @@ ATTRIBUTES = list(NAMES)
 def code(scene, side=32):
     picture = np.zeros((side, side, 3), np.uint8)
     for k, a in enumerate(ATTRIBUTES):
-        picture[0, k] = NAMES[a].index(evaluate.truth(scene, a))
+        picture[0, k] = NAMES[a].index(truth(scene, a))
     return picture
 
 
@@ -79,7 +81,10 @@ class Reader(Judge):
         return [NAMES[attribute][p[0, ATTRIBUTES.index(attribute), 0]] for p in pixels]
 
     def motion(self, clips):
-        return ["?"] * len(clips) if clips.shape[2] != 32 else ["incoherent" if c[0, 1, 1, 0] else NAMES["motion"][c[0, 0, ATTRIBUTES.index("motion"), 0]] for c in clips]
+        if clips.shape[2] != 32:
+            return ["?"] * len(clips)
+        k = ATTRIBUTES.index("motion")
+        return ["incoherent" if c[0, 1, 1, 0] else NAMES["motion"][c[0, 0, k, 0]] for c in clips]
 
 
 class Painter:
@@ -121,8 +126,9 @@ def test_stills_are_scored_by_what_the_prompt_says():
 
     report, picture = judge_stills(Painter(known, wrong), Reader(), 20, 0, batch=8)
     scores = report["scores"]["miniature"]
-    assert {a: s["share"] for a, s in scores.items()} == {"object": 0.5, "colour": 0.75, "setting": 1, "all three": 0.25, "look, where named": 1}
-    assert scores["look, where named"]["n"] == sum(evaluate.names_its_look(*each) for each in known)
+    known_shares = {"object": 0.5, "colour": 0.75, "setting": 1, "all three": 0.25, "look, where named": 1}
+    assert {a: s["share"] for a, s in scores.items()} == known_shares
+    assert scores["look, where named"]["n"] == sum(names_its_look(*each) for each in known)
     assert report["scores"]["real renders"]["object"]["share"] == 0
     assert picture.mode == "P" and picture.size[1] == 4 * 34
 
@@ -140,7 +146,8 @@ def test_motion_is_counted_for_each_motion_and_without_the_module():
     report, picture = judge_motion(painter, Reader(), 20, 0, batch=20)
     module, without = report["scores"]["with the module"], report["scores"]["without it"]
     assert painter.removed == ["motion"] and painter.calls[0] == painter.calls[1], "the same prompts and noise"
-    assert module["named motion"]["share"] == 0.9 and without["named motion"]["share"] == 0 and without["incoherent"]["share"] == 1
+    assert module["named motion"]["share"] == 0.9
+    assert without["named motion"]["share"] == 0 and without["incoherent"]["share"] == 1
     assert module["object"]["share"] == pytest.approx(1 - 0.25 / 20, abs=1e-4)
     walking = report["motions"]["with the module"]["walking"]
     assert walking == {"named": 2, "found": 0, "taken for": {"rising": 2}}
@@ -173,8 +180,8 @@ def test_retrieval_finds_a_caption_or_its_twin():
 
     judge = Judge(Eyes(), words.judge_tokenizer(), None)
     pixels = np.zeros((3, 8, 8, 3), np.uint8)
-    assert retrieved(judge, pixels, ["a", "b", "c"]).tolist() == [True, True, False]
-    assert retrieved(judge, pixels, ["a", "b", "b"]).tolist() == [True, True, True]
+    assert judge.retrieved(pixels, ["a", "b", "c"]).tolist() == [True, True, False]
+    assert judge.retrieved(pixels, ["a", "b", "b"]).tolist() == [True, True, True]
 
 
 def test_held_out_wordings_are_none_that_is_trained_on():
@@ -189,7 +196,7 @@ def test_the_eye_is_judged_on_every_motion():
         found = sum(m["found"] for m in report["motions"][said].values())
         assert report["eye"][f"motion, {said}"]["share"] == pytest.approx(found / 11, abs=1e-4)
     one = set(report["motions"]["own marks"]["still"]["taken for"])
-    assert report["eye"]["frozen clips are still"]["share"] == float(one == {"still"}), "all frozen clips look alike to it, as the still one does"
+    assert report["eye"]["frozen clips are still"]["share"] == float(one == {"still"}), "all frozen clips are one to it"
 
 
 # --- the command, on a toy model ------------------------------------------------------------------------------------
@@ -200,13 +207,22 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("samples")
     torch.manual_seed(0)
     tokenizer = words.tokenizer()
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, max_position_embeddings=words.LENGTH,
-                                        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    unet = UNet2DConditionModel(sample_size=8, in_channels=8, out_channels=8, block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-                                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32, attention_head_dim=1)
-    vae = AutoencoderKL(block_out_channels=(8, 8, 8), layers_per_block=1, latent_channels=8, norm_num_groups=4, sample_size=32, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3)
-    StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False).save_pretrained(folder / "miniature")
-    (folder / "miniature" / "animkit.json").write_text(json.dumps({"steps": 2, "guidance": 5.0, "frames": 16, "fps": 8, "vocabulary": "closed"}))
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1,
+        max_position_embeddings=words.LENGTH, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id))
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=8, out_channels=8, block_out_channels=(32, 32), layers_per_block=1,
+        norm_num_groups=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=32, attention_head_dim=1)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 8), layers_per_block=1, latent_channels=8, norm_num_groups=4, sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3)
+    pipe = StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler(),
+                                   safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe.save_pretrained(folder / "miniature")
+    defaults = {"steps": 2, "guidance": 5.0, "frames": 16, "fps": 8, "vocabulary": "closed"}
+    (folder / "miniature" / "animkit.json").write_text(json.dumps(defaults))
     MotionModules.for_unet(unet, version="v3", heads=1).save_pretrained(folder / "motion_module")
     own = words.judge_tokenizer()
     new_clip(own, (8, 8), (1, 1), 32, 1, seed=1).save_pretrained(folder / "judge")
@@ -217,9 +233,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("words, name", [(("stills", "--count", "4"), "stills"), (("motion", "--count", "2", "--look", "ink"), "motion-ink"), (("judge", "--count", "3"), "judge")])
+@pytest.mark.parametrize("words, name", [(("stills", "--count", "4"), "stills"), (("judge", "--count", "3"), "judge"),
+                                         (("motion", "--count", "2", "--look", "ink"), "motion-ink")])
 def test_the_command_writes_numbers_and_a_picture(folder, tmp_path, capsys, words, name):
-    assert cli.main(["judge", *words, "--folder", str(folder), "--out", str(tmp_path), "--batch", "2", "--threads", "1"]) == 0
+    where = ["--folder", str(folder), "--out", str(tmp_path)]
+    assert cli.main(["judge", *words, *where, "--batch", "2", "--threads", "1"]) == 0
     report = json.loads((tmp_path / f"{name}.json").read_text())
     assert report["command"].startswith(f"animkit judge {words[0]}")
     for column in report["scores"].values():
@@ -234,16 +252,19 @@ def test_the_command_writes_numbers_and_a_picture(folder, tmp_path, capsys, word
 
 
 @pytest.mark.parametrize("words, message", [
-    (("motion", "--look", "neon"), "no look 'neon' in .*; there are: ink"), (("motion", "--look", "oil"), "knows no look 'oil'"),
-    (("stills", "--look", "ink"), "--look goes with"), (("stills", "--count", "0"), "at least 1"), (("judge", "--batch", "0"), "at least 1")])
+    (("motion", "--look", "neon"), "no look 'neon' in .*; there are: ink"),
+    (("motion", "--look", "oil"), "knows no look 'oil'"), (("stills", "--look", "ink"), "--look goes with"),
+    (("stills", "--count", "0"), "at least 1"), (("judge", "--batch", "0"), "at least 1")])
 def test_what_cannot_be_judged_is_one_sentence(folder, capsys, words, message):
     import re
     assert cli.main(["judge", *words, "--folder", str(folder)]) == 2
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("gone, message", [("judge/model.safetensors", "holds no image-text model"), ("judge/motion.safetensors", "holds no motion judge"),
-                                           ("judge/tokenizer.json", "holds no tokenizer"), ("motion_module", "no motion module"), ("miniature", "no base model")])
+@pytest.mark.parametrize("gone, message", [
+    ("judge/model.safetensors", "holds no image-text model"), ("judge/motion.safetensors", "holds no motion judge"),
+    ("judge/tokenizer.json", "holds no tokenizer"), ("motion_module", "no motion module"),
+    ("miniature", "no base model")])
 def test_missing_weights_are_named(folder, tmp_path, capsys, gone, message):
     import shutil
     shutil.copytree(folder, tmp_path / "samples")
@@ -272,7 +293,8 @@ def test_help_tells_what_there_is():
 @pytest.fixture(scope="module")
 def shipped():
     root = samples.root()
-    missing = [name for name in ("judge/model.safetensors", "judge/motion.safetensors", "miniature/model_index.json", "motion_module") if not (root / name).exists()]
+    parts = ("judge/model.safetensors", "judge/motion.safetensors", "miniature/model_index.json", "motion_module")
+    missing = [name for name in parts if not (root / name).exists()]
     if missing:
         pytest.skip(f"not shipped yet: {', '.join(missing)}")
     return root
@@ -284,24 +306,25 @@ def test_shipped_results_are_whole_runs(shipped, name):
     if not path.exists():
         pytest.skip(f"results/{name}.json is not shipped yet")
     report = json.loads(path.read_text())
-    assert report["command"] == f"animkit judge {name} --count {dict(stills=200, motion=100, judge=1000)[name]} --seed 0"
+    assert report["command"] == f"animkit judge {name} --count {evaluate.COUNTS[name]} --seed 0"
 
 
 def test_the_shipped_judge_reads_real_renders(shipped):
     judge, known = Judge.from_pretrained(shipped / "judge"), asked(60, 990, looks=tuple(NAMES["look"]))
-    pixels = np.stack([evaluate.moment(scene, 5000 + k) for k, (_, scene) in enumerate(known)])
+    pixels = np.stack([moment(scene, 5000 + k) for k, (_, scene) in enumerate(known)])
     for attribute, least in {"object": 0.85, "colour": 0.6, "setting": 0.9, "look": 0.95}.items():
-        right = np.mean([found == evaluate.truth(scene, attribute) for found, (_, scene) in zip(judge.picture(pixels, attribute), known)])
+        found = judge.picture(pixels, attribute)
+        right = np.mean([f == truth(scene, attribute) for f, (_, scene) in zip(found, known)])
         assert right >= least, attribute
 
 
 def test_the_shipped_miniature_draws_what_is_asked(shipped):
     judge = Judge.from_pretrained(shipped / "judge")
-    report, _ = judge_stills(evaluate.open_animator(shipped), judge, 8, seed=3)
-    assert report["scores"]["miniature"]["setting"]["share"] >= 0.75 and report["scores"]["miniature"]["object"]["share"] >= 0.5
+    scores = judge_stills(evaluate.open_animator(shipped), judge, 8, seed=3)[0]["scores"]["miniature"]
+    assert scores["setting"]["share"] >= 0.75 and scores["object"]["share"] >= 0.5
 
 
 def test_the_shipped_module_moves_things(shipped):
     judge = Judge.from_pretrained(shipped / "judge")
-    report, _ = judge_motion(evaluate.open_animator(shipped, motion=True), judge, 2, seed=3)
-    assert report["scores"]["with the module"]["incoherent"]["share"] <= report["scores"]["without it"]["incoherent"]["share"]
+    scores = judge_motion(evaluate.open_animator(shipped, motion=True), judge, 2, seed=3)[0]["scores"]
+    assert scores["with the module"]["incoherent"]["share"] <= scores["without it"]["incoherent"]["share"]

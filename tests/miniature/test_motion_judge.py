@@ -30,7 +30,7 @@ def test_marks_are_the_motions_own_unless_said_otherwise():
     own = render(scene(), 2).rgb
     assert np.array_equal(own, render(scene(cue="rising"), 2).rgb)
     none, falling = render(scene(cue=None), 2), render(scene(cue="falling"), 2).rgb
-    assert not np.array_equal(own, none.rgb) and not np.array_equal(own, falling) and not np.array_equal(none.rgb, falling)
+    assert not any(np.array_equal(a, b) for a, b in ((own, none.rgb), (own, falling), (none.rgb, falling)))
     assert np.array_equal(render(scene(), 2).mask, none.mask), "marks are no part of the thing"
 
 
@@ -113,7 +113,8 @@ def test_weights_come_back_from_half_precision(tmp_path, drawn):
     assert (tmp_path / "motion.safetensors").stat().st_size < 600_000
 
 
-@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:100]), lambda p: p.write_bytes(b"")])
+@pytest.mark.parametrize("damage", [lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:100]),
+                                    lambda p: p.write_bytes(b"")])
 def test_a_missing_or_damaged_file_is_one_sentence(tmp_path, damage):
     path = tmp_path / "motion.safetensors"
     new_motion_judge().save(path)
@@ -175,7 +176,8 @@ def shipped() -> MotionJudge:
 def test_the_shipped_one_knows_motions_with_and_without_marks(shipped, cue):
     rng = np.random.default_rng(12345)
     kinds = list(KINDS[:-1]) * 5
-    clips = np.stack([render(with_marks(random_scene(rng, motion=None if k == "still" else k), cue)).uint8 for k in kinds])
+    scenes = [random_scene(rng, motion=None if kind == "still" else kind) for kind in kinds]
+    clips = np.stack([render(with_marks(scene, cue)).uint8 for scene in scenes])
     right = [KINDS[j] == k for j, k in zip(shipped.which(clips), kinds)]
     assert np.mean(right) > 0.9
 

@@ -1,0 +1,109 @@
+"""The judge: which prompts are asked, what pictures and clips show of them, how sure a share of right answers is."""
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import AnimkitError
+from ..quiet import quiet_libraries
+from ..world import BASE_LOOKS, MOTIONS, Scene, random_scene, render
+from ..world.captions import LOOK, TEMPLATES, caption
+
+with quiet_libraries():
+    from transformers import CLIPTokenizer
+
+    from .clip import ImageText, classify, embed_images, embed_text, tokens
+    from .motion_clips import KINDS
+    from .motion_judge import MotionJudge
+    from .stills import NAMES
+    from .vae import to_signal
+
+TEXT = ("object", "colour", "setting")
+
+
+@dataclass
+class Judge:
+    """Two eyes that took no part in training: an image-text model for pictures, a motion judge for clips."""
+    clip: ImageText
+    tokenizer: CLIPTokenizer
+    eye: MotionJudge
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> "Judge":
+        """Raises AnimkitError if a part is missing or damaged."""
+        clip = ImageText.from_pretrained(folder)
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(folder)
+            if len(tokenizer) != clip.text_model.config.vocab_size:  # a file is gone: transformers makes an empty one
+                raise ValueError(f"{len(tokenizer)} tokens for a model of {clip.text_model.config.vocab_size}")
+        except (OSError, ValueError, TypeError) as e:
+            raise AnimkitError(f"{folder} holds no tokenizer for its model ({str(e).splitlines()[0]}): fetch or train "
+                               "the judge again.") from e
+        return cls(clip, tokenizer, MotionJudge.load(Path(folder) / "motion.safetensors"))
+
+    def picture(self, pixels: np.ndarray, attribute: str) -> list[str]:
+        """What each picture (n h w 3, uint8) shows: an object, a colour, a setting, a look, a motion's marks."""
+        parts = np.array_split(pixels, -(-len(pixels) // 500))
+        found = [classify(self.clip, self.tokenizer, to_signal(torch.from_numpy(part)), attribute) for part in parts]
+        return [NAMES[attribute][k] for k in torch.cat(found)]
+
+    def motion(self, clips: np.ndarray) -> list[str]:
+        """What each clip (n 16 h w 3, uint8) shows: one of the ten motions, "still" or "incoherent"."""
+        return [KINDS[k] for k in self.eye.which(clips)]
+
+    @torch.no_grad()
+    def retrieved(self, pixels: np.ndarray, captions: list[str], pool: int = 100) -> np.ndarray:
+        """For each picture: is the nearest caption, of those of its pool of 100, its own (or the same words)?"""
+        right = []
+        for k in range(0, len(pixels), pool):
+            here = captions[k:k + pool]
+            images = embed_images(self.clip, to_signal(torch.from_numpy(pixels[k:k + pool])))
+            nearest = (images @ embed_text(self.clip, tokens(self.tokenizer, here)).T).argmax(-1)
+            right += [here[int(j)] == own for j, own in zip(nearest, here)]
+        return np.array(right)
+
+
+def asked(count: int, seed: int, looks=BASE_LOOKS, look: bool = True, templates=TEMPLATES) -> list[tuple[str, Scene]]:
+    """Prompts, and the scenes they tell of: one thing; object, colour, setting, look by chance, the motions in turn."""
+    rng, wording, motions = np.random.default_rng(seed), np.random.default_rng(seed + 1), list(MOTIONS)
+    scenes = [random_scene(rng, motion=motions[k % len(motions)], look=tuple(looks)) for k in range(count)]
+    return [(caption(scene, wording, templates, look), scene) for scene in scenes]
+
+
+def truth(scene: Scene, attribute: str) -> str:
+    """What a scene of one thing holds."""
+    thing = scene.things[0]
+    return {"object": thing.object, "colour": thing.colour, "motion": thing.motion or "still",
+            "setting": scene.setting, "look": scene.look}[attribute]
+
+
+def names_its_look(prompt: str, scene: Scene) -> bool:
+    return any(words and prompt.endswith(f", {words}") for words in LOOK.get(scene.look, ()))
+
+
+def moment(scene: Scene, k: int) -> np.ndarray:
+    """A real picture of a scene (h w 3, uint8), at a moment that the number k chooses."""
+    return render(scene, u=[np.random.default_rng(k).random()]).uint8[0]
+
+
+def text_found(judge: Judge, clips: np.ndarray, scenes: list[Scene]) -> dict[str, np.ndarray]:
+    """Attribute -> for each clip (n f h w 3) the share of frames that show what the prompt says; also all at once."""
+    n, f = clips.shape[:2]
+    frames = clips.reshape(-1, *clips.shape[2:])
+    right = {a: np.array([found == truth(scenes[k // f], a) for k, found in enumerate(judge.picture(frames, a))])
+             for a in TEXT}
+    right["all three"] = right["object"] & right["colour"] & right["setting"]
+    return {a: r.reshape(n, f).mean(1) for a, r in right.items()}
+
+
+def share(right, rounds: int = 2000) -> dict:
+    """{"share", "low", "high", "n"}: the mean of numbers in 0 to 1, one for each prompt, and the 95 % interval of its
+    bootstrap (percentiles of the means over resampled prompts; where all are right, it has no width)."""
+    right = np.asarray(right, float)
+    if not len(right):
+        return {"share": None, "low": None, "high": None, "n": 0}
+    means = right[np.random.default_rng(0).integers(len(right), size=(rounds, len(right)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"share": round(float(right.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4),
+            "n": len(right)}
