@@ -8,23 +8,23 @@
 Prompts are a fixed list that a seed makes; steps and guidance are the shipped ones. Real renders of the very same
 scenes, judged by the same judge, stand beside the miniature's numbers: no model can be measured better than that.
 """
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from tqdm.auto import tqdm
-
-import animkit
 
 from .. import samples
 from ..errors import AnimkitError
-from ..files import write_atomically
+from ..record import record
+from ..show.filmstrip import Picture
+from ..show.sheet import sheet
 from ..world import BASE_LOOKS, LOOKS, MOTIONS, random_scene, render
 from ..world.captions import HELD_OUT, TEMPLATES, caption
-from .judge import Judge, asked, moment, names_its_look, share, text_found, truth
+from .clip import COLOURLESS
+from .judge import TEXT, Judge, asked, moment, names_its_look, share, text_found, truth
 from .motion_clips import FRAMES, KINDS, incoherent, with_marks
 from .motion_judge import INCOHERENT, STILL, MotionJudge
 from .stills import NAMES
@@ -43,7 +43,7 @@ def draw(animator, prompts: list[str], frames: int, seed: int, batch: int = 20, 
     return np.stack(drawn)
 
 
-def judge_stills(animator, judge: Judge, count: int = 200, seed: int = 0, batch: int = 20) -> tuple[dict, Image.Image]:
+def judge_stills(animator, judge: Judge, count: int = 200, seed: int = 0, batch: int = 20) -> tuple[dict, Picture]:
     """Scores of `count` pictures, and a sheet of some, a row for each look. The animator has no motion module."""
     prompts, scenes = map(list, zip(*asked(count, seed)))
     named = np.array([names_its_look(*each) for each in zip(prompts, scenes)])
@@ -54,17 +54,19 @@ def judge_stills(animator, judge: Judge, count: int = 200, seed: int = 0, batch:
         looks = np.array([found == s.look for found, s in zip(judge.picture(clips[:, 0], "look"), scenes)])
         scores[whose] = {a: share(right) for a, right in text_found(judge, clips, scenes).items()}
         scores[whose]["look, where named"] = share(looks[named])
-    rows = {look: [pictures[k, 0] for k in range(count) if scenes[k].look == look][:10] for look in BASE_LOOKS}
-    return {"prompts": count, "scores": scores}, sheet(rows)
+    first = {look: [k for k in range(count) if scenes[k].look == look][:10] for look in BASE_LOOKS}
+    rows = {look: {str(i + 1): pictures[k, 0] for i, k in enumerate(ks)} for look, ks in first.items()}
+    return {"scores": scores}, in_rows(rows, f"The first pictures in each look, drawn from prompts such as: {prompts[0]}")
 
 
 def judge_motion(animator, judge: Judge, count: int = 100, seed: int = 0, batch: int = 20,
-                 look: str | None = None) -> tuple[dict, Image.Image]:
+                 look: str | None = None) -> tuple[dict, Picture]:
     """Scores of `count` clips with the motion module and, from the same noise, without; a sheet, a clip each motion.
 
     look: one that is inserted in the animator; no prompt names any. The animator ends without its motion module.
     """
     prompts, scenes = map(list, zip(*asked(count, seed, look=look is None)))
+    readable = tuple(a for a in TEXT if a != "colour" or look not in COLOURLESS)
     named = [truth(s, "motion") for s in scenes]
     drawn = {"with the module": draw(animator, prompts, FRAMES, seed, batch, "with the motion module")}
     animator.remove("motion")
@@ -76,28 +78,32 @@ def judge_motion(animator, judge: Judge, count: int = 100, seed: int = 0, batch:
         right = [f == name for f, name in zip(found, named)]
         scores[whose] = {"named motion": share(right), "still": share([f == "still" for f in found]),
                          "incoherent": share([f == "incoherent" for f in found]),
-                         **{a: share(r) for a, r in text_found(judge, clips, scenes).items()}}
+                         **{a: share(r) for a, r in text_found(judge, clips, scenes, readable).items()}}
         if look is not None:
             looks = np.array([f == look for f in judge.picture(clips.reshape(-1, *clips.shape[2:]), "look")])
             scores[whose]["look"] = share(looks.reshape(len(clips), -1).mean(1))
         motions[whose] = counted(found, named, MOTIONS)
-    rows = {m: list(drawn["with the module"][k, ::2]) for k, m in enumerate(MOTIONS) if k < count}
-    return {"prompts": count, "look": look, "scores": scores, "motions": motions}, sheet(rows)
+    clips = drawn["with the module"]
+    rows = {m: {f"frame {j + 1}": clips[k, j] for j in range(0, FRAMES, 2)} for k, m in enumerate(MOTIONS) if k < count}
+    return {"scores": scores, "motions": motions}, in_rows(rows, "Every other frame of the first clip for each motion")
 
 
 def judge_judge(judge: Judge, count: int = 1000, seed: int = 0) -> dict:
-    """The judge on real renders in all looks, of seeds that no stage trains on: attributes, unread captions, motion."""
+    """The judge on real renders in all looks, of seeds that no stage trains on: attributes, unread captions, motion.
+
+    Colours are not asked in looks that have none."""
     seed += 77_000_000  # far from the recipe's
     scenes = [scene for _, scene in asked(count, seed, looks=tuple(LOOKS))]
     bar = tqdm(scenes, desc="rendering pictures", unit="picture")
     pixels = np.stack([moment(scene, seed + k) for k, scene in enumerate(bar)])
-    scores = {a: share([found == truth(s, a) for found, s in zip(judge.picture(pixels, a), scenes)]) for a in NAMES}
+    scores = {a: share([found == truth(s, a) for found, s in zip(judge.picture(pixels, a), scenes)
+                        if a != "colour" or s.look not in COLOURLESS]) for a in NAMES}
     scores["motion's marks"] = scores.pop("motion")
     rng = np.random.default_rng(seed)
     for said, templates in (("known wordings", TEMPLATES), ("wordings held out", HELD_OUT)):
         captions = [caption(s, rng, templates) for s in scenes]
         scores[f"caption among 100, {said}"] = share(judge.retrieved(pixels, captions))
-    return {"pictures": count, "scores": {"real renders": scores}, **judge_eye(judge.eye, max(1, count // 25), seed)}
+    return {"scores": {"real renders": scores}, **judge_eye(judge.eye, max(1, count // 25), seed)}
 
 
 def judge_eye(eye: MotionJudge, each: int = 40, seed: int = 77_000_000) -> dict:
@@ -125,7 +131,7 @@ def judge_eye(eye: MotionJudge, each: int = 40, seed: int = 77_000_000) -> dict:
     scores |= {"frozen clips are still": share((frozen == STILL).numpy()),
                "shuffled clips are incoherent": share((shuffled == INCOHERENT).numpy()),
                "frames drawn apart are incoherent": share((apart == INCOHERENT).numpy())}
-    return {"clips": len(truths), "eye": scores, "motions": motions, "motion by look": by_look}
+    return {"eye": scores, "motions": motions, "motion by look": by_look}
 
 
 def counted(found: list[str], named: list[str], kinds) -> dict:
@@ -140,17 +146,11 @@ def counted(found: list[str], named: list[str], kinds) -> dict:
 
 # ---- what is shown and written
 
-def sheet(rows: dict[str, list[np.ndarray]]) -> Image.Image:
-    """Pictures in rows, each row under its name at the left, in 256 colours."""
+def in_rows(rows: dict[str, dict[str, np.ndarray]], alt: str) -> Picture:
+    """A labelled sheet at the pictures' own size, in 256 colours, so that its file is small; empty rows are left out."""
     rows = {name: pictures for name, pictures in rows.items() if pictures}
-    side, left = next(iter(rows.values()))[0].shape[0], 72
-    size = (left + max(map(len, rows.values())) * (side + 2), len(rows) * (side + 2))
-    page = Image.new("RGB", size, "white")
-    for y, (name, pictures) in enumerate(rows.items()):
-        ImageDraw.Draw(page).text((4, y * (side + 2) + side // 2), name, "black", anchor="lm")
-        for x, picture in enumerate(pictures):
-            page.paste(Image.fromarray(picture), (left + x * (side + 2), y * (side + 2)))
-    return page.quantize(256, dither=Image.Dither.NONE)
+    page = sheet(rows, alt, size=1)
+    return Picture(page.image.quantize(256, dither=Image.Dither.NONE), page.alt)
 
 
 def table(report: dict) -> str:
@@ -204,28 +204,25 @@ def run(args) -> int:
     """Judge, write WHAT.json (and a sheet WHAT.png), print the table. AnimkitError for missing or damaged weights."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    what, look, start = args.what, args.look, time.time()
+    what, look, start = args.what, args.look, time.monotonic()
     count = COUNTS[what] if args.count is None else args.count
     if count < 1 or args.batch < 1:
         raise AnimkitError(f"--count and --batch are at least 1; got {count} and {args.batch}.")
     if look and what != "motion":
         raise AnimkitError(f"--look goes with `animkit judge motion`, not with {what}.")
     folder = samples.root() if args.folder is None else args.folder
-    judge, picture, settings = Judge.from_pretrained(folder / "judge"), None, {}
+    judge, picture, settings, device = Judge.from_pretrained(folder / "judge"), None, {}, "cpu"
     if what == "judge":
         report = judge_judge(judge, count, args.seed)
     else:
         animator = open_animator(folder, motion=what == "motion", look=look)
-        settings = {"settings": {k: animator.defaults[k] for k in ("steps", "guidance")}}
+        settings, device = {k: animator.defaults[k] for k in ("steps", "guidance")}, str(animator.pipe.unet.device)
         report, picture = judge_stills(animator, judge, count, args.seed, args.batch) if what == "stills" else \
             judge_motion(animator, judge, count, args.seed, args.batch, look)
-    said = f"animkit judge {what}{f' --look {look}' if look else ''} --count {count} --seed {args.seed}"
-    report = {"command": said, "animkit": animkit.__version__, "seconds": round(time.time() - start), **settings,
-              **report}
     out, name = folder / "results" if args.out is None else args.out, f"motion-{look}" if look else what
-    text = json.dumps(report, indent=1) + "\n"
-    written = [write_atomically(out / f"{name}.json", lambda p: Path(p).write_text(text))]
-    if picture is not None:
-        written.append(write_atomically(out / f"{name}.png", lambda p: picture.save(p, "PNG", optimize=True)))
+    said = f"animkit judge {what}{f' --look {look}' if look else ''} --count {count} --seed {args.seed}"
+    record(out / f"{name}.json", {"command": said, "count": count, "seed": args.seed, "look": look, **settings}, report,
+           {"all": time.monotonic() - start}, device)
+    written = [out / f"{name}.json"] if picture is None else [out / f"{name}.json", picture.save(out / f"{name}.png")]
     print(f"{table(report)}\n\n{', '.join(map(str, written))}")
     return 0

@@ -87,13 +87,13 @@ def moment(scene: Scene, k: int) -> np.ndarray:
     return render(scene, u=[np.random.default_rng(k).random()]).uint8[0]
 
 
-def text_found(judge: Judge, clips: np.ndarray, scenes: list[Scene]) -> dict[str, np.ndarray]:
+def text_found(judge: Judge, clips: np.ndarray, scenes: list[Scene], attributes=TEXT) -> dict[str, np.ndarray]:
     """Attribute -> for each clip (n f h w 3) the share of frames that show what the prompt says; also all at once."""
     n, f = clips.shape[:2]
     frames = clips.reshape(-1, *clips.shape[2:])
     right = {a: np.array([found == truth(scenes[k // f], a) for k, found in enumerate(judge.picture(frames, a))])
-             for a in TEXT}
-    right["all three"] = right["object"] & right["colour"] & right["setting"]
+             for a in attributes}
+    right["all of these"] = np.logical_and.reduce(list(right.values()))
     return {a: r.reshape(n, f).mean(1) for a, r in right.items()}
 
 

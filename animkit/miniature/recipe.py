@@ -47,9 +47,9 @@ from .stills import stills
 
 STAGES = ["vae", "clip", "judge", "motion_judge", "coarse", "unet", "decoder", "motion_coarse", "motion", "look", "assemble"]
 SHOWN_LOOKS = ("ink", "neon")  # the two of the first demo
-DEFAULTS = {"steps": 25, "guidance": 5.0, "frames": 16, "fps": 8, "vocabulary": "closed"}
+DEFAULTS = {"steps": 25, "guidance": 5.0, "frames": 16, "fps": 8}
 
-STEPS = {"vae": 2000, "clip": 950, "judge": 2500, "motion_judge": 1600, "coarse": 3000, "unet": 4500, "decoder": 2500, "motion_coarse": 800, "motion": 1500, "look": 500}
+STEPS = {"vae": 2000, "clip": 950, "judge": 2400, "motion_judge": 1600, "coarse": 3000, "unet": 7500, "decoder": 2500, "motion_coarse": 800, "motion": 1500, "look": 500}
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Recipe:
         return max(1, round(STEPS[stage] * self.budget))
 
     def stills(self, name: str, count: int, **how):
-        return stills(self.folder / "data", name, max(1000, round(count * self.budget)), **how)
+        return stills(self.folder / "data", name, max(1, round(count * self.budget)), **how)  # whole chunks
 
     def train(self, stage: str, model, loss, batch, validate=None, parameters=None, keep=None, **settings):
         """fit, then write the averaged weights (of `keep`, else of the model) to <stage>.safetensors and what it took to <stage>.json."""
@@ -109,8 +109,8 @@ class Recipe:
 
     def judge(self):
         model, tokenizer = self.new_judge()
-        task = clips.Contrast(self.stills("judge", 30_000, looks=tuple(LOOKS), web=0.05, seed=5), tokenizer, tuple(clips.PHRASES))
-        self.train("judge", model, task.loss, task.batch, lambda m, s: clips.accuracy(model, tokenizer, self.test("judge")), lr=1.5e-3, ema=0.995, weight_decay=0.02, validate_every=200)
+        task = clips.Contrast(self.stills("judge", 30_000, looks=tuple(LOOKS), web=0.05, seed=5), tokenizer, tuple(clips.PHRASES), captioned=32)
+        self.train("judge", clips.Labelled(model), task.loss, task.batch, lambda m, s: clips.accuracy(model, tokenizer, self.test("judge")), keep=model, lr=1.5e-3, ema=0.995, weight_decay=0.02, validate_every=200)
 
     def motion_judge(self):
         watching, test = (eyes.Watching(*eyes.clips(self.folder / "data", f"eye-{name}", max(250, round(count * self.budget)), seed)) for name, count, seed in (("train", 5000, 7), ("test", 500, 8)))
@@ -120,13 +120,13 @@ class Recipe:
         self._unet("coarse", 32, 60_000, None, lr=1.2e-3)
 
     def unet(self):
-        self._unet("unet", 64, 40_000, "coarse", lr=8e-4)
+        self._unet("unet", 64, 40_000, "coarse", batch=32, lr=7e-4)
 
-    def _unet(self, stage, size, count, start, **settings):
+    def _unet(self, stage, size, count, start, batch=64, **settings):
         _, tokenizer, text_encoder = self.text()
         pictures = self.stills("base", count, seed=3, size=size)
         text, empty = unets.text_states(text_encoder, tokenizer, pictures.captions), unets.text_states(text_encoder, tokenizer, [""])
-        task = unets.Denoising(self.latents(pictures, f"{stage}-latents"), text, empty)
+        task = unets.Denoising(self.latents(pictures, f"{stage}-latents"), text, empty, size=batch)
         model = unets.new_unet()
         if start and not (self.folder / stage / "checkpoint").exists():
             self.read(start, model).train()
@@ -180,7 +180,7 @@ class Recipe:
         unet = self.read("unet", unets.new_unet())
         pipe = StableDiffusionPipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=unets.scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
         pipe.to(torch.float16).save_pretrained(into / "miniature")
-        (into / "miniature" / "animkit.json").write_text(json.dumps(DEFAULTS, indent=1) + "\n")
+        (into / "miniature" / "animkit.json").write_text(json.dumps({**DEFAULTS, "vocabulary": words.vocabulary()}, indent=1) + "\n")
         if (self.folder / "judge.safetensors").exists():
             self.read("judge", clip).save_pretrained(into / "judge")
             judge_tokenizer.save_pretrained(into / "judge")
@@ -203,7 +203,7 @@ class Recipe:
     def test(self, name):
         """Held-out real renders: seeds that no stage trains on."""
         looks, seed = {"all": (tuple(LOOKS), 2), "base": (BASE_LOOKS, 4), "judge": (tuple(LOOKS), 6)}[name]
-        return stills(self.folder / "data", f"test-{name}", 1000, looks=looks, seed=seed)
+        return stills(self.folder / "data", f"test-{name}", max(1, round(1000 * min(1, self.budget))), looks=looks, seed=seed)
 
     def new_clip(self):
         tokenizer = words.tokenizer()
@@ -211,7 +211,7 @@ class Recipe:
 
     def new_judge(self):
         tokenizer = words.judge_tokenizer()
-        return clips.new_clip(tokenizer, (32, 64, 96, 160), (1, 1, 2, 1), 96, 2, seed=1), tokenizer
+        return clips.new_clip(tokenizer, (32, 64, 96, 160), (1, 1, 2, 1), 96, 2, seed=1, enlarge=2), tokenizer
 
     def text(self):
         """The trained CLIP, its tokenizer, and its text half."""
@@ -232,7 +232,7 @@ class Recipe:
 
     def clip_latents(self, name, count, size, **how):
         """Latents n f c h w (float16) and captions of `count` clips, encoded once, a hundred clips at a time."""
-        paths = render_clips(self.folder / "data", name, max(100, round(count * self.budget)), size=size, **how)
+        paths = render_clips(self.folder / "data", name, max(1, round(count * self.budget)), size=size, **how)
         vae, parts, captions = self.scaled_vae(), [], []
         for path in tqdm(paths, desc="encoding clips", unit="00 clips"):
             cached = path.with_suffix(".safetensors")

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from ..training.draws import rand, randint, randn
+from ..training.losses import short_attention
 from .clip import tokens
 
 # As SD 1.x: a block without attention, blocks with text and self-attention, a middle block; the order is turned, so that
@@ -49,7 +50,8 @@ class Denoising:
         t = (1000 * rand((len(x),), generator) ** self.power).long().clamp(max=999)
         eps = randn(x.shape, generator).to(x)
         a = self.alphas[t].to(x).view(-1, 1, 1, 1)
-        return F.mse_loss(unet(a.sqrt() * x + (1 - a).sqrt() * eps, t.to(x.device), text).sample.float(), eps)
+        with short_attention(x.device):
+            return F.mse_loss(unet(a.sqrt() * x + (1 - a).sqrt() * eps, t.to(x.device), text).sample.float(), eps)
 
 
 @torch.no_grad()

@@ -17,6 +17,11 @@ def sentences() -> list[str]:
     return [" ".join(itertools.chain(*tables)).replace("{", " ").replace("}", " "), " ".join([*OBJECTS, *COLOURS, "and still standing look style"])]
 
 
+def vocabulary() -> list[str]:
+    """Every word that a caption can hold."""
+    return sorted(set(" ".join(sentences()).replace(",", " ").split()))
+
+
 def tokenizer(extra: str = "") -> CLIPTokenizer:
     """A CLIPTokenizer of about 900 tokens; any other word falls to pieces, which is how the animator knows that it is unknown."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))

@@ -8,10 +8,13 @@ the captions), `empty` 1 n d or n d (that of ""). Noise and timesteps are drawn 
 """
 from typing import Any
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from animkit.errors import AnimkitError
 from animkit.training.draws import rand, randint, randn
@@ -53,13 +56,20 @@ def denoising_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: to
     t = randint(0, scheduler.config.num_train_timesteps, (b,), generator).to(z.device)  # one for all frames of a clip
     eps = randn(z.shape, generator).to(z)  # b c f h w: independent for each frame
     z_t = scheduler.add_noise(z, eps, t)  # sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps
-    predicted = video_unet(z_t, t, drop_captions(text, empty, drop, generator) if drop else text)
+    with short_attention(z.device):
+        predicted = video_unet(z_t, t, drop_captions(text, empty, drop, generator) if drop else text)
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise AnimkitError(f"The scheduler predicts {kind!r}; the losses know epsilon and v_prediction.")
     target = eps if kind == "epsilon" else scheduler.get_velocity(z, eps, t)
     error = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 2, 3, 4))  # b
     return (error * min_snr_weight(scheduler, t, min_snr_gamma)).mean() if min_snr_gamma else error.mean()
+
+
+def short_attention(device: torch.device) -> AbstractContextManager:
+    """On a CPU, attention by plain matrix products: torch's fused kernel is made for long rows, and its backward on the
+    16 to 64 tokens of small latents and of frames takes several times as long (benchmarks/attention.py). Same numbers."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def drop_captions(text: Tensor, empty: Tensor | None, p: float, generator: torch.Generator) -> Tensor:

@@ -233,3 +233,21 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     assert little < 0.7 * much, (little, much)
     for name, gradient in plain.items():
         torch.testing.assert_close(gradient, saved[name], atol=1e-6, rtol=1e-4)
+
+
+def test_plain_attention_on_a_cpu_gives_the_fused_kernels_loss_and_gradients(monkeypatch):
+    from contextlib import nullcontext
+
+    from animkit.training import losses
+    unet = UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=8, cross_attention_dim=16, attention_head_dim=2,
+                                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+    video_unet = inflate(unet)
+    found = []
+    for way in (losses.short_attention, lambda device: nullcontext()):
+        monkeypatch.setattr(losses, "short_attention", way)
+        unet.zero_grad()
+        loss = denoising_loss(video_unet, Z, TEXT, generator(), scheduler=SCHEDULER)
+        loss.backward()
+        found.append((loss.detach(), torch.cat([p.grad.flatten() for p in unet.parameters() if p.grad is not None])))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-6)
+    assert found[0][1].abs().max() > 0 and torch.allclose(found[0][1], found[1][1], atol=1e-5)

@@ -1,0 +1,71 @@
+"""The recipe, from nothing to a pipeline that draws, at a size where every stage is a step or two."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+import animkit as ak
+from animkit.errors import AnimkitError
+from animkit.miniature import motion, recipe, stills, words
+from animkit.miniature.clip import ImageText
+from animkit.world import BASE_LOOKS, LOOKS
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.setattr(stills, "CHUNK", 40)
+    monkeypatch.setattr(motion, "CHUNK", 6)
+    monkeypatch.setattr(recipe, "STEPS", {stage: 2 for stage in recipe.STEPS})
+    return recipe.Recipe(tmp_path / "run", budget=1e-6)
+
+
+def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny, "steps", lambda stage: 2)
+    for stage in [s for s in recipe.STAGES if s not in ("assemble", "motion_judge")]:
+        getattr(tiny, stage)()
+    into = tmp_path / "samples"
+    into.mkdir()
+    tiny.assemble(into)
+    pipe = StableDiffusionPipeline.from_pretrained(into / "miniature")
+    image = pipe("a red balloon over the sea", num_inference_steps=2, height=64, width=64, output_type="np").images[0]
+    assert image.shape == (64, 64, 3) and np.isfinite(image).all()
+    animator = ak.Animator(into / "miniature", ak.MotionModules.from_pretrained(into / "motion_module"))
+    animator.insert(into / "looks" / "ink.safetensors", name="ink")
+    assert np.asarray(animator("a red balloon over the sea", frames=4, steps=2, progress=False)).shape == (4, 64, 64, 3)
+    with pytest.raises(AnimkitError, match="zeppelin"):
+        animator("a red zeppelin over the sea", frames=2, steps=1, progress=False)
+    assert ImageText.from_pretrained(into / "judge").get_image_features(torch.zeros(2, 3, 64, 64)).shape == (2, 96)
+    told = json.loads((into / "recipe.json").read_text())
+    assert {"vae", "clip", "judge", "coarse", "unet", "decoder", "motion", "look-ink"} <= set(told)
+    assert all(t["steps"] == 2 and np.isfinite(t["curve"]).all() for t in told.values())
+
+
+def test_the_decoder_stage_leaves_the_latents_alone(tiny, monkeypatch):
+    monkeypatch.setattr(tiny, "steps", lambda stage: 2)
+    tiny.vae()
+    before = tiny.scaled_vae("vae")
+    tiny.decoder()
+    after = tiny.scaled_vae("decoder")
+    changed = {k.split(".")[0] for (k, a), b in zip(before.state_dict().items(), after.state_dict().values()) if not torch.equal(a, b)}
+    assert changed <= {"decoder", "post_quant_conv"} and "decoder" in changed
+
+
+def test_a_stage_out_of_order_says_which_is_missing(tiny):
+    with pytest.raises(AnimkitError, match="'clip' has not been trained.*animkit miniature clip"):
+        tiny.coarse()
+
+
+def test_stills_are_the_same_whoever_draws_them_and_looks_never_leak(tiny):
+    a = tiny.stills("base", 40, seed=3)
+    again = stills.draw(300_000, 40, BASE_LOOKS, 0.0)
+    assert np.array_equal(a.pixels, again[0]) and a.captions == again[1]
+    assert set(a.labels["look"]) <= {list(LOOKS).index(k) for k in BASE_LOOKS}
+    assert not any(new in caption.split() for new in LOOKS if new not in BASE_LOOKS for caption in a.captions)
+    assert not set(words.vocabulary()) & {"ink", "neon", "sepia", "chalk"}
+
+
+def test_a_damaged_judge_is_named(tmp_path):
+    with pytest.raises(AnimkitError, match="no image-text model"):
+        ImageText.from_pretrained(tmp_path)
