@@ -21,7 +21,7 @@ def record(path: str | os.PathLike, parameters: Mapping[str, Any], metrics: Mapp
     """Write a run's results as JSON and return them; the file appears only when whole.
 
     parameters: what the run was given; metrics: name -> number, or a table of such; seconds: name -> wall-clock time.
-    Raises AnimkitError for what JSON cannot hold, NaN and infinity among it: a number that is none must not pass unnoticed.
+    Raises AnimkitError for what JSON cannot hold, NaN and infinity among it: they must not pass for numbers.
     """
     import psutil
     import torch

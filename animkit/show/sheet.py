@@ -17,8 +17,8 @@ MARGIN = 120  # pixels, the width of the rows' labels
 def sheet(rows: Mapping[str, Mapping[str, Any]], alt: str, size: int = 128) -> Picture:
     """{row label: {column label: picture}} as one picture; alt says what it shows to those who cannot see it.
 
-    A picture is anything that numpy reads as h w 3 uint8; small ones are enlarged by whole numbers to `size` pixels or more. A
-    column's label stands where it first appears or changes from one row to the next; rows all labelled "" have no margin.
+    A picture is anything that numpy reads as h w 3 uint8; small ones are enlarged by whole numbers to `size` pixels or
+    more. Columns are labelled where their names differ from those of the row above; rows all labelled "" have no margin.
     Raises AnimkitError when there is no picture, one is not h w 3 uint8, or alt is empty.
     """
     if not rows or not all(rows.values()):
@@ -33,10 +33,11 @@ def sheet(rows: Mapping[str, Mapping[str, Any]], alt: str, size: int = 128) -> P
             labels = [_band(label, panel.shape[1]) for label, panel in zip(columns, panels)]
             panels = [np.concatenate([label, panel]) for label, panel in zip(labels, panels)]
         if any(rows):
-            tallest = max(len(panel) for panel in panels)
-            margin = np.full((tallest, MARGIN, 3), 255, np.uint8)
-            middle = tallest - (tallest - (0 if columns == above else BAND)) // 2  # beside the pictures, not their labels
-            margin[middle - BAND // 2:middle - BAND // 2 + BAND] = _band(row_label, MARGIN)
+            top = 0 if columns == above else BAND  # the label stands beside the pictures, below the columns' labels
+            tall = max(top + BAND, *(len(panel) for panel in panels))
+            margin = np.full((tall, MARGIN, 3), 255, np.uint8)
+            start = (top + tall - BAND) // 2
+            margin[start:start + BAND] = _band(row_label, MARGIN)
             panels = [margin, *panels]
         drawn.append(_beside(panels))
         above = columns
@@ -46,6 +47,6 @@ def sheet(rows: Mapping[str, Mapping[str, Any]], alt: str, size: int = 128) -> P
 def _panel(picture: Any, name: str, size: int) -> np.ndarray:
     pixels = np.asarray(picture)
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:
-        raise AnimkitError(f"The picture '{name}' of a sheet is {pixels.dtype} of shape {pixels.shape}; it must be uint8, "
-                           f"height x width x 3.")
+        raise AnimkitError(f"The picture '{name}' of a sheet is {pixels.dtype} of shape {pixels.shape}; it must be "
+                           f"uint8, height x width x 3.")
     return enlarge(pixels, max(1, -(-size // max(pixels.shape[:2]))))

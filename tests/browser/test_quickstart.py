@@ -1,4 +1,4 @@
-"""The quickstart in a real JupyterLab: run by the menu, played with, then saved and opened again as a stranger's notebook."""
+"""The quickstart in a real JupyterLab: run by the menu, played with, then opened again as a stranger's notebook."""
 import re
 
 import nbformat
