@@ -56,7 +56,7 @@ def judge_stills(animator, judge: Judge, count: int = 200, seed: int = 0, batch:
         scores[whose]["look, where named"] = share(looks[named])
     first = {look: [k for k in range(count) if scenes[k].look == look][:10] for look in BASE_LOOKS}
     rows = {look: {str(i + 1): pictures[k, 0] for i, k in enumerate(ks)} for look, ks in first.items()}
-    return {"scores": scores}, in_rows(rows, f"The first pictures in each look, drawn from prompts such as: {prompts[0]}")
+    return {"scores": scores}, in_rows(rows, f"The first pictures of each look, from prompts such as: {prompts[0]}")
 
 
 def judge_motion(animator, judge: Judge, count: int = 100, seed: int = 0, batch: int = 20,
@@ -147,7 +147,7 @@ def counted(found: list[str], named: list[str], kinds) -> dict:
 # ---- what is shown and written
 
 def in_rows(rows: dict[str, dict[str, np.ndarray]], alt: str) -> Picture:
-    """A labelled sheet at the pictures' own size, in 256 colours, so that its file is small; empty rows are left out."""
+    """A labelled sheet at the pictures' own size, in 256 colours to keep its file small; empty rows are left out."""
     rows = {name: pictures for name, pictures in rows.items() if pictures}
     page = sheet(rows, alt, size=1)
     return Picture(page.image.quantize(256, dither=Image.Dither.NONE), page.alt)

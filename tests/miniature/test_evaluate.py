@@ -15,7 +15,7 @@ from animkit.errors import AnimkitError
 from animkit.lora import LoRA
 from animkit.miniature import evaluate, words
 from animkit.miniature.clip import new_clip
-from animkit.miniature.evaluate import draw, judge_eye, judge_motion, judge_stills, sheet, table
+from animkit.miniature.evaluate import draw, in_rows, judge_eye, judge_motion, judge_stills, table
 from animkit.miniature.judge import Judge, asked, moment, names_its_look, share, truth
 from animkit.miniature.motion_judge import new_motion_judge
 from animkit.miniature.stills import NAMES
@@ -126,11 +126,11 @@ def test_stills_are_scored_by_what_the_prompt_says():
 
     report, picture = judge_stills(Painter(known, wrong), Reader(), 20, 0, batch=8)
     scores = report["scores"]["miniature"]
-    known_shares = {"object": 0.5, "colour": 0.75, "setting": 1, "all three": 0.25, "look, where named": 1}
+    known_shares = {"object": 0.5, "colour": 0.75, "setting": 1, "all of these": 0.25, "look, where named": 1}
     assert {a: s["share"] for a, s in scores.items()} == known_shares
     assert scores["look, where named"]["n"] == sum(names_its_look(*each) for each in known)
     assert report["scores"]["real renders"]["object"]["share"] == 0
-    assert picture.mode == "P" and picture.size[1] == 4 * 34
+    assert picture.size[1] > 4 * 32 and known[0][0] in picture.alt
 
 
 def test_motion_is_counted_for_each_motion_and_without_the_module():
@@ -152,7 +152,7 @@ def test_motion_is_counted_for_each_motion_and_without_the_module():
     walking = report["motions"]["with the module"]["walking"]
     assert walking == {"named": 2, "found": 0, "taken for": {"rising": 2}}
     assert report["motions"]["with the module"]["rising"] == {"named": 2, "found": 2, "taken for": {"rising": 2}}
-    assert "look" not in module and picture.size == (72 + 8 * 34, 10 * 34)
+    assert "look" not in module and picture.size[0] >= 8 * 32 and picture.size[1] >= 10 * 32
     assert "walking" in table(report) and "0 of 2" in table(report)
 
 
@@ -164,7 +164,9 @@ def test_a_look_is_scored_frame_by_frame():
         clip[:4, 0, ATTRIBUTES.index("look")] = NAMES["look"].index("flat")
 
     report, _ = judge_motion(Painter(known, wrong), Reader(), 10, 0, look="ink")
-    assert report["scores"]["with the module"]["look"]["share"] == 0.75
+    scores = report["scores"]["with the module"]
+    assert scores["look"]["share"] == 0.75 and "colour" not in scores, "ink has no colours to judge"
+    assert set(scores) >= {"object", "setting", "all of these"}
 
 
 def test_retrieval_finds_a_caption_or_its_twin():
@@ -191,7 +193,7 @@ def test_held_out_wordings_are_none_that_is_trained_on():
 
 def test_the_eye_is_judged_on_every_motion():
     report = judge_eye(new_motion_judge(), each=1)
-    assert report["clips"] == 11 and set(report["motions"]["no marks"]) == {"still", *MOTIONS}
+    assert set(report["motions"]["no marks"]) == {"still", *MOTIONS}
     for said in ("own marks", "no marks", "another's marks"):
         found = sum(m["found"] for m in report["motions"][said].values())
         assert report["eye"][f"motion, {said}"]["share"] == pytest.approx(found / 11, abs=1e-4)
@@ -239,13 +241,13 @@ def test_the_command_writes_numbers_and_a_picture(folder, tmp_path, capsys, word
     where = ["--folder", str(folder), "--out", str(tmp_path)]
     assert cli.main(["judge", *words, *where, "--batch", "2", "--threads", "1"]) == 0
     report = json.loads((tmp_path / f"{name}.json").read_text())
-    assert report["command"].startswith(f"animkit judge {words[0]}")
-    for column in report["scores"].values():
+    assert report["parameters"]["command"].startswith(f"animkit judge {words[0]}") and report["seconds"]["all"] > 0
+    for column in report["metrics"]["scores"].values():
         for score in column.values():
             assert score["n"] == 0 or 0 <= score["low"] <= score["share"] <= score["high"] <= 1
     assert (tmp_path / f"{name}.png").exists() == (name != "judge")
     if name != "judge":
-        assert report["settings"] == {"steps": 2, "guidance": 5.0}
+        assert report["parameters"]["steps"] == 2 and report["parameters"]["guidance"] == 5
         assert Image.open(tmp_path / f"{name}.png").format == "PNG"
     told = capsys.readouterr().out
     assert "share that is right" in told and f"{name}.json" in told
@@ -276,8 +278,8 @@ def test_missing_weights_are_named(folder, tmp_path, capsys, gone, message):
 
 
 def test_sheets_leave_empty_rows_out():
-    page = sheet({"flat": [np.zeros((32, 32, 3), np.uint8)] * 3, "comic": []})
-    assert page.size == (72 + 3 * 34, 34)
+    page = in_rows({"flat": {"1": np.zeros((32, 32, 3), np.uint8)}, "comic": {}}, "A black square")
+    assert page.image.mode == "P" and page.alt == "A black square" and page.size[1] < 2 * 32 + 28
 
 
 def test_help_tells_what_there_is():
@@ -306,7 +308,7 @@ def test_shipped_results_are_whole_runs(shipped, name):
     if not path.exists():
         pytest.skip(f"results/{name}.json is not shipped yet")
     report = json.loads(path.read_text())
-    assert report["command"] == f"animkit judge {name} --count {evaluate.COUNTS[name]} --seed 0"
+    assert report["parameters"]["command"] == f"animkit judge {name} --count {evaluate.COUNTS[name]} --seed 0"
 
 
 def test_the_shipped_judge_reads_real_renders(shipped):
