@@ -112,7 +112,7 @@ class Animator:
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{name} (alpha {alpha:g})" for name, alpha in self.alpha.items()) or "nothing"
-        return f"Animator on {self.base}, inserted: {parts}; {self.pipe.unet.dtype} on {self.pipe.unet.device}"
+        return f"Animator on {self.base}, inserted: {parts}; {self.pipe.unet.dtype} on {self.device}"
 
     @classmethod
     def from_files(cls, base: Any, motion: Any = None, looks: Any = (), adapter: Any = (), motion_loras: Any = (), *,
@@ -159,6 +159,29 @@ class Animator:
         for attached in self.alpha.on_text.pop(name, ()):
             attached.remove()
 
+    def offload(self, device: str | torch.device | None = None) -> Animator:
+        """For a small GPU: each model waits in main memory until it is called, and frames leave the VAE one by one; -> self.
+
+        By diffusers' model offload, with the motion modules and LoRAs moving along with the UNet that they act in. device: by
+        default CUDA, else Apple's MPS. Slower by the moves between the three models, not in each step; docs/memory.md says
+        what fits where. Raises AnimkitError if there is no such device.
+        """
+        if device is None and _best_device() == "cpu":
+            raise AnimkitError("There is no GPU to offload from: leave offload() out.")
+        unet = self.pipe.unet
+        try:
+            self.pipe.unet = self.video_unet  # what moves is the UNet and all that is inserted into it
+            self.pipe.enable_model_cpu_offload(device=device or _best_device())
+        finally:
+            self.pipe.unet = unet
+        self.pipe.vae.enable_slicing()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where clips are drawn: the UNet's device, or where offload() sends it for that."""
+        return getattr(self.pipe, "_offload_device", None) or self.pipe.unet.device
+
     @property
     def scheduler(self) -> Any:
         """What a call samples with by default: the base's own scheduler, or with motion DDIM on linear betas.
@@ -197,7 +220,7 @@ class Animator:
                     {"frames": frames, "steps": steps, "clips_per_prompt": clips_per_prompt})
         h, w = check_size(self.pipe, self.defaults, height, width)
         prompts = [p for p in prompts for _ in range(clips_per_prompt)]
-        unet, device = self.pipe.unet, self.pipe.unet.device
+        unet, device = self.pipe.unet, self.device
 
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         shape = (unet.config.in_channels, frames, h // self.pipe.vae_scale_factor, w // self.pipe.vae_scale_factor)

@@ -29,6 +29,8 @@ class LowRank(nn.Module):
         self.register_buffer("scale", torch.tensor(float(scale)), persistent=scale != 1)
 
     def forward(self, x: Tensor, layer: nn.Module) -> Tensor:
+        if self.down.weight.device != x.device:  # its model was moved (offloading, .to()), and has not taken it along
+            self.to(x.device)
         x = x.to(self.down.weight.dtype)
         if self.down.weight.ndim == 4:
             x = F.conv2d(x, self.down.weight, None, layer.stride, layer.padding, layer.dilation)

@@ -102,7 +102,7 @@ def test_every_name_and_shape_of_the_domain_adapter():
     shapes = released_adapter()
     checkpoint = lora.recognise(Path("v3_sd15_adapter.ckpt"), on_meta(shapes), {}, {}, True)
     assert (checkpoint.kind, checkpoint.version, len(checkpoint.weights)) == ("domain adapter", "rank 128", 256)
-    assert round(4 * checkpoint.parameters / 1e6, 1) == 97.4  # MB in float32, as released
+    assert 97.3 < 4 * checkpoint.parameters / 2**20 < 97.4  # MiB in float32; the released file, names and all, has 97.4
     video = video_on_meta("sd1")
     built = checkpoint.build(video)
     spatial = [n for n, m in video.unet.named_modules() if isinstance(m, torch.nn.Linear) and re.search(make.SPATIAL, n)]
