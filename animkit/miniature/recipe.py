@@ -11,6 +11,7 @@
     motion_coarse, motion   stage 2: the motion modules, at 8 x 8 and at 16 x 16 latents   unet
     look       personalised looks the base never saw: a LoRA on 40 pictures each           unet
     assemble   data_samples/miniature and data_samples/judge from the above
+    adopt      the other way round: shipped weights into runs/, to go on from them
 
 Work lies in runs/miniature/<stage>. budget scales all steps: 1 is what made the shipped files.
 """
@@ -27,6 +28,7 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from .. import samples
 from ..errors import AnimkitError
 from ..inflation import inflate
 from ..lora import LoRA
@@ -41,6 +43,7 @@ from . import motion_judge as eyes
 from . import unet as unets
 from . import vae as vaes
 from . import words
+from .clip import ImageText
 from .motion import FRAMES
 from .motion import clips as render_clips
 from .stills import stills
@@ -123,7 +126,7 @@ class Recipe:
         self._unet("unet", 64, 40_000, "coarse", batch=32, lr=7e-4)
 
     def _unet(self, stage, size, count, start, batch=64, **settings):
-        _, tokenizer, text_encoder = self.text()
+        tokenizer, text_encoder = self.text()
         pictures = self.stills("base", count, seed=3, size=size)
         text, empty = unets.text_states(text_encoder, tokenizer, pictures.captions), unets.text_states(text_encoder, tokenizer, [""])
         task = unets.Denoising(self.latents(pictures, f"{stage}-latents"), text, empty, size=batch)
@@ -140,7 +143,7 @@ class Recipe:
 
     def _motion(self, stage, size, count, batch, start, **settings):
         """Paper 4.2: base frozen, linear betas, one timestep a clip, noise of its own for each frame."""
-        _, tokenizer, text_encoder = self.text()
+        tokenizer, text_encoder = self.text()
         z, captions = self.clip_latents("world", count, size, looks=BASE_LOOKS, seed=11)
         text, empty = unets.text_states(text_encoder, tokenizer, captions), unets.text_states(text_encoder, tokenizer, [""]).float()
         unet = self.read("unet", unets.new_unet()).requires_grad_(False)
@@ -161,7 +164,7 @@ class Recipe:
     def look(self, names=SHOWN_LOOKS):
         """Personalised models: rank 8 on all Linear layers, 40 pictures and captions that do not name the look."""
         for name in names:
-            _, tokenizer, text_encoder = self.text()
+            tokenizer, text_encoder = self.text()
             pictures = self.stills(f"look-{name}", 1000, looks=(name,), seed=20 + list(LOOKS).index(name))
             pictures = dataclasses.replace(pictures, pixels=pictures.pixels[:40], captions=pictures.captions[:40])
             task = unets.Denoising(vaes.encode(self.scaled_vae(), pictures.pixels), unets.text_states(text_encoder, tokenizer, pictures.captions), unets.text_states(text_encoder, tokenizer, [""]), size=16)
@@ -174,7 +177,7 @@ class Recipe:
 
     def assemble(self, into: Path = Path("data_samples")):
         """Everything into data_samples/, in half precision: the pipeline, the judge, the motion modules, the looks."""
-        _, tokenizer, text_encoder = self.text()
+        tokenizer, text_encoder = self.text()
         vae = self.scaled_vae("decoder" if (self.folder / "decoder.safetensors").exists() else "vae")
         clip, judge_tokenizer = self.new_judge()
         unet = self.read("unet", unets.new_unet())
@@ -196,7 +199,25 @@ class Recipe:
             history = History.of(self.folder / stage)
             parts = np.array_split(history.losses, min(60, len(history.losses)))
             told["curve"] = [round(float(p.mean()), 4) for p in parts]
+        if (self.folder / "adopted").exists():  # what was done before stays on record
+            before = json.loads((self.folder / "adopted").read_text())
+            made = before | {stage: told | {"went on from": before.get(stage)} for stage, told in made.items()}
         (into / "recipe.json").write_text(json.dumps(made, indent=1) + "\n")
+
+    def adopt(self, shipped: Path | None = None):
+        """Start from what ships instead of from nothing: then `unet`, `motion`, `decoder` go on from the shipped weights, with steps of their own."""
+        shipped = Path(shipped or samples.path("."))
+        pipe = StableDiffusionPipeline.from_pretrained(shipped / "miniature")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, part in {"vae": pipe.vae, "decoder": pipe.vae, "coarse": pipe.unet, "unet": pipe.unet, "text_encoder": pipe.text_encoder, "judge": ImageText.from_pretrained(shipped / "judge"),
+                           "motion_coarse": MotionModules.from_pretrained(shipped / "motion_module"), "motion": MotionModules.from_pretrained(shipped / "motion_module")}.items():
+            save(part.float(), self.folder / f"{name}.safetensors")
+        (self.folder / "scaling_factor.json").write_text(json.dumps(pipe.vae.config.scaling_factor))
+        if (shipped / "judge" / "motion.safetensors").exists():
+            save(eyes.MotionJudge.load(shipped / "judge" / "motion.safetensors"), self.folder / "motion_judge.safetensors")
+        for look in (shipped / "looks").glob("*.safetensors"):
+            save_file({k: v.float() for k, v in load_file(look).items()}, self.folder / f"look-{look.name}")
+        (self.folder / "adopted").write_text((shipped / "recipe.json").read_text())
 
     # ---- what they share
 
@@ -214,10 +235,11 @@ class Recipe:
         return clips.new_clip(tokenizer, (32, 64, 96, 160), (1, 1, 2, 1), 96, 2, seed=1, enlarge=2), tokenizer
 
     def text(self):
-        """The trained CLIP, its tokenizer, and its text half."""
+        """The tokenizer and CLIP's trained text half."""
         model, tokenizer = self.new_clip()
-        self.read("clip", model)
-        return model, tokenizer, model.text_model
+        if (self.folder / "text_encoder.safetensors").exists():  # adopted
+            return tokenizer, self.read("text_encoder", model.text_model)
+        return tokenizer, self.read("clip", model).text_model
 
     def scaled_vae(self, stage: str = "vae"):
         """The VAE with the factor that brings its latents to unit variance, measured once."""
@@ -284,7 +306,7 @@ def reconstruction(vae, x) -> dict:
 
 
 def add_arguments(parser):
-    parser.add_argument("stage", nargs="+", choices=[*STAGES, "all"], help="what to train")
+    parser.add_argument("stage", nargs="+", choices=[*STAGES, "adopt", "all"], help="what to train")
     parser.add_argument("--budget", type=float, default=1.0, help="share of the full number of steps and pictures; 0.02 is a smoke test")
     parser.add_argument("--folder", type=Path, default=Path("runs/miniature"), help="where the work lies")
     parser.add_argument("--seconds", type=float, help="stop a stage after this long in all (resumable)")

@@ -28,7 +28,7 @@ def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatc
     into = tmp_path / "samples"
     into.mkdir()
     tiny.assemble(into)
-    pipe = StableDiffusionPipeline.from_pretrained(into / "miniature")
+    pipe = StableDiffusionPipeline.from_pretrained(into / "miniature", torch_dtype=torch.float32)
     image = pipe("a red balloon over the sea", num_inference_steps=2, height=64, width=64, output_type="np").images[0]
     assert image.shape == (64, 64, 3) and np.isfinite(image).all()
     animator = ak.Animator(into / "miniature", ak.MotionModules.from_pretrained(into / "motion_module"))
@@ -40,6 +40,14 @@ def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatc
     told = json.loads((into / "recipe.json").read_text())
     assert {"vae", "clip", "judge", "coarse", "unet", "decoder", "motion", "look-ink"} <= set(told)
     assert all(t["steps"] == 2 and np.isfinite(t["curve"]).all() for t in told.values())
+
+    later = recipe.Recipe(tmp_path / "later", budget=1e-6)
+    later.adopt(into)
+    monkeypatch.setattr(later, "steps", lambda stage: 1)
+    later.unet()
+    later.assemble(into)
+    told = json.loads((into / "recipe.json").read_text())
+    assert told["unet"]["steps"] == 1 and told["unet"]["went on from"]["steps"] == 2 and told["vae"]["steps"] == 2
 
 
 def test_the_decoder_stage_leaves_the_latents_alone(tiny, monkeypatch):
