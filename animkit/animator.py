@@ -73,6 +73,9 @@ class Alphas(Mapping):
         for attached in self.on_text.get(name, ()):
             attached.alpha = alpha
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.video_unet.alpha
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.video_unet.alpha)
 

@@ -178,8 +178,13 @@ def decode(vae: Any, latents: Tensor, frames_at_once: int = 8) -> Tensor:
     """Latents b c f h w -> pictures b f H W 3, uint8, on the CPU: the image VAE draws each frame alone."""
     b = latents.shape[0]
     z = rearrange(latents, "b c f h w -> (b f) c h w") / vae.config.scaling_factor + (vae.config.shift_factor or 0)
-    if vae.dtype == torch.float16 and vae.config.force_upcast:
-        vae = copy.deepcopy(vae).float()  # SDXL's VAE overflows in half precision
-    drawn = [vae.decode(part.to(vae.dtype)).sample.float().cpu() for part in z.split(frames_at_once)]
+    upcast = vae.dtype == torch.float16 and vae.config.force_upcast  # SDXL's VAE overflows in half precision
+    if upcast:
+        vae.float()  # in place, and back without loss: a copy would hold it twice, and what it is offloaded with
+    try:
+        drawn = [vae.decode(part.to(vae.dtype)).sample.float().cpu() for part in z.split(frames_at_once)]
+    finally:
+        if upcast:
+            vae.half()
     pictures = ((torch.cat(drawn) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return rearrange(pictures, "(b f) c h w -> b f h w c", b=b)

@@ -42,6 +42,9 @@ class Alphas(Mapping):
         self[name]
         self._inserted[name].work.alpha = checked_alpha(alpha, name)
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own would meet the AnimkitError
+        return name in self._inserted
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._inserted)
 

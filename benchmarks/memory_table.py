@@ -68,11 +68,11 @@ def weights(module: torch.nn.Module) -> float:
 
 
 def measure(base: str, motion: str, frames: int, side: int) -> dict[str, float]:
-    """Gigabytes in half precision: the parts' weights, and the peaks of one guided step and of decoding."""
+    """Gigabytes in half precision (SDXL's VAE in single): the parts' weights, and the peaks of one guided step and of decoding."""
     known, half = architecture(base), torch.float16
     with init_empty_weights(include_buffers=True):
         unet = UNet2DConditionModel.from_config(known["unet"]).to(half).eval()
-        vae = AutoencoderKL.from_config(known["vae"]).to(half).eval()
+        vae = AutoencoderKL.from_config(known["vae"]).to(torch.float32 if known["vae"].get("force_upcast") else half).eval()
         texts = [CLIPTextModel(CLIPTextConfig(**known["text_encoder"])).to(half)]
         if "text_encoder_2" in known:
             texts.append(CLIPTextModelWithProjection(CLIPTextConfig(**known["text_encoder_2"])).to(half))
@@ -86,7 +86,7 @@ def measure(base: str, motion: str, frames: int, side: int) -> dict[str, float]:
     added = {"added_cond_kwargs": added} if base == "sdxl" else {}
     result = {"unet": weights(unet), "motion": weights(modules), "vae": weights(vae), "text": sum(map(weights, texts)),
               "step": peak(lambda: video(x, torch.empty((), device="meta"), text, **added))}
-    latent = torch.empty(8, 4, side // 8, side // 8, device="meta", dtype=half)
+    latent = torch.empty(8, 4, side // 8, side // 8, device="meta", dtype=vae.dtype)  # SDXL's overflows in half precision
     result["decode 8"] = peak(lambda: vae.decode(latent))
     result["decode 1"] = peak(lambda: vae.decode(latent[:1]))
     return result

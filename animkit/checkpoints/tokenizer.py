@@ -25,14 +25,14 @@ def clip_tokenizer(folder: str | Path | None = None, pad_token: str = "<|endofte
     tried: list[str] = []
     for place in (folder, os.environ.get("ANIMKIT_TOKENIZER")):
         for candidate in (Path(place), Path(place) / "tokenizer") if place else ():
-            if (candidate / "tokenizer.json").is_file() or (candidate / "vocab.json").is_file():
-                return _from_pretrained(candidate, pad_token)
-            tried.append(f"the folder {candidate} (no tokenizer.json or vocab.json)")
+            if _has_tokenizer(candidate):
+                return _from_folder(candidate, pad_token)
+            tried.append(f"the folder {candidate} (no tokenizer.json, nor vocab.json with merges.txt)")
     for name, subfolder in HUB:
-        try:
-            return _from_pretrained(name, pad_token, subfolder=subfolder, local_files_only=True)
-        except Exception:  # the hub's client has a dozen ways to say "not there", some of them new in each version
-            tried.append(f"the hub's cache of {name}")
+        cached = _in_cache(name, subfolder)
+        if cached is not None:
+            return _from_folder(cached, pad_token)
+        tried.append(f"the hub's cache of {name}")
     for package, file in PACKAGES:
         spec = importlib.util.find_spec(package)  # finds the package without running it
         places = [Path(p) / file for p in (spec.submodule_search_locations or [])] if spec else []
@@ -44,10 +44,28 @@ def clip_tokenizer(folder: str | Path | None = None, pad_token: str = "<|endofte
                        "`pip install open_clip_torch`, whose vocabulary file is enough.")
 
 
-def _from_pretrained(place: str | Path, pad_token: str, **where: Any) -> Any:
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() or ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file())
+
+
+def _in_cache(name: str, subfolder: str) -> Path | None:
+    """The cached folder of a hub's tokenizer. Looked for by hand: transformers 5 makes up an empty tokenizer if there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("vocab.json", "tokenizer.json"):
+        found = try_to_load_from_cache(name, f"{subfolder}/{file}" if subfolder else file)
+        if isinstance(found, str) and _has_tokenizer(Path(found).parent):
+            return Path(found).parent
+    return None
+
+
+def _from_folder(folder: Path, pad_token: str) -> Any:
     from transformers import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(str(place), **where)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # whatever transformers and the tokenizers library say of damaged files
+        raise AnimkitError(f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0][:160]}); fetch it again.") from None
     tokenizer.pad_token = pad_token
     tokenizer.model_max_length = min(tokenizer.model_max_length, 77)
     return tokenizer

@@ -70,3 +70,26 @@ def test_the_real_vocabulary_gives_the_known_numbers(monkeypatch):
     assert len(found) == 49408
     assert found("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
     assert found("Pallas's cat, 4k!").input_ids[0] == 49406
+
+
+def test_from_the_hub_s_cache_without_a_network(nowhere, tmp_path, monkeypatch):
+    """The cache's own form: models--owner--name/refs/main and snapshots/<commit>/files."""
+    import huggingface_hub.constants as hub
+    cache = tmp_path / "hub" / "models--openai--clip-vit-large-patch14"
+    small().save_pretrained(cache / "snapshots" / ("0" * 40))
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(tokenizers, "HUB", (("openai/clip-vit-large-patch14", ""),))
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    if tokenizers._in_cache("openai/clip-vit-large-patch14", "") is None:  # some versions bind the path when they are imported
+        import huggingface_hub.file_download as download
+        monkeypatch.setattr(download, "HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+        if hasattr(download, "constants"):
+            monkeypatch.setattr(download.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert clip_tokenizer()("ab").input_ids == [3, 2, 4]
+
+
+def test_a_damaged_tokenizer_is_not_replaced_by_an_empty_one(nowhere, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(AnimkitError, match="cannot be read"):
+        clip_tokenizer(tmp_path)
