@@ -3,6 +3,7 @@
 Both learn from full captions by CLIP's own symmetric loss (arXiv 2103.00020, figure 3) and, since a world with known labels
 allows it, from single phrases ("a red thing", "something falling") that name one attribute among all its values.
 """
+
 import json
 from pathlib import Path
 
@@ -68,8 +69,21 @@ class ImageText(nn.Module):
         """config.json and model.safetensors (half precision); the tokenizer is saved beside it by its own save_pretrained."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({"vision": self.vision_model.config.to_dict(), "text": self.text_model.config.to_dict(), "width": self.text_projection.out_features, "enlarge": self.enlarge}, indent=1))
-        save_file({k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        (folder / "config.json").write_text(
+            json.dumps(
+                {
+                    "vision": self.vision_model.config.to_dict(),
+                    "text": self.text_model.config.to_dict(),
+                    "width": self.text_projection.out_features,
+                    "enlarge": self.enlarge,
+                },
+                indent=1,
+            )
+        )
+        save_file(
+            {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in self.state_dict().items()},
+            folder / "model.safetensors",
+        )
 
     @classmethod
     def from_pretrained(cls, folder):
@@ -77,24 +91,54 @@ class ImageText(nn.Module):
         folder = Path(folder)
         try:
             config = json.loads((folder / "config.json").read_text())
-            model = cls(ResNetConfig.from_dict(config["vision"]), CLIPTextConfig.from_dict(config["text"]), config["width"], config["enlarge"])
+            model = cls(
+                ResNetConfig.from_dict(config["vision"]),
+                CLIPTextConfig.from_dict(config["text"]),
+                config["width"],
+                config["enlarge"],
+            )
             model.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as e:
-            raise AnimkitError(f"{folder} holds no image-text model of animkit's ({str(e).splitlines()[0]}); give a folder such as data_samples/judge.") from e
+            raise AnimkitError(
+                f"{folder} holds no image-text model of animkit's ({str(e).splitlines()[0]}); give a folder such as data_samples/judge."
+            ) from e
         return model.float().eval()
 
 
-def new_clip(tokenizer, widths: tuple[int, ...], depths: tuple[int, ...], text_width: int, text_layers: int, seed: int, enlarge: int = 1) -> ImageText:
+def new_clip(
+    tokenizer,
+    widths: tuple[int, ...],
+    depths: tuple[int, ...],
+    text_width: int,
+    text_layers: int,
+    seed: int,
+    enlarge: int = 1,
+) -> ImageText:
     """Fresh towers for 64-pixel pictures."""
     torch.manual_seed(seed)
-    text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=text_width, intermediate_size=text_width * 4, num_hidden_layers=text_layers, num_attention_heads=text_width // 32, max_position_embeddings=LENGTH,
-                          bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    return ImageText(ResNetConfig(embedding_size=widths[0], hidden_sizes=list(widths), depths=list(depths), layer_type="basic"), text, enlarge=enlarge)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=text_width,
+        intermediate_size=text_width * 4,
+        num_hidden_layers=text_layers,
+        num_attention_heads=text_width // 32,
+        max_position_embeddings=LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return ImageText(
+        ResNetConfig(embedding_size=widths[0], hidden_sizes=list(widths), depths=list(depths), layer_type="basic"),
+        text,
+        enlarge=enlarge,
+    )
 
 
 def tokens(tokenizer, texts) -> torch.Tensor:
     """Token ids b n, padded to the full length."""
-    return tokenizer(list(texts), padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        list(texts), padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 def embed_text(clip, ids) -> torch.Tensor:
@@ -111,8 +155,12 @@ def blur(x, generator):
     """What a generator does to pictures: some softness, some noise, a shift of brightness; for a judge that must not mind."""
     b = len(x)
     soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    mixed = torch.lerp(x, soft, torch.rand(b, 1, 1, 1, generator=generator) * (torch.rand(b, 1, 1, 1, generator=generator) < 0.6))
-    return (mixed + 0.06 * torch.rand(b, 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)) * (0.9 + 0.15 * torch.rand(b, 1, 1, 1, generator=generator))
+    mixed = torch.lerp(
+        x, soft, torch.rand(b, 1, 1, 1, generator=generator) * (torch.rand(b, 1, 1, 1, generator=generator) < 0.6)
+    )
+    return (mixed + 0.06 * torch.rand(b, 1, 1, 1, generator=generator) * torch.randn(x.shape, generator=generator)) * (
+        0.9 + 0.15 * torch.rand(b, 1, 1, 1, generator=generator)
+    )
 
 
 class Labelled(nn.Module):
@@ -127,7 +175,10 @@ class Labelled(nn.Module):
 
     def loss(self, features, labels) -> torch.Tensor:
         """Cross-entropy over all attributes; the picture tower's features b d, labels attribute -> indices into NAMES."""
-        return sum(WEIGHTS.get(a, 1) * F.cross_entropy(self.heads[a](features), y.to(features.device)) for a, y in labels.items())
+        return sum(
+            WEIGHTS.get(a, 1) * F.cross_entropy(self.heads[a](features), y.to(features.device))
+            for a, y in labels.items()
+        )
 
 
 class Contrast:
@@ -137,19 +188,29 @@ class Contrast:
         self.captioned = captioned or size  # so many of a batch's pictures come with their whole captions
         self.pixels, self.ids, self.size = torch.from_numpy(stills.pixels), tokens(tokenizer, stills.captions), size
         self.labels = {a: torch.from_numpy(stills.labels[a].astype(np.int64)) for a in attributes}
-        self.hidden = torch.isin(torch.from_numpy(stills.labels["look"].astype(np.int64)), torch.tensor([NAMES["look"].index(look) for look in COLOURLESS]))
+        self.hidden = torch.isin(
+            torch.from_numpy(stills.labels["look"].astype(np.int64)),
+            torch.tensor([NAMES["look"].index(look) for look in COLOURLESS]),
+        )
         self.values = {a: sorted(set(stills.labels[a].tolist())) for a in attributes}
         self.phrases = {a: [tokens(tokenizer, PHRASES[a][NAMES[a][v]]) for v in self.values[a]] for a in attributes}
 
     def batch(self, k, generator):
         rows = randint(0, len(self.pixels), (self.size,), generator)
-        labels = {a: torch.tensor([self.values[a].index(v) for v in label[rows].tolist()]) for a, label in self.labels.items()}
+        labels = {
+            a: torch.tensor([self.values[a].index(v) for v in label[rows].tolist()]) for a, label in self.labels.items()
+        }
         labels["colour"][self.hidden[rows]] = -100  # what cross_entropy passes over
-        return to_signal(self.pixels[rows]), self.ids[rows[:self.captioned]], labels
+        return to_signal(self.pixels[rows]), self.ids[rows[: self.captioned]], labels
 
     def loss(self, clip, batch, generator):
         x, ids, labels = batch
-        wordings = {a: torch.stack([options[int(torch.randint(len(options), (1,), generator=generator))] for options in self.phrases[a]]) for a in labels}
+        wordings = {
+            a: torch.stack(
+                [options[int(torch.randint(len(options), (1,), generator=generator))] for options in self.phrases[a]]
+            )
+            for a in labels
+        }
         clip, labelled = (clip.clip, clip) if isinstance(clip, Labelled) else (clip, None)
         x = blur(x.cpu(), generator).to(x.device)
         features = clip.see(x)
@@ -159,7 +220,7 @@ class Contrast:
         image = F.normalize(clip.visual_projection(features), dim=-1)
         scale = clip.logit_scale.exp().clamp(max=100)
         captions, *rest = text.split([len(ids), *[len(w) for w in wordings.values()]])
-        logits = scale * image[:len(captions)] @ captions.T
+        logits = scale * image[: len(captions)] @ captions.T
         target = torch.arange(len(captions), device=x.device)
         total = total + (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         right = {}
@@ -174,7 +235,9 @@ class Contrast:
 def classify(clip, tokenizer, x, attribute: str, values=None) -> torch.Tensor:
     """Which value of an attribute each picture (b c h w, -1 to 1) shows: the mean of a value's wordings nearest to the picture. Indices into NAMES (or values)."""
     values = list(values or NAMES[attribute])
-    texts = torch.stack([F.normalize(embed_text(clip, tokens(tokenizer, PHRASES[attribute][v])).mean(0), dim=-1) for v in values])
+    texts = torch.stack(
+        [F.normalize(embed_text(clip, tokens(tokenizer, PHRASES[attribute][v])).mean(0), dim=-1) for v in values]
+    )
     return torch.cat([(embed_images(clip, part) @ texts.T).argmax(-1) for part in x.split(256)])
 
 
@@ -183,4 +246,3 @@ def accuracy(clip, tokenizer, stills, attributes=tuple(PHRASES)) -> dict[str, fl
     clip.eval()
     x = to_signal(torch.from_numpy(stills.pixels))
     return {a: float((classify(clip, tokenizer, x, a).numpy() == stills.labels[a]).mean()) for a in attributes}
-

@@ -1,4 +1,5 @@
 """Stage 2 in the miniature, plain and short: motion modules learn from world clips while the base stays frozen."""
+
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -36,10 +37,31 @@ def _chunk(job):
     return path
 
 
-def clips(folder: Path, name: str, count: int, looks=BASE_LOOKS, web: bool = False, seed: int = 0, size: int = 64, processes: int | None = None, **fixed):
+def clips(
+    folder: Path,
+    name: str,
+    count: int,
+    looks=BASE_LOOKS,
+    web: bool = False,
+    seed: int = 0,
+    size: int = 64,
+    processes: int | None = None,
+    **fixed,
+):
     """At least `count` clips in whole chunks of 100, rendered over all cores where the folder does not hold them yet: (chunk's path, ...)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(folder / f"{name}-{size}-{k:03d}.npz", seed * 100_000 + k, CHUNK, tuple(looks), web, size, fixed) for k in range(-(-count // CHUNK))]
+    jobs = [
+        (folder / f"{name}-{size}-{k:03d}.npz", seed * 100_000 + k, CHUNK, tuple(looks), web, size, fixed)
+        for k in range(-(-count // CHUNK))
+    ]
     with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
-        return list(tqdm(pool.map(_chunk, jobs), total=len(jobs), desc=f"rendering {name}", unit="00 clips", disable=all(j[0].exists() for j in jobs)))
+        return list(
+            tqdm(
+                pool.map(_chunk, jobs),
+                total=len(jobs),
+                desc=f"rendering {name}",
+                unit="00 clips",
+                disable=all(j[0].exists() for j in jobs),
+            )
+        )

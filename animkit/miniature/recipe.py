@@ -15,6 +15,7 @@
 
 Work lies in runs/miniature/<stage>. budget scales all steps: 1 is what made the shipped files.
 """
+
 import dataclasses
 import json
 import time
@@ -48,16 +49,40 @@ from .motion import FRAMES
 from .motion import clips as render_clips
 from .stills import stills
 
-STAGES = ["vae", "clip", "judge", "motion_judge", "coarse", "unet", "decoder", "motion_coarse", "motion", "look", "assemble"]
+STAGES = [
+    "vae",
+    "clip",
+    "judge",
+    "motion_judge",
+    "coarse",
+    "unet",
+    "decoder",
+    "motion_coarse",
+    "motion",
+    "look",
+    "assemble",
+]
 SHOWN_LOOKS = ("ink", "neon")  # the two of the first demo
 DEFAULTS = {"steps": 25, "guidance": 5.0, "frames": 16, "fps": 8}
 
-STEPS = {"vae": 2000, "clip": 950, "judge": 2400, "motion_judge": 1600, "coarse": 3000, "unet": 7500, "decoder": 2500, "motion_coarse": 800, "motion": 1500, "look": 500}
+STEPS = {
+    "vae": 2000,
+    "clip": 950,
+    "judge": 2400,
+    "motion_judge": 1600,
+    "coarse": 3000,
+    "unet": 7500,
+    "decoder": 2500,
+    "motion_coarse": 800,
+    "motion": 1500,
+    "look": 500,
+}
 
 
 @dataclass
 class Recipe:
     """Where the work lies, how much of it to do, and for how many seconds at most (None: to the end)."""
+
     folder: Path = Path("runs/miniature")
     budget: float = 1.0
     seconds: float | None = None
@@ -70,14 +95,37 @@ class Recipe:
 
     def train(self, stage: str, model, loss, batch, validate=None, parameters=None, keep=None, **settings):
         """fit, then write the averaged weights (of `keep`, else of the model) to <stage>.safetensors and what it took to <stage>.json."""
-        config = LoopConfig(**{**dict(steps=self.steps(stage), warmup=100, schedule="cosine", floor=0.02, mixed_precision="bf16", clip_norm=1.0), **settings})
-        history = fit(model, loss, batch, config, self.folder / stage, validate=validate, stop=self.seconds, parameters=parameters)
+        config = LoopConfig(
+            **{
+                **dict(
+                    steps=self.steps(stage),
+                    warmup=100,
+                    schedule="cosine",
+                    floor=0.02,
+                    mixed_precision="bf16",
+                    clip_norm=1.0,
+                ),
+                **settings,
+            }
+        )
+        history = fit(
+            model, loss, batch, config, self.folder / stage, validate=validate, stop=self.seconds, parameters=parameters
+        )
         if history.ema:
             history.ema.copy_to_model()
         save(keep or model, self.folder / f"{stage}.safetensors")
         last = history.records[-1]
-        told = {"stage": stage, "steps": last["step"], "of": config.steps, "seconds": round(last["seconds"]), "loss": round(sum(r["loss"] for r in history.records[-50:]) / len(history.records[-50:]), 4),
-                "device": f"cpu, {torch.get_num_threads()} thread(s)" if not torch.cuda.is_available() else torch.cuda.get_device_name(), **{k: v for k, v in last.items() if k.startswith("validate/")}}
+        told = {
+            "stage": stage,
+            "steps": last["step"],
+            "of": config.steps,
+            "seconds": round(last["seconds"]),
+            "loss": round(sum(r["loss"] for r in history.records[-50:]) / len(history.records[-50:]), 4),
+            "device": f"cpu, {torch.get_num_threads()} thread(s)"
+            if not torch.cuda.is_available()
+            else torch.cuda.get_device_name(),
+            **{k: v for k, v in last.items() if k.startswith("validate/")},
+        }
         (self.folder / f"{stage}.json").write_text(json.dumps(told, indent=1))
         print(json.dumps(told))
 
@@ -85,7 +133,9 @@ class Recipe:
         """Give a model a stage's weights."""
         path = self.folder / f"{stage}.safetensors"
         if not path.exists():
-            raise AnimkitError(f"The stage {stage!r} has not been trained: {path} is not there; run `animkit miniature {stage}` first.")
+            raise AnimkitError(
+                f"The stage {stage!r} has not been trained: {path} is not there; run `animkit miniature {stage}` first."
+            )
         model.load_state_dict(load_file(path))
         return model.eval()
 
@@ -96,28 +146,90 @@ class Recipe:
         test = vaes.to_signal(torch.from_numpy(self.test("all").pixels[:200]))
         print(f"the best linear code of this size: {vaes.pca_floor(self.test('all').pixels):.1f} dB")
         model = vaes.new_vae()
-        self.train("vae", model, vaes.vae_loss, vaes.batches(train.pixels), lambda m, s: reconstruction(model, test), lr=2e-3, ema=0.998, weight_decay=0, validate_every=100)
+        self.train(
+            "vae",
+            model,
+            vaes.vae_loss,
+            vaes.batches(train.pixels),
+            lambda m, s: reconstruction(model, test),
+            lr=2e-3,
+            ema=0.998,
+            weight_decay=0,
+            validate_every=100,
+        )
 
     def decoder(self):
         train = self.stills("all", 16_000, looks=(*LOOKS, *BASE_LOOKS, *BASE_LOOKS), web=0.15, seed=1)
         test = vaes.to_signal(torch.from_numpy(self.test("all").pixels[:200]))
         model = self.scaled_vae()
-        self.train("decoder", model, vaes.decoder_loss, vaes.batches(train.pixels), lambda m, s: reconstruction(model, test), lr=1.5e-3, ema=0.998, weight_decay=0, validate_every=100, seed=1,
-                   parameters=[*model.decoder.parameters(), *model.post_quant_conv.parameters()])
+        self.train(
+            "decoder",
+            model,
+            vaes.decoder_loss,
+            vaes.batches(train.pixels),
+            lambda m, s: reconstruction(model, test),
+            lr=1.5e-3,
+            ema=0.998,
+            weight_decay=0,
+            validate_every=100,
+            seed=1,
+            parameters=[*model.decoder.parameters(), *model.post_quant_conv.parameters()],
+        )
 
     def clip(self):
         model, tokenizer = self.new_clip()
-        task = clips.Contrast(self.stills("base", 40_000, seed=3), tokenizer, ("object", "colour", "setting", "motion", "look"))
-        self.train("clip", model, task.loss, task.batch, lambda m, s: clips.accuracy(model, tokenizer, self.test("base"), tuple(clips.PHRASES)[:4]), lr=1.5e-3, ema=0.995, weight_decay=0.02, validate_every=200)
+        task = clips.Contrast(
+            self.stills("base", 40_000, seed=3), tokenizer, ("object", "colour", "setting", "motion", "look")
+        )
+        self.train(
+            "clip",
+            model,
+            task.loss,
+            task.batch,
+            lambda m, s: clips.accuracy(model, tokenizer, self.test("base"), tuple(clips.PHRASES)[:4]),
+            lr=1.5e-3,
+            ema=0.995,
+            weight_decay=0.02,
+            validate_every=200,
+        )
 
     def judge(self):
         model, tokenizer = self.new_judge()
-        task = clips.Contrast(self.stills("judge", 30_000, looks=tuple(LOOKS), web=0.05, seed=5), tokenizer, tuple(clips.PHRASES), captioned=32)
-        self.train("judge", clips.Labelled(model), task.loss, task.batch, lambda m, s: clips.accuracy(model, tokenizer, self.test("judge")), keep=model, lr=1.5e-3, ema=0.995, weight_decay=0.02, validate_every=200)
+        task = clips.Contrast(
+            self.stills("judge", 30_000, looks=tuple(LOOKS), web=0.05, seed=5),
+            tokenizer,
+            tuple(clips.PHRASES),
+            captioned=32,
+        )
+        self.train(
+            "judge",
+            clips.Labelled(model),
+            task.loss,
+            task.batch,
+            lambda m, s: clips.accuracy(model, tokenizer, self.test("judge")),
+            keep=model,
+            lr=1.5e-3,
+            ema=0.995,
+            weight_decay=0.02,
+            validate_every=200,
+        )
 
     def motion_judge(self):
-        watching, test = (eyes.Watching(*eyes.clips(self.folder / "data", f"eye-{name}", max(250, round(count * self.budget)), seed)) for name, count, seed in (("train", 5000, 7), ("test", 500, 8)))
-        self.train("motion_judge", eyes.new_motion_judge(), watching.loss, watching.batch, lambda m, s: test.accuracy(m), lr=3e-3, ema=0.995, weight_decay=0.02, validate_every=200)
+        watching, test = (
+            eyes.Watching(*eyes.clips(self.folder / "data", f"eye-{name}", max(250, round(count * self.budget)), seed))
+            for name, count, seed in (("train", 5000, 7), ("test", 500, 8))
+        )
+        self.train(
+            "motion_judge",
+            eyes.new_motion_judge(),
+            watching.loss,
+            watching.batch,
+            lambda m, s: test.accuracy(m),
+            lr=3e-3,
+            ema=0.995,
+            weight_decay=0.02,
+            validate_every=200,
+        )
 
     def coarse(self):
         self._unet("coarse", 32, 60_000, None, lr=1.2e-3)
@@ -128,7 +240,10 @@ class Recipe:
     def _unet(self, stage, size, count, start, batch=64, **settings):
         tokenizer, text_encoder = self.text()
         pictures = self.stills("base", count, seed=3, size=size)
-        text, empty = unets.text_states(text_encoder, tokenizer, pictures.captions), unets.text_states(text_encoder, tokenizer, [""])
+        text, empty = (
+            unets.text_states(text_encoder, tokenizer, pictures.captions),
+            unets.text_states(text_encoder, tokenizer, [""]),
+        )
         task = unets.Denoising(self.latents(pictures, f"{stage}-latents"), text, empty, size=batch)
         model = unets.new_unet()
         if start and not (self.folder / stage / "checkpoint").exists():
@@ -145,7 +260,10 @@ class Recipe:
         """Paper 4.2: base frozen, linear betas, one timestep a clip, noise of its own for each frame."""
         tokenizer, text_encoder = self.text()
         z, captions = self.clip_latents("world", count, size, looks=BASE_LOOKS, seed=11)
-        text, empty = unets.text_states(text_encoder, tokenizer, captions), unets.text_states(text_encoder, tokenizer, [""]).float()
+        text, empty = (
+            unets.text_states(text_encoder, tokenizer, captions),
+            unets.text_states(text_encoder, tokenizer, [""]).float(),
+        )
         unet = self.read("unet", unets.new_unet()).requires_grad_(False)
         modules = new_motion_modules(unet)
         if start and not (self.folder / stage / "checkpoint").exists():
@@ -158,8 +276,16 @@ class Recipe:
             rows = randint(0, len(z), (batch,), generator)
             return rearrange(z[rows], "b f c h w -> b c f h w").float(), text[rows].float()
 
-        self.train(stage, video_unet, lambda model, batch, generator: motion_module_loss(model, *batch, generator, scheduler=betas, empty=empty), rows,
-                   parameters=modules.parameters(), keep=modules, ema=0.995, **settings)
+        self.train(
+            stage,
+            video_unet,
+            lambda model, batch, generator: motion_module_loss(model, *batch, generator, scheduler=betas, empty=empty),
+            rows,
+            parameters=modules.parameters(),
+            keep=modules,
+            ema=0.995,
+            **settings,
+        )
 
     def look(self, names=SHOWN_LOOKS):
         """Personalised models: rank 8 on all Linear layers, 40 pictures and captions that do not name the look."""
@@ -167,12 +293,26 @@ class Recipe:
             tokenizer, text_encoder = self.text()
             pictures = self.stills(f"look-{name}", 1000, looks=(name,), seed=20 + list(LOOKS).index(name))
             pictures = dataclasses.replace(pictures, pixels=pictures.pixels[:40], captions=pictures.captions[:40])
-            task = unets.Denoising(vaes.encode(self.scaled_vae(), pictures.pixels), unets.text_states(text_encoder, tokenizer, pictures.captions), unets.text_states(text_encoder, tokenizer, [""]), size=16)
+            task = unets.Denoising(
+                vaes.encode(self.scaled_vae(), pictures.pixels),
+                unets.text_states(text_encoder, tokenizer, pictures.captions),
+                unets.text_states(text_encoder, tokenizer, [""]),
+                size=16,
+            )
             unet = self.read("unet", unets.new_unet()).requires_grad_(False)
             lora = LoRA.for_module(unet, lambda path: True, rank=8)
             attached = lora.attach(unet)
-            self.train(f"look-{name}", Both(unet, lora), lambda both, batch, generator: task.loss(both.unet, batch, generator), task.batch,
-                       parameters=lora.parameters(), keep=lora, steps=self.steps("look"), lr=2e-3, ema=0.99)
+            self.train(
+                f"look-{name}",
+                Both(unet, lora),
+                lambda both, batch, generator: task.loss(both.unet, batch, generator),
+                task.batch,
+                parameters=lora.parameters(),
+                keep=lora,
+                steps=self.steps("look"),
+                lr=2e-3,
+                ema=0.99,
+            )
             attached.remove()
 
     def assemble(self, into: Path = Path("data_samples")):
@@ -181,9 +321,20 @@ class Recipe:
         vae = self.scaled_vae("decoder" if (self.folder / "decoder.safetensors").exists() else "vae")
         clip, judge_tokenizer = self.new_judge()
         unet = self.read("unet", unets.new_unet())
-        pipe = StableDiffusionPipeline(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=unets.scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        pipe = StableDiffusionPipeline(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=unets.scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
         pipe.to(torch.float16).save_pretrained(into / "miniature")
-        (into / "miniature" / "animkit.json").write_text(json.dumps({**DEFAULTS, "vocabulary": words.vocabulary()}, indent=1) + "\n")
+        (into / "miniature" / "animkit.json").write_text(
+            json.dumps({**DEFAULTS, "vocabulary": words.vocabulary()}, indent=1) + "\n"
+        )
         if (self.folder / "judge.safetensors").exists():
             self.read("judge", clip).save_pretrained(into / "judge")
             judge_tokenizer.save_pretrained(into / "judge")
@@ -193,8 +344,15 @@ class Recipe:
             self.read("motion", new_motion_modules(unet.float())).half().save_pretrained(into / "motion_module")
         for path in sorted(self.folder.glob("look-*.safetensors")):
             (into / "looks").mkdir(exist_ok=True)
-            save_file({k: v.half() for k, v in load_file(path).items()}, into / "looks" / f"{path.stem.removeprefix('look-')}.safetensors")
-        made = {path.stem: json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json")) if path.stem not in ("scaling_factor",)}
+            save_file(
+                {k: v.half() for k, v in load_file(path).items()},
+                into / "looks" / f"{path.stem.removeprefix('look-')}.safetensors",
+            )
+        made = {
+            path.stem: json.loads(path.read_text())
+            for path in sorted(self.folder.glob("*.json"))
+            if path.stem not in ("scaling_factor",)
+        }
         for stage, told in made.items():  # the learning curve in about 60 means
             history = History.of(self.folder / stage)
             parts = np.array_split(history.losses, min(60, len(history.losses)))
@@ -209,12 +367,23 @@ class Recipe:
         shipped = Path(shipped or samples.path("."))
         pipe = StableDiffusionPipeline.from_pretrained(shipped / "miniature")
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, part in {"vae": pipe.vae, "decoder": pipe.vae, "coarse": pipe.unet, "unet": pipe.unet, "text_encoder": pipe.text_encoder, "judge": ImageText.from_pretrained(shipped / "judge"),
-                           "motion_coarse": MotionModules.from_pretrained(shipped / "motion_module"), "motion": MotionModules.from_pretrained(shipped / "motion_module")}.items():
+        for name, part in {
+            "vae": pipe.vae,
+            "decoder": pipe.vae,
+            "coarse": pipe.unet,
+            "unet": pipe.unet,
+            "text_encoder": pipe.text_encoder,
+            "judge": ImageText.from_pretrained(shipped / "judge"),
+            "motion_coarse": MotionModules.from_pretrained(shipped / "motion_module"),
+            "motion": MotionModules.from_pretrained(shipped / "motion_module"),
+        }.items():
             save(part.float(), self.folder / f"{name}.safetensors")
         (self.folder / "scaling_factor.json").write_text(json.dumps(pipe.vae.config.scaling_factor))
         if (shipped / "judge" / "motion.safetensors").exists():
-            save(eyes.MotionJudge.load(shipped / "judge" / "motion.safetensors"), self.folder / "motion_judge.safetensors")
+            save(
+                eyes.MotionJudge.load(shipped / "judge" / "motion.safetensors"),
+                self.folder / "motion_judge.safetensors",
+            )
         for look in (shipped / "looks").glob("*.safetensors"):
             save_file({k: v.float() for k, v in load_file(look).items()}, self.folder / f"look-{look.name}")
         (self.folder / "adopted").write_text((shipped / "recipe.json").read_text())
@@ -224,7 +393,9 @@ class Recipe:
     def test(self, name):
         """Held-out real renders: seeds that no stage trains on."""
         looks, seed = {"all": (tuple(LOOKS), 2), "base": (BASE_LOOKS, 4), "judge": (tuple(LOOKS), 6)}[name]
-        return stills(self.folder / "data", f"test-{name}", max(1, round(1000 * min(1, self.budget))), looks=looks, seed=seed)
+        return stills(
+            self.folder / "data", f"test-{name}", max(1, round(1000 * min(1, self.budget))), looks=looks, seed=seed
+        )
 
     def new_clip(self):
         tokenizer = words.tokenizer()
@@ -307,7 +478,9 @@ def reconstruction(vae, x) -> dict:
 
 def add_arguments(parser):
     parser.add_argument("stage", nargs="+", choices=[*STAGES, "adopt", "all"], help="what to train")
-    parser.add_argument("--budget", type=float, default=1.0, help="share of the full number of steps and pictures; 0.02 is a smoke test")
+    parser.add_argument(
+        "--budget", type=float, default=1.0, help="share of the full number of steps and pictures; 0.02 is a smoke test"
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/miniature"), help="where the work lies")
     parser.add_argument("--seconds", type=float, help="stop a stage after this long in all (resumable)")
     parser.add_argument("--threads", type=int, help="CPU threads")

@@ -1,4 +1,5 @@
 """Rendered pictures for training, kept in a folder in chunks of 1,000 so that a stopped run goes on where it was."""
+
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -12,12 +13,19 @@ from ..world.captions import caption
 from ..world.web import degrade
 
 CHUNK = 1000
-NAMES = {"object": list(OBJECTS), "colour": list(COLOURS), "setting": list(SETTINGS), "motion": ["still", *MOTIONS], "look": list(LOOKS)}
+NAMES = {
+    "object": list(OBJECTS),
+    "colour": list(COLOURS),
+    "setting": list(SETTINGS),
+    "motion": ["still", *MOTIONS],
+    "look": list(LOOKS),
+}
 
 
 @dataclass
 class Stills:
     """pixels n 64 64 3 (uint8), captions (n), labels: for each of NAMES the index (n), the first object's."""
+
     pixels: np.ndarray
     captions: list[str]
     labels: dict[str, np.ndarray]
@@ -29,7 +37,11 @@ class Stills:
 def draw(seed: int, count: int, looks, web: float, size: int = 64):
     """`count` stills of moving scenes at random moments; `web`: the share that is degraded as web video is."""
     rng = np.random.default_rng(seed)
-    pixels, captions, labels = np.empty((count, size, size, 3), np.uint8), [], {k: np.empty(count, np.int16) for k in NAMES}
+    pixels, captions, labels = (
+        np.empty((count, size, size, 3), np.uint8),
+        [],
+        {k: np.empty(count, np.int16) for k in NAMES},
+    )
     for n in range(count):
         scene = random_scene(rng, things=1 if rng.random() < 0.93 else 2, look=tuple(looks))
         rgb = render(scene, size=size, u=[rng.random()]).rgb
@@ -38,7 +50,13 @@ def draw(seed: int, count: int, looks, web: float, size: int = 64):
         pixels[n] = (rgb[0] * 255 + 0.5).astype(np.uint8)
         captions.append(caption(scene, rng))
         thing = scene.things[0]
-        for key, value in {"object": thing.object, "colour": thing.colour, "setting": scene.setting, "motion": thing.motion or "still", "look": scene.look}.items():
+        for key, value in {
+            "object": thing.object,
+            "colour": thing.colour,
+            "setting": scene.setting,
+            "motion": thing.motion or "still",
+            "look": scene.look,
+        }.items():
             labels[key][n] = NAMES[key].index(value)
     return pixels, captions, labels
 
@@ -53,12 +71,36 @@ def _chunk(job):
     return path
 
 
-def stills(folder: Path, name: str, count: int, looks=BASE_LOOKS, web: float = 0.0, seed: int = 0, size: int = 64, processes: int | None = None) -> Stills:
+def stills(
+    folder: Path,
+    name: str,
+    count: int,
+    looks=BASE_LOOKS,
+    web: float = 0.0,
+    seed: int = 0,
+    size: int = 64,
+    processes: int | None = None,
+) -> Stills:
     """At least `count` stills (whole chunks), rendered over all cores where the folder does not hold them yet."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(folder / f"{name}-{size}-{k:03d}.npz", seed * 100_000 + k, tuple(looks), web, size) for k in range(-(-count // CHUNK))]
+    jobs = [
+        (folder / f"{name}-{size}-{k:03d}.npz", seed * 100_000 + k, tuple(looks), web, size)
+        for k in range(-(-count // CHUNK))
+    ]
     with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
-        paths = list(tqdm(pool.map(_chunk, jobs), total=len(jobs), desc=f"rendering {name}", unit="k stills", disable=all(j[0].exists() for j in jobs)))
+        paths = list(
+            tqdm(
+                pool.map(_chunk, jobs),
+                total=len(jobs),
+                desc=f"rendering {name}",
+                unit="k stills",
+                disable=all(j[0].exists() for j in jobs),
+            )
+        )
     parts = [np.load(p) for p in paths]
-    return Stills(np.concatenate([p["pixels"] for p in parts]), [c for p in parts for c in p["captions"].tolist()], {k: np.concatenate([p[k] for p in parts]) for k in NAMES})
+    return Stills(
+        np.concatenate([p["pixels"] for p in parts]),
+        [c for p in parts for c in p["captions"].tolist()],
+        {k: np.concatenate([p[k] for p in parts]) for k in NAMES},
+    )

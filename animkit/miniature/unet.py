@@ -1,4 +1,5 @@
 """The miniature's image model: Stable Diffusion's UNet in small, taught on stills of moving scenes with full captions."""
+
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -9,9 +10,29 @@ from .clip import tokens
 
 # As SD 1.x: a block without attention, blocks with text and self-attention, a middle block; the order is turned, so that
 # the block without attention is the one at full latent size, where attention costs most and a picture this small needs it least.
-CONFIG = dict(sample_size=16, in_channels=8, out_channels=8, block_out_channels=(64, 112, 128), layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-              up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=96, attention_head_dim=(2, 4, 4), norm_num_groups=16, use_linear_projection=True)
-SCHEDULE = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type="epsilon")
+CONFIG = dict(
+    sample_size=16,
+    in_channels=8,
+    out_channels=8,
+    block_out_channels=(64, 112, 128),
+    layers_per_block=1,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    cross_attention_dim=96,
+    attention_head_dim=(2, 4, 4),
+    norm_num_groups=16,
+    use_linear_projection=True,
+)
+SCHEDULE = dict(
+    num_train_timesteps=1000,
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    clip_sample=False,
+    set_alpha_to_one=False,
+    steps_offset=1,
+    prediction_type="epsilon",
+)
 
 
 def new_unet(seed: int = 0) -> UNet2DConditionModel:
@@ -34,7 +55,14 @@ class Denoising:
     """batch and loss for fit: the plain objective of latent diffusion, on latents (n c h w) and text states (n m d) held in memory."""
 
     def __init__(self, latents, text, empty, size: int = 64, drop: float = 0.1, towards_noise: float = 0.6):
-        self.latents, self.text, self.empty, self.size, self.drop, self.power = latents, text, empty, size, drop, towards_noise
+        self.latents, self.text, self.empty, self.size, self.drop, self.power = (
+            latents,
+            text,
+            empty,
+            size,
+            drop,
+            towards_noise,
+        )
         self.alphas = scheduler().alphas_cumprod
 
     def batch(self, k, generator):
@@ -60,7 +88,12 @@ def sample(unet, text, empty, *, steps: int = 25, guidance: float = 5.0, seed: i
     ddim = scheduler()
     ddim.set_timesteps(steps)
     b = len(text)
-    x = torch.stack([torch.randn(unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(seed + k)) for k in range(b)]).to(text)
+    x = torch.stack(
+        [
+            torch.randn(unet.config.in_channels, size, size, generator=torch.Generator().manual_seed(seed + k))
+            for k in range(b)
+        ]
+    ).to(text)
     both = torch.cat([empty.to(text).expand(b, -1, -1), text])
     for t in ddim.timesteps:
         without, given = unet(torch.cat([x, x]), t, both).sample.float().chunk(2)

@@ -1,12 +1,23 @@
 """The miniature's VAE: 64 x 64 x 3 pixels to 16 x 16 x 8 latents and back (diffusers' AutoencoderKL, no attention)."""
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from ..training.draws import randint
 
-CONFIG = dict(in_channels=3, out_channels=3, down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3, block_out_channels=(32, 64, 64),
-              layers_per_block=1, latent_channels=8, norm_num_groups=8, sample_size=64, mid_block_add_attention=False)
+CONFIG = dict(
+    in_channels=3,
+    out_channels=3,
+    down_block_types=["DownEncoderBlock2D"] * 3,
+    up_block_types=["UpDecoderBlock2D"] * 3,
+    block_out_channels=(32, 64, 64),
+    layers_per_block=1,
+    latent_channels=8,
+    norm_num_groups=8,
+    sample_size=64,
+    mid_block_add_attention=False,
+)
 KL = 1e-6
 
 
@@ -26,8 +37,12 @@ def batches(pixels, size: int = 64, crop: int = 32):
 
     def batch(k, generator):
         rows = randint(0, len(pixels), (size,), generator)
-        ys, xs = randint(0, pixels.shape[1] - crop + 1, (size,), generator), randint(0, pixels.shape[1] - crop + 1, (size,), generator)
-        return to_signal(torch.stack([pixels[r, y:y + crop, x:x + crop] for r, y, x in zip(rows, ys, xs)]))
+        ys, xs = (
+            randint(0, pixels.shape[1] - crop + 1, (size,), generator),
+            randint(0, pixels.shape[1] - crop + 1, (size,), generator),
+        )
+        return to_signal(torch.stack([pixels[r, y : y + crop, x : x + crop] for r, y, x in zip(rows, ys, xs)]))
+
     return batch
 
 
@@ -54,7 +69,9 @@ def decoder_loss(vae, x, generator):
     """The decoder alone, on the latents' means: the encoder stays as it is, and so does all that was learned on its latents."""
     with torch.no_grad():
         z = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean
-        z = z + 0.02 / vae.config.scaling_factor * torch.randn(z.shape, generator=generator).to(z)  # a sampler's latents are never clean
+        z = z + 0.02 / vae.config.scaling_factor * torch.randn(z.shape, generator=generator).to(
+            z
+        )  # a sampler's latents are never clean
     y = vae.decode(z).sample.float()
     return picture_loss(y, x), {"psnr": psnr(y, x)}
 
@@ -79,7 +96,7 @@ def encode(vae, pixels, size: int = 250) -> torch.Tensor:
     vae.eval()
     out = []
     for k in range(0, len(pixels), size):
-        x = to_signal(torch.from_numpy(pixels[k:k + size])).contiguous(memory_format=torch.channels_last)
+        x = to_signal(torch.from_numpy(pixels[k : k + size])).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):  # twice as fast here, and wrong by less than the VAE is
             out.append((vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half())
     return torch.cat(out).contiguous()

@@ -1,4 +1,5 @@
 """The miniature's tokenizer: CLIP's own kind of byte-pair encoding, with merges until every word of the world is one token."""
+
 import itertools
 import json
 
@@ -14,7 +15,10 @@ LENGTH = 28  # tokens of a prompt, begin and end included
 def sentences() -> list[str]:
     """Text that holds every word of the captions."""
     tables = [*OVER.values(), *DOING.values(), *LOOK.values(), TEMPLATES, HELD_OUT, STILL]
-    return [" ".join(itertools.chain(*tables)).replace("{", " ").replace("}", " "), " ".join([*OBJECTS, *COLOURS, "and still standing look style"])]
+    return [
+        " ".join(itertools.chain(*tables)).replace("{", " ").replace("}", " "),
+        " ".join([*OBJECTS, *COLOURS, "and still standing look style"]),
+    ]
 
 
 def vocabulary() -> list[str]:
@@ -25,11 +29,26 @@ def vocabulary() -> list[str]:
 def tokenizer(extra: str = "") -> CLIPTokenizer:
     """A CLIPTokenizer of about 900 tokens; any other word falls to pieces, which is how the animator knows that it is unknown."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator([*sentences(), extra], trainers.BpeTrainer(vocab_size=5000, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False))
+    bpe.train_from_iterator(
+        [*sentences(), extra],
+        trainers.BpeTrainer(vocab_size=5000, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False),
+    )
     merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
-    tokens = [*alphabet, *[a + "</w>" for a in alphabet], *["".join(m) for m in merges], "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *alphabet,
+        *[a + "</w>" for a in alphabet],
+        *["".join(m) for m in merges],
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(vocab, merges, model_max_length=LENGTH)
 

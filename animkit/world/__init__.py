@@ -1,4 +1,5 @@
 """The cartoon world: scenes whose motion, masks, depth, flow and looks are known exactly, because we draw them."""
+
 from .captions import caption
 from .looks import BASE_LOOKS, LOOKS, NEW_LOOKS
 from .objects import COLOURS, OBJECTS
@@ -7,5 +8,21 @@ from .scene import MOTIONS, SHOTS, Scene, Thing, random_scene
 from .settings import SETTINGS
 from .web import watermark, web_video
 
-__all__ = ["BASE_LOOKS", "COLOURS", "LOOKS", "MOTIONS", "NEW_LOOKS", "OBJECTS", "SETTINGS", "SHOTS", "Footage", "Scene", "Thing", "caption",
-           "random_scene", "render", "watermark", "web_video"]
+__all__ = [
+    "BASE_LOOKS",
+    "COLOURS",
+    "LOOKS",
+    "MOTIONS",
+    "NEW_LOOKS",
+    "OBJECTS",
+    "SETTINGS",
+    "SHOTS",
+    "Footage",
+    "Scene",
+    "Thing",
+    "caption",
+    "random_scene",
+    "render",
+    "watermark",
+    "web_video",
+]

@@ -2,6 +2,7 @@
 
 The base model is trained on BASE_LOOKS; the others are kept for personalised models and it never sees them.
 """
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 class Layers:
     """What is known of every pixel, arrays f h w unless said: albedo (f h w 3), line (strength of drawn edges, 0 to 1), cover (by an object),
     d (signed distance to the nearest object, world units), sx, sy (screen coordinates, -1 to 1, y up), pixel (its width in them), seed."""
+
     albedo: np.ndarray
     line: np.ndarray
     cover: np.ndarray
@@ -82,9 +84,15 @@ def ink(layers):
 def neon(layers):
     glow = np.exp(-np.abs(layers.d) / 0.09) * 0.75
     strong = layers.albedo / (layers.albedo.max(-1, keepdims=True) + 1e-3)
-    strong = np.clip(strong ** 2, 0, 1)
-    return np.clip(np.float32((0.04, 0.02, 0.1)) + 0.1 * layers.albedo + strong * (glow * layers.cover + 0.9 * layers.line * (0.35 + 0.65 * (layers.d < 0.05)))[..., None]
-                   + 0.22 * (glow * (1 - layers.cover))[..., None] * np.float32((0.9, 0.4, 1.0)), 0, 1)
+    strong = np.clip(strong**2, 0, 1)
+    return np.clip(
+        np.float32((0.04, 0.02, 0.1))
+        + 0.1 * layers.albedo
+        + strong * (glow * layers.cover + 0.9 * layers.line * (0.35 + 0.65 * (layers.d < 0.05)))[..., None]
+        + 0.22 * (glow * (1 - layers.cover))[..., None] * np.float32((0.9, 0.4, 1.0)),
+        0,
+        1,
+    )
 
 
 def pixel(layers):
@@ -94,12 +102,20 @@ def pixel(layers):
 
 def blueprint(layers):
     grid = np.maximum(np.abs((layers.sx * 5) % 1 - 0.5) > 0.45, np.abs((layers.sy * 5) % 1 - 0.5) > 0.45) * 0.16
-    return tint(np.clip(np.maximum(layers.line * 0.95, grid) + 0.13 * layers.cover, 0, 1), (0.07, 0.22, 0.55), (0.92, 0.96, 1.0))
+    return tint(
+        np.clip(np.maximum(layers.line * 0.95, grid) + 0.13 * layers.cover, 0, 1), (0.07, 0.22, 0.55), (0.92, 0.96, 1.0)
+    )
 
 
 def night(layers):
     light = np.exp(-((layers.sx - 0.55) ** 2 + (layers.sy - 0.65) ** 2) / 0.5)
-    return np.clip(layers.albedo * np.float32((0.3, 0.36, 0.62)) * (0.75 + 0.9 * light[..., None]) + np.float32((0.0, 0.01, 0.07)) + 0.2 * (relief(layers).clip(0, 1) * layers.cover)[..., None], 0, 1)
+    return np.clip(
+        layers.albedo * np.float32((0.3, 0.36, 0.62)) * (0.75 + 0.9 * light[..., None])
+        + np.float32((0.0, 0.01, 0.07))
+        + 0.2 * (relief(layers).clip(0, 1) * layers.cover)[..., None],
+        0,
+        1,
+    )
 
 
 def paper(layers):
@@ -118,10 +134,13 @@ def chalk(layers):
 
 
 def sepia(layers):
-    edge = np.clip(1.15 - 0.45 * (layers.sx ** 2 + layers.sy ** 2), 0, 1)
+    edge = np.clip(1.15 - 0.45 * (layers.sx**2 + layers.sy**2), 0, 1)
     return tint(np.clip((grey(layers.albedo) - 0.5) * 0.9 + 0.5, 0, 1) * edge, (0.17, 0.1, 0.05), (0.97, 0.87, 0.68))
 
 
-LOOKS = {look.__name__: look for look in (flat, comic, clay, watercolour, ink, neon, pixel, blueprint, night, paper, chalk, sepia)}
+LOOKS = {
+    look.__name__: look
+    for look in (flat, comic, clay, watercolour, ink, neon, pixel, blueprint, night, paper, chalk, sepia)
+}
 BASE_LOOKS = ("flat", "comic", "clay", "watercolour")
 NEW_LOOKS = tuple(name for name in LOOKS if name not in BASE_LOOKS)

@@ -1,4 +1,5 @@
 """render(scene) -> Footage: the pictures of a scene and everything that is true of them."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ LINE = 0.026  # half-width of a drawn line, screen units
 class Footage:
     """What render returns, float32 unless said: rgb (f h w 3, 0 to 1); mask (f h w, which share of the pixel is object); depth (f h w, 1 near to 20 the sky);
     flow (f h w 2, where each pixel goes in the next frame, pixels, right and down); camera (f 3 3, world to pixel coordinates)."""
+
     rgb: np.ndarray
     mask: np.ndarray
     depth: np.ndarray
@@ -49,23 +51,36 @@ def thing_matrix(thing: Thing, u):
     """Local to world coordinates (f 3 3), and the same without turning or squashing, in which the motion's cues are drawn."""
     dx, dy, angle, sx, sy = (MOTIONS[thing.motion] if thing.motion else _still)(u, thing)
     even = np.sqrt(sx * sy) * thing.size
-    return (similarity(thing.x + dx, thing.y + dy, angle, sx * thing.size * thing.facing, sy * thing.size), similarity(thing.x + dx, thing.y + dy, 0 * angle, even, even))
+    return (
+        similarity(thing.x + dx, thing.y + dy, angle, sx * thing.size * thing.facing, sy * thing.size),
+        similarity(thing.x + dx, thing.y + dy, 0 * angle, even, even),
+    )
 
 
 def cues(motion, x, y, facing):
     """What a cartoonist adds so that a still already tells the motion: local coordinates -> signed distance, or None."""
     r = 0.055
     if motion == "rising":
-        return union(*[segment(x, y, cx, -1.22, cx, -1.22 - 0.35 * k, r) for cx, k in ((-0.45, 1), (0, 1.5), (0.45, 1))])
+        return union(
+            *[segment(x, y, cx, -1.22, cx, -1.22 - 0.35 * k, r) for cx, k in ((-0.45, 1), (0, 1.5), (0.45, 1))]
+        )
     if motion == "falling":
         return union(*[segment(x, y, cx, 1.22, cx, 1.22 + 0.35 * k, r) for cx, k in ((-0.45, 1), (0, 1.5), (0.45, 1))])
     if motion == "walking":
         x = x * facing
-        return union(circle(x, y, -1.3, -0.75, 0.17), circle(x, y, -1.62, -0.62, 0.12), segment(x, y, -1.25, 0.1, -1.7, 0.1, r), segment(x, y, -1.25, 0.5, -1.55, 0.5, r))
+        return union(
+            circle(x, y, -1.3, -0.75, 0.17),
+            circle(x, y, -1.62, -0.62, 0.12),
+            segment(x, y, -1.25, 0.1, -1.7, 0.1, r),
+            segment(x, y, -1.25, 0.5, -1.55, 0.5, r),
+        )
     if motion == "bouncing":
         return union(arc(x, y, 0, -0.3, 1.0, -np.pi / 2, 0.55, r), arc(x, y, 0, -0.3, 1.3, -np.pi / 2, 0.5, r))
     if motion == "spinning":
-        return union(*[arc(x, y, 0, 0, 1.22, m, 0.5, r) for m in (np.pi * 0.25, -np.pi * 0.75)], *[arc(x, y, 0, 0, 1.42, m, 0.3, r) for m in (np.pi * 0.25, -np.pi * 0.75)])
+        return union(
+            *[arc(x, y, 0, 0, 1.22, m, 0.5, r) for m in (np.pi * 0.25, -np.pi * 0.75)],
+            *[arc(x, y, 0, 0, 1.42, m, 0.3, r) for m in (np.pi * 0.25, -np.pi * 0.75)],
+        )
     if motion == "growing":
         return union(*[segment(x, y, 0.86 * a, 0.86 * b, 1.18 * a, 1.18 * b, r) for a in (-1, 1) for b in (-1, 1)])
     if motion == "shrinking":
@@ -80,13 +95,19 @@ def cues(motion, x, y, facing):
 def shade(colour, thing):
     """A part's colour: the object's own, a shade of it, or a fixed one."""
     main = np.float32(COLOURS[thing.colour])
-    return {"main": main, "dark": main * 0.68, "light": main * 0.55 + 0.45}[colour] if isinstance(colour, str) else np.float32(colour)
+    return (
+        {"main": main, "dark": main * 0.68, "light": main * 0.55 + 0.45}[colour]
+        if isinstance(colour, str)
+        else np.float32(colour)
+    )
 
 
 def render(scene: Scene, frames: int = 16, size: int = 64, u=None) -> Footage:
     """Draw a scene at frames times spread over the clip, or at the times u given (0 to 1): size x size pixels, edges antialiased from their distance."""
     if size < 8 or (u is None and frames < 1):
-        raise AnimkitError(f"A picture needs 8 pixels and 1 frame at least; asked for {size} pixels and {frames} frames.")
+        raise AnimkitError(
+            f"A picture needs 8 pixels and 1 frame at least; asked for {size} pixels and {frames} frames."
+        )
     u = np.atleast_1d(np.arange(frames) / frames if u is None else np.asarray(u, float))
     step = 1 / 16  # the next frame of a 16-frame clip; flow follows the spacing of u where it has one
     u_next = u + (u[1] - u[0] if len(u) > 1 else step)
@@ -134,7 +155,11 @@ def render(scene: Scene, frames: int = 16, size: int = 64, u=None) -> Footage:
         if d is not None:
             scale = zoom * np.sqrt(np.abs(np.linalg.det(plain[:, :2, :2]))).astype(np.float32)[:, None, None]
             inside = paint(d.astype(np.float32), np.float32((1, 1, 1)), depth, scale, 0.5)
-            flow = np.where(inside[..., None] > 0.5, _moved(camera_next @ plain_next @ np.linalg.inv(camera @ plain), at, size), flow)
+            flow = np.where(
+                inside[..., None] > 0.5,
+                _moved(camera_next @ plain_next @ np.linalg.inv(camera @ plain), at, size),
+                flow,
+            )
         lx, ly = local(camera @ body)
         scale = zoom * np.sqrt(np.abs(np.linalg.det(body[:, :2, :2]))).astype(np.float32)[:, None, None]
         parts = OBJECTS[thing.object](lx, ly)
@@ -145,10 +170,14 @@ def render(scene: Scene, frames: int = 16, size: int = 64, u=None) -> Footage:
         near = np.minimum(near, whole * scale * 2 / size)
         cover = np.maximum(cover, inside)
         depth = np.where(inside > 0.5, 1.4 - 0.4 * np.sqrt(np.clip(-whole, 0, 1)), depth)
-        flow = np.where(inside[..., None] > 0.5, _moved(camera_next @ body_next @ np.linalg.inv(camera @ body), at, size), flow)
+        flow = np.where(
+            inside[..., None] > 0.5, _moved(camera_next @ body_next @ np.linalg.inv(camera @ body), at, size), flow
+        )
 
     sx, sy = ((column + 0.5) * 2 / size - 1).astype(np.float32), (1 - (row + 0.5) * 2 / size).astype(np.float32)
-    layers = Layers(albedo, line, cover, near, np.broadcast_to(sx, x.shape), np.broadcast_to(sy, x.shape), 2 / size, scene.seed)
+    layers = Layers(
+        albedo, line, cover, near, np.broadcast_to(sx, x.shape), np.broadcast_to(sy, x.shape), 2 / size, scene.seed
+    )
     rgb = np.clip(LOOKS[scene.look](layers), 0, 1).astype(np.float32)
     return Footage(rgb, cover, depth.astype(np.float32), flow.astype(np.float32), camera)
 

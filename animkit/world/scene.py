@@ -2,6 +2,7 @@
 
 World coordinates: x to the right, y up; the camera at rest sees -1 to 1. Time u runs from 0 (first frame) to 1 (end of the clip).
 """
+
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,20 +69,37 @@ def _circling(u, s):
     return 0.42 * np.sin(2 * np.pi * u), 0.42 * np.cos(2 * np.pi * u), 0 * u, 1 + 0 * u, 1 + 0 * u
 
 
-MOTIONS = {"rising": _rising, "falling": _falling, "walking": _walking, "bouncing": _bouncing, "spinning": _spinning, "growing": _growing,
-           "shrinking": _shrinking, "swinging": _swinging, "shaking": _shaking, "circling": _circling}
+MOTIONS = {
+    "rising": _rising,
+    "falling": _falling,
+    "walking": _walking,
+    "bouncing": _bouncing,
+    "spinning": _spinning,
+    "growing": _growing,
+    "shrinking": _shrinking,
+    "swinging": _swinging,
+    "shaking": _shaking,
+    "circling": _circling,
+}
 
 # Shot type -> zoom, centre x, centre y, angle of the camera at time u, for an amount of 1 (the paper's eight, 4.3).
 # Words are the viewer's: in "roll clockwise" the picture turns clockwise; in "pan left" the camera looks to the left.
-SHOTS = {"zoom in": lambda u, a: (1 + 0.7 * a * u, 0 * u, 0 * u, 0 * u), "zoom out": lambda u, a: (1 / (1 + 0.7 * a * u), 0 * u, 0 * u, 0 * u),
-         "pan left": lambda u, a: (1 + 0 * u, -0.8 * a * u, 0 * u, 0 * u), "pan right": lambda u, a: (1 + 0 * u, 0.8 * a * u, 0 * u, 0 * u),
-         "tilt up": lambda u, a: (1 + 0 * u, 0 * u, 0.8 * a * u, 0 * u), "tilt down": lambda u, a: (1 + 0 * u, 0 * u, -0.8 * a * u, 0 * u),
-         "roll clockwise": lambda u, a: (1 + 0 * u, 0 * u, 0 * u, -0.7 * a * u), "roll anticlockwise": lambda u, a: (1 + 0 * u, 0 * u, 0 * u, 0.7 * a * u)}
+SHOTS = {
+    "zoom in": lambda u, a: (1 + 0.7 * a * u, 0 * u, 0 * u, 0 * u),
+    "zoom out": lambda u, a: (1 / (1 + 0.7 * a * u), 0 * u, 0 * u, 0 * u),
+    "pan left": lambda u, a: (1 + 0 * u, -0.8 * a * u, 0 * u, 0 * u),
+    "pan right": lambda u, a: (1 + 0 * u, 0.8 * a * u, 0 * u, 0 * u),
+    "tilt up": lambda u, a: (1 + 0 * u, 0 * u, 0.8 * a * u, 0 * u),
+    "tilt down": lambda u, a: (1 + 0 * u, 0 * u, -0.8 * a * u, 0 * u),
+    "roll clockwise": lambda u, a: (1 + 0 * u, 0 * u, 0 * u, -0.7 * a * u),
+    "roll anticlockwise": lambda u, a: (1 + 0 * u, 0 * u, 0 * u, 0.7 * a * u),
+}
 
 
 @dataclass(frozen=True)
 class Thing:
     """One object: what, its colour, its motion (None stands still), where it is about (world units), how big, which way it looks."""
+
     object: str = "balloon"
     colour: str = "red"
     motion: str | None = None
@@ -89,7 +107,9 @@ class Thing:
     y: float = 0.0
     size: float = 0.46
     facing: int = 1
-    cue: str | None = "own"  # whose marks are drawn about it: its own motion's; another's or none, to test that a judge reads motion
+    cue: str | None = (
+        "own"  # whose marks are drawn about it: its own motion's; another's or none, to test that a judge reads motion
+    )
 
     @property
     def marks(self) -> str | None:
@@ -100,6 +120,7 @@ class Thing:
 @dataclass(frozen=True)
 class Scene:
     """Everything there is to know of a clip; render(scene) is a pure function of it."""
+
     things: tuple[Thing, ...] = (Thing(),)
     setting: str = "meadow"
     look: str = "flat"
@@ -108,17 +129,26 @@ class Scene:
     seed: int = 0  # of the scenery and of textures
 
     def __post_init__(self):
-        for kind, name, known in [("setting", self.setting, SETTINGS), ("look", self.look, LOOKS), ("shot", self.shot, (None, *SHOTS)),
-                                  *[("object", t.object, OBJECTS) for t in self.things], *[("colour", t.colour, COLOURS) for t in self.things],
-                                  *[("motion", t.motion, (None, *MOTIONS)) for t in self.things], *[("cue", t.cue, (None, "own", *MOTIONS)) for t in self.things]]:
+        for kind, name, known in [
+            ("setting", self.setting, SETTINGS),
+            ("look", self.look, LOOKS),
+            ("shot", self.shot, (None, *SHOTS)),
+            *[("object", t.object, OBJECTS) for t in self.things],
+            *[("colour", t.colour, COLOURS) for t in self.things],
+            *[("motion", t.motion, (None, *MOTIONS)) for t in self.things],
+            *[("cue", t.cue, (None, "own", *MOTIONS)) for t in self.things],
+        ]:
             if name not in known:
-                raise AnimkitError(f"There is no {kind} {name!r} in the cartoon world; choose one of: {', '.join(str(k) for k in known if k)}.")
+                raise AnimkitError(
+                    f"There is no {kind} {name!r} in the cartoon world; choose one of: {', '.join(str(k) for k in known if k)}."
+                )
 
     with_ = replace
 
 
 def random_scene(rng: np.random.Generator, things: int = 1, moving: float = 0.85, **fixed) -> Scene:
     """A scene drawn at random; keyword arguments fix any field of Scene or Thing (a tuple or list is chosen from). moving: the share of things that move."""
+
     def choose(name, among):
         among = fixed.get(name, among)
         return among[rng.integers(len(among))] if isinstance(among, (tuple, list)) else among
@@ -128,6 +158,22 @@ def random_scene(rng: np.random.Generator, things: int = 1, moving: float = 0.85
         motion = choose("motion", tuple(MOTIONS)) if rng.random() < moving or "motion" in fixed else None
         spread = 0.12 if motion in ("walking", "circling", "swinging", "growing", "shrinking", "bouncing") else 0.3
         across = spread if things == 1 else 0.12
-        cast.append(Thing(choose("object", tuple(OBJECTS)), choose("colour", tuple(COLOURS)), motion, x=float(rng.uniform(-across, across)) + (0 if things == 1 else (k - (things - 1) / 2) * 0.9),
-                          y=float(rng.uniform(-0.12, 0.12)), size=float(rng.uniform(0.44, 0.56)) * (1 if things == 1 else 0.75), facing=int(rng.choice((-1, 1)))))
-    return Scene(tuple(cast), choose("setting", tuple(SETTINGS)), choose("look", ("flat",)), choose("shot", (None,)), fixed.get("amount", 1.0), int(rng.integers(1 << 16)))
+        cast.append(
+            Thing(
+                choose("object", tuple(OBJECTS)),
+                choose("colour", tuple(COLOURS)),
+                motion,
+                x=float(rng.uniform(-across, across)) + (0 if things == 1 else (k - (things - 1) / 2) * 0.9),
+                y=float(rng.uniform(-0.12, 0.12)),
+                size=float(rng.uniform(0.44, 0.56)) * (1 if things == 1 else 0.75),
+                facing=int(rng.choice((-1, 1))),
+            )
+        )
+    return Scene(
+        tuple(cast),
+        choose("setting", tuple(SETTINGS)),
+        choose("look", ("flat",)),
+        choose("shot", (None,)),
+        fixed.get("amount", 1.0),
+        int(rng.integers(1 << 16)),
+    )

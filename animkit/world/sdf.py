@@ -3,6 +3,7 @@
 After Inigo Quilez, "2D distance functions". Distances are exact or slightly short of it, which is all that edges,
 outlines, glow and shading need. Angles are radians, anticlockwise, y points up.
 """
+
 import numpy as np
 
 

@@ -1,4 +1,5 @@
 """The recipe, from nothing to a pipeline that draws, at a size where every stage is a step or two."""
+
 import json
 
 import numpy as np
@@ -56,7 +57,11 @@ def test_the_decoder_stage_leaves_the_latents_alone(tiny, monkeypatch):
     before = tiny.scaled_vae("vae")
     tiny.decoder()
     after = tiny.scaled_vae("decoder")
-    changed = {k.split(".")[0] for (k, a), b in zip(before.state_dict().items(), after.state_dict().values()) if not torch.equal(a, b)}
+    changed = {
+        k.split(".")[0]
+        for (k, a), b in zip(before.state_dict().items(), after.state_dict().values())
+        if not torch.equal(a, b)
+    }
     assert changed <= {"decoder", "post_quant_conv"} and "decoder" in changed
 
 

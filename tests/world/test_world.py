@@ -1,11 +1,27 @@
 """The cartoon world: what it says of a clip is true of its pixels."""
+
 import numpy as np
 import pytest
 
 from animkit.errors import AnimkitError
 from animkit.miniature.words import sentences, tokenizer
-from animkit.world import (BASE_LOOKS, COLOURS, LOOKS, MOTIONS, NEW_LOOKS, OBJECTS, SETTINGS, SHOTS, Scene, Thing, caption, random_scene, render,
-                           watermark, web_video)
+from animkit.world import (
+    BASE_LOOKS,
+    COLOURS,
+    LOOKS,
+    MOTIONS,
+    NEW_LOOKS,
+    OBJECTS,
+    SETTINGS,
+    SHOTS,
+    Scene,
+    Thing,
+    caption,
+    random_scene,
+    render,
+    watermark,
+    web_video,
+)
 from animkit.world.captions import HELD_OUT, TEMPLATES
 
 
@@ -25,7 +41,13 @@ def test_rendering_is_a_pure_function_of_the_scene():
 @pytest.mark.parametrize("look", LOOKS)
 def test_every_look_draws_in_range_and_differs_from_flat(look):
     rgb = render(Scene(look=look), 2, 32).rgb
-    assert rgb.shape == (2, 32, 32, 3) and np.isfinite(rgb).all() and rgb.min() >= 0 and rgb.max() <= 1 and rgb.std() > 0.02
+    assert (
+        rgb.shape == (2, 32, 32, 3)
+        and np.isfinite(rgb).all()
+        and rgb.min() >= 0
+        and rgb.max() <= 1
+        and rgb.std() > 0.02
+    )
     if look != "flat":
         assert np.abs(rgb - render(Scene(), 2, 32).rgb).mean() > 0.02
 
@@ -69,7 +91,9 @@ def test_flow_of_the_scenery_is_the_cameras(shot):
     x0, y0 = np.floor(tx[inside]).astype(int), np.floor(ty[inside]).astype(int)
     fx, fy = (tx[inside] - x0)[:, None], (ty[inside] - y0)[:, None]
     nxt = footage.rgb[k + 1]
-    seen = (nxt[y0, x0] * (1 - fx) + nxt[y0, x0 + 1] * fx) * (1 - fy) + (nxt[y0 + 1, x0] * (1 - fx) + nxt[y0 + 1, x0 + 1] * fx) * fy
+    seen = (nxt[y0, x0] * (1 - fx) + nxt[y0, x0 + 1] * fx) * (1 - fy) + (
+        nxt[y0 + 1, x0] * (1 - fx) + nxt[y0 + 1, x0 + 1] * fx
+    ) * fy
     assert np.abs(flow).max() > 0.5
     assert np.abs(seen - footage.rgb[k][inside]).mean() < 0.012
     assert np.abs(footage.rgb[k + 1] - footage.rgb[k]).mean() > np.abs(seen - footage.rgb[k][inside]).mean()
