@@ -40,6 +40,8 @@ OTHER_KINDS = {"hada_w1": "LoHa", "lokr_w1": "LoKr", "oft_": "OFT", "dora_scale"
                "lora_mid": "LoCon with a Tucker core", "glora": "GLoRA", "ia3": "IA3", "boft": "BOFT",
                "lora_transformer_": "LoRA for a diffusion transformer", "double_blocks": "LoRA for Flux",
                "joint_blocks": "LoRA for Stable Diffusion 3"}
+# what the metadata of animkit's own files says a LoRA is
+SAID = {"domainadapter": "domain adapter", "motionlora": "MotionLoRA", "look": "LoRA"}
 
 
 @dataclass
@@ -214,10 +216,10 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
         raise AnimkitError(f"{path}: this LoRA is for the text encoder alone ({count} layers); it teaches a word, not a look, and animkit "
                            "animates looks: take one that was trained on the UNet too.")
     motion = [name for name in unet if "motion_modules" in name]
-    said = {"MotionLoRA", "domain adapter"} & {metadata.get("kind", "")}
+    said = SAID.get(re.sub("[-_ ]", "", metadata.get("kind", "").lower()))
     adapter = all(re.search(r"attn[12]_to_(q|k|v|out)(_0)?$", name) for name in unet) and format in ("reference", "animkit")
-    kind = said.pop() if said else "MotionLoRA" if len(motion) == len(unet) else "domain adapter" if adapter and not motion else "LoRA"
-    if kind == "domain adapter" and "kind" not in metadata:
+    kind = said if said else "MotionLoRA" if len(motion) == len(unet) else "domain adapter" if adapter and not motion else "LoRA"
+    if kind == "domain adapter" and not said:
         notes.append("a domain adapter's names; the first diffusers LoRAs of looks had the same, and act alike")
     if motion and len(motion) < len(unet):
         notes.append(f"{len(motion)} layers are on the motion module, {len(unet) - len(motion)} on the image UNet")

@@ -366,14 +366,17 @@ def _by_text(width: int | None) -> str:
 
 
 def _refuse(path: Path, weights: Mapping[str, Tensor]) -> None:
-    first = next((weights[name] for name in (f"{UNET}input_blocks.0.0.weight", "conv_in.weight") if name in weights), None)
-    channels = first.shape[1] if first is not None and first.ndim == 4 else None
-    if channels == 9 and not any("controlnet" in name for name in weights):
-        raise AnimkitError(f"{path}: this is an inpainting model: its UNet takes 9 channels (latents, a mask and the masked picture), "
+    def channels(*names: str, side: int) -> int | None:
+        return next((weights[n].shape[side] for n in names if n in weights and weights[n].ndim == 4), None)
+
+    taken = channels(f"{UNET}input_blocks.0.0.weight", "conv_in.weight", side=1)
+    given = channels(f"{UNET}out.2.weight", "conv_out.weight", side=0) or 4
+    if taken == given + 5 and not any("controlnet" in name for name in weights):
+        raise AnimkitError(f"{path}: this is an inpainting model: its UNet takes {taken} channels (latents, a mask and the masked picture), "
                            "and an animation has only latents; take the model's ordinary version.")
-    if channels == 8:
-        raise AnimkitError(f"{path}: this UNet takes 8 channels (InstructPix2Pix or another model that edits a picture), and an animation "
-                           "has only latents; take an ordinary text to image model.")
+    if taken == 2 * given:
+        raise AnimkitError(f"{path}: this UNet takes {taken} channels (InstructPix2Pix or another model that edits a picture), and an "
+                           "animation has only latents; take an ordinary text to image model.")
     signs = {"conditioner.embedders.0.model.transformer.": "the SDXL refiner, which only finishes what the base model drew",
              ".joint_blocks.": "Stable Diffusion 3, a transformer without the UNet that motion modules live in",
              "double_blocks.": "Flux, a transformer without the UNet that motion modules live in",

@@ -158,6 +158,14 @@ def test_names_what_it_cannot_be_and_says_why(tmp_path, what):
     assert sentence in str(error.value)
 
 
+def test_more_latent_channels_are_no_inpainting(tmp_path):
+    """The miniature's latents have 8 channels, going in and coming out."""
+    weights = make.unet().state_dict() | {"conv_in.weight": torch.zeros(32, 8, 3, 3), "conv_out.weight": torch.zeros(8, 32, 3, 3),
+                                          "conv_out.bias": torch.zeros(8)}
+    unet = open_checkpoint(make.write(tmp_path / "file.safetensors", weights)).unet()
+    assert (unet.config.in_channels, unet.config.out_channels) == (8, 8)
+
+
 def test_torch_files_without_tensors(tmp_path):
     for contents, sentence in (({}, "no tensor in it"), ([torch.ones(2)], "holds a list"), (torch.ones(2), "holds a Tensor"),
                                ({"string_to_param": {"*": torch.ones(3, 768)}}, "a textual inversion")):
