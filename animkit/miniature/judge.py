@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ..errors import AnimkitError
+from ..metrics.intervals import share  # noqa: F401  (the reports' own)
 from ..quiet import quiet_libraries
 from ..world import BASE_LOOKS, MOTIONS, Scene, random_scene, render
 from ..world.captions import LOOK, TEMPLATES, caption
@@ -95,15 +96,3 @@ def text_found(judge: Judge, clips: np.ndarray, scenes: list[Scene], attributes=
              for a in attributes}
     right["all of these"] = np.logical_and.reduce(list(right.values()))
     return {a: r.reshape(n, f).mean(1) for a, r in right.items()}
-
-
-def share(right, rounds: int = 2000) -> dict:
-    """{"share", "low", "high", "n"}: the mean of numbers in 0 to 1, one for each prompt, and the 95 % interval of its
-    bootstrap (percentiles of the means over resampled prompts; where all are right, it has no width)."""
-    right = np.asarray(right, float)
-    if not len(right):
-        return {"share": None, "low": None, "high": None, "n": 0}
-    means = right[np.random.default_rng(0).integers(len(right), size=(rounds, len(right)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {"share": round(float(right.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4),
-            "n": len(right)}

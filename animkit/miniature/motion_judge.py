@@ -46,12 +46,16 @@ class MotionJudge(nn.Module):
                                     SpaceTime(b, c, 2, pace=2), SpaceTime(c, d, 1, pace=2))
         self.drop, self.head = nn.Dropout(0.2), nn.Linear(2 * d * FRAMES // 4, len(KINDS))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Tensor:
+        """Clips as above -> what the head sees of them, b d t: means and maxima over the picture, four times a clip."""
         x = x - x[:, :, :1]  # first, so that zero is zero and not a rounding error, which norms would blow up
         before = torch.cat([x[:, :, :1], x[:, :, :-1]], 2)
         seen = torch.cat([x - x.mean(2, keepdim=True), x - before], 1)                  # b 6 f h w
         z = self.blocks(2 * seen)                                                       # b d 4 4 4
-        return self.head(self.drop(torch.cat([z.mean((3, 4)), z.amax((3, 4))], 1).flatten(1)))
+        return torch.cat([z.mean((3, 4)), z.amax((3, 4))], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.features(x).flatten(1)))
 
     @torch.no_grad()
     def which(self, clips, size: int = 100) -> Tensor:

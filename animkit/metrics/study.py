@@ -1,0 +1,165 @@
+"""The user study (5.2): people rank the methods' clips blind, by text, domain and smoothness; the mean is the result.
+
+    score = methods + 1 - rank      so that of three the best has 3 and the worst 1, higher is better, as in the paper
+    average user ranking of a method in an aspect = its mean score over people and prompts
+
+Here is all that needs no notebook: which page shows what, files of answers, the average. The view: study_widget.py.
+"""
+import csv
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import AnimkitError
+from ..files import write_atomically
+from .intervals import Interval
+
+ASPECTS = {"text": "Which clip shows best what the prompt says?",
+           "domain": "Which clip looks most like the reference pictures (without them: most like one artist's work)?",
+           "smoothness": "Which clip moves most smoothly?"}
+COLUMNS = ("participant", "prompt", "aspect", "method", "rank", "shown_as")
+LETTERS = "ABCDEFGH"
+
+
+@dataclass(frozen=True)
+class Page:
+    """One prompt of one participant: its number, its words, and the methods in the order in which A, B, C show them."""
+    number: int
+    prompt: str
+    methods: tuple[str, ...]
+
+    @property
+    def letters(self) -> dict[str, str]:
+        """Letter -> method; the participant sees letters alone."""
+        return dict(zip(LETTERS, self.methods))
+
+
+def plan(prompts: Sequence[str], methods: Iterable[str], participant: str, seed: int = 0) -> list[Page]:
+    """The pages of a participant: prompts in random order, on each the methods in random order, the same at every call.
+
+    Raises AnimkitError for fewer than 2 or more than 4 methods (24 orders are as many as one can choose from), no
+    prompts or one twice, an empty participant.
+    """
+    methods, participant = tuple(methods), str(participant).strip()
+    if not 2 <= len(set(methods)) == len(methods) <= 4:
+        raise AnimkitError(f"A ranking compares 2 to 4 different methods; got: {', '.join(map(str, methods)) or 'none'}.")
+    if not prompts or len(set(prompts)) < len(prompts) or not participant:
+        raise AnimkitError("A study wants prompts that differ, and a participant's name or number (it keys the answers).")
+    rng = np.random.default_rng([seed, zlib.crc32(participant.encode())])  # hash() would differ from run to run
+    order = rng.permutation(len(prompts))
+    return [Page(int(k), prompts[k], tuple(methods[i] for i in rng.permutation(len(methods)))) for k in order]
+
+
+def ranked(participant: str, page: Page, orders: Mapping[str, str]) -> list[dict]:
+    """A page's answers as rows of COLUMNS; orders: aspect -> letters, the best first ("BAC").
+
+    Raises AnimkitError for an aspect that is missing or unknown, or letters that are not each of the page's once.
+    """
+    if set(orders) != set(ASPECTS):
+        raise AnimkitError(f"A page is ranked by {', '.join(ASPECTS)}; got {', '.join(orders) or 'none'}.")
+    rows = []
+    for aspect, letters in orders.items():
+        if sorted(letters or "") != sorted(page.letters):
+            raise AnimkitError(f"Rank every clip once by {aspect}: {', '.join(page.letters)}, the best first; got {letters!r}.")
+        rows += [{"participant": participant, "prompt": page.prompt, "aspect": aspect, "method": page.letters[letter],
+                  "rank": rank, "shown_as": letter} for rank, letter in enumerate(letters, 1)]
+    return rows
+
+
+def save_answers(path: str | Path, rows: Iterable[Mapping]) -> Path:
+    """Write all rows as CSV, whole or not at all (files.write_atomically)."""
+    def write(beside):
+        with open(beside, "w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, COLUMNS)
+            table.writeheader()
+            table.writerows(rows)
+    return write_atomically(path, write)
+
+
+def load_answers(path: str | Path) -> list[dict]:
+    """The rows of one CSV file, rank as int; [] if there is no file yet.
+
+    Raises AnimkitError, naming file and line, for other columns, an unknown aspect, a rank that is no number, or a
+    ranking that is not 1, 2, 3 ... once each (a page's answers come together or not at all).
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    rows, rankings = [], {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # spreadsheets put a mark at the front
+            table = csv.DictReader(file)
+            if not set(COLUMNS[:-1]) <= set(table.fieldnames or ()):
+                raise AnimkitError(f"{path} is no file of answers: it wants the columns {', '.join(COLUMNS)}, and has "
+                                   f"{', '.join(table.fieldnames or ()) or 'none'}.")
+            for row in table:
+                if row["aspect"] not in ASPECTS or not str(row["rank"]).isdigit() or not row["participant"] or not row["method"]:
+                    raise AnimkitError(f"{path}, line {table.line_num}: no answer ({row['aspect']!r} ranked {row['rank']!r} "
+                                       f"by {row['participant']!r}); correct the line or take it out.")
+                rows.append({**row, "rank": int(row["rank"])})
+                rankings.setdefault((row["participant"], row["prompt"], row["aspect"]), []).append(rows[-1])
+    except (OSError, UnicodeDecodeError, csv.Error) as e:
+        raise AnimkitError(f"{path} could not be read as a CSV file of answers ({e}).") from e
+    for (person, prompt, aspect), of in rankings.items():
+        if sorted(r["rank"] for r in of) != list(range(1, len(of) + 1)) or len({r["method"] for r in of}) < len(of):
+            raise AnimkitError(f"{path}: {person}'s ranking of {prompt!r} by {aspect} is not each of 1 to {len(of)} once: "
+                               f"{', '.join(f'''{r['method']} {r['rank']}''' for r in of)}.")
+    return rows
+
+
+def answered(rows: Iterable[Mapping], participant: str) -> set[str]:
+    """The prompts that a participant has ranked by every aspect."""
+    seen: dict[str, set] = {}
+    for row in rows:
+        if row["participant"] == participant:
+            seen.setdefault(row["prompt"], set()).add(row["aspect"])
+    return {prompt for prompt, aspects in seen.items() if aspects >= set(ASPECTS)}
+
+
+def average_user_ranking(paths: str | Path | Iterable[str | Path], level: float = 0.95, rounds: int = 2000,
+                         seed: int = 0) -> dict[str, dict[str, Interval]]:
+    """method -> aspect -> mean score and interval, from any number of CSV files; n counts rankings.
+
+    People weigh as many rankings as they gave. The interval is a bootstrap in two stages (Davison & Hinkley 1997, 3.8):
+    people with replacement, then each one's prompts, since one person's answers are alike; with one person it tells
+    about the prompts only. Raises AnimkitError if there is no file or answer, a ranking stands in two files, or
+    rankings differ in their methods.
+    """
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    scores: dict[str, dict[str, dict[str, dict[str, int]]]] = {}  # aspect -> person -> prompt -> method -> score
+    source: dict[tuple, Path] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise AnimkitError(f"There is no file of answers at {path}.")
+        rows = load_answers(path)
+        count: dict[tuple, int] = {}
+        for row in rows:
+            key = (row["aspect"], row["participant"], row["prompt"])
+            count[key] = count.get(key, 0) + 1
+            if source.setdefault(key, path) != path:
+                raise AnimkitError(f"{row['participant']}'s ranking of {row['prompt']!r} by {row['aspect']} stands in both "
+                                   f"{source[key]} and {path}: leave one out, or give participants names of their own.")
+        for row in rows:
+            key = (row["aspect"], row["participant"], row["prompt"])
+            of = scores.setdefault(key[0], {}).setdefault(key[1], {}).setdefault(key[2], {})
+            of[row["method"]] = count[key] + 1 - row["rank"]
+    compared = {tuple(sorted(of)) for people in scores.values() for prompts in people.values() for of in prompts.values()}
+    if len(compared) != 1:
+        raise AnimkitError(f"An average wants rankings of the same methods throughout; {len(source)} rankings in "
+                           f"{len(paths)} files compare: {'; '.join(', '.join(m) for m in sorted(compared)) or 'nothing'}.")
+    methods, rng = compared.pop(), np.random.default_rng(seed)
+    result: dict[str, dict[str, Interval]] = {method: {} for method in methods}
+    for aspect, people in ((a, scores[a]) for a in ASPECTS if a in scores):
+        table = [np.array([[of[m] for m in methods] for of in prompts.values()], float) for prompts in people.values()]
+        means = np.empty((rounds, len(methods)))
+        for k in range(rounds):
+            drawn = [table[i][rng.integers(len(table[i]), size=len(table[i]))] for i in rng.integers(len(table), size=len(table))]
+            means[k] = np.concatenate(drawn).mean(0)
+        low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)], axis=0)
+        every = np.concatenate(table)
+        for j, method in enumerate(methods):
+            result[method][aspect] = Interval(float(every[:, j].mean()), float(low[j]), float(high[j]), len(every))
+    return result
