@@ -22,6 +22,7 @@ from animkit.base import check_size, decode, find_checkpoint, open_base
 from animkit.errors import AnimkitError
 from animkit.inflation import VideoUNet, inflate
 from animkit.prompts import check_prompt, encode_text
+from animkit.quiet import quiet_libraries
 from animkit.show.clip import Clip
 
 Callback = Callable[[int, Tensor, Tensor], Any]
@@ -101,9 +102,10 @@ class Animator:
                  dtype: torch.dtype = torch.float32, tokenizer: Any = None):
         self.pipe, self.defaults, beside = open_base(base, dtype, tokenizer)
         if isinstance(base, (str, Path)):
-            for part in self.pipe.components.values():  # device and dtype in one move: half a file travels as half
-                if isinstance(part, torch.nn.Module):
-                    part.to(device or _best_device(), dtype)
+            with quiet_libraries():  # diffusers warns of modules kept in float32 even when there are none
+                for part in self.pipe.components.values():  # device and dtype in one move: half a file travels as half
+                    if isinstance(part, torch.nn.Module):
+                        part.to(device or _best_device(), dtype)
         elif device is not None:
             self.pipe.to(device)
         self.base = str(base) if isinstance(base, (str, Path)) else type(base).__name__
