@@ -231,6 +231,7 @@ class Stage:
                   "clips": source.count, "skipped": len(source.skipped) if source.skipped is not None else 0,
                   "parameters": sum(p.numel() for p in part.parameters()),
                   "animkit": animkit.__version__, "torch": torch.__version__, "settings": asdict(self.config)}
+        record = json.loads(json.dumps(record))  # as it will be read
         write_atomically(path, lambda file: Path(file).write_text(json.dumps(record, indent=1) + "\n"))
         if not self.quiet:
             print(f"{self.file}: {self.kind}, {record['steps']} steps in {record['minutes']:g} minutes on "
