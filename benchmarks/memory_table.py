@@ -1,8 +1,8 @@
 """What fits on which GPU, from calculation: `python benchmarks/memory_table.py` prints the table of docs/memory.md.
 
-The real models run at their real size on torch's meta device, where tensors have shapes and no memory, while every tensor that
-is alive is counted. So the peak is that of this code's own graph (fused attention, half precision); what is not in it: CUDA's
-context and the workspaces of cuDNN and cuBLAS (together about 0.6 to 1 GB), and fragmentation.
+The real models run at their real size on torch's meta device, where tensors have shapes and no memory, while every
+tensor that is alive is counted. So the peak is that of this code's own graph (fused attention, half precision); what
+is not in it: CUDA's context and the workspaces of cuDNN and cuBLAS (together about 0.6 to 1 GB), and fragmentation.
 """
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class Peak(TorchDispatchMode):
 
 
 def fused_attention(q, k, v, *args, **kwargs):
-    """What a fused attention kernel leaves: its output and one number a row; on meta, torch would draw up every score."""
+    """What a fused attention kernel leaves: its output and one number a row; on meta, torch would draw up every
+    score."""
     q.new_empty(q.shape[:-1], dtype=torch.float32)
     return torch.empty_like(q)
 
@@ -68,11 +69,16 @@ def weights(module: torch.nn.Module) -> float:
 
 
 def measure(base: str, motion: str, frames: int, side: int) -> dict[str, float]:
-    """Gigabytes in half precision (SDXL's VAE in single): the parts' weights, and the peaks of one guided step and of decoding."""
+    """Gigabytes in half precision (SDXL's VAE in single): the parts' weights, and the peaks of one guided step and of
+    decoding."""
     known, half = architecture(base), torch.float16
     with init_empty_weights(include_buffers=True):
         unet = UNet2DConditionModel.from_config(known["unet"]).to(half).eval()
-        vae = AutoencoderKL.from_config(known["vae"]).to(torch.float32 if known["vae"].get("force_upcast") else half).eval()
+        vae = (
+            AutoencoderKL.from_config(known["vae"])
+            .to(torch.float32 if known["vae"].get("force_upcast") else half)
+            .eval()
+        )
         texts = [CLIPTextModel(CLIPTextConfig(**known["text_encoder"])).to(half)]
         if "text_encoder_2" in known:
             texts.append(CLIPTextModelWithProjection(CLIPTextConfig(**known["text_encoder_2"])).to(half))
@@ -82,11 +88,16 @@ def measure(base: str, motion: str, frames: int, side: int) -> dict[str, float]:
         video.insert(modules)
     x = torch.empty(2, 4, frames, side // 8, side // 8, device="meta", dtype=half)
     text = torch.empty(2, 77, known["unet"]["cross_attention_dim"], device="meta", dtype=half)
-    added = {"text_embeds": torch.empty(2, 1280, device="meta", dtype=half), "time_ids": torch.empty(2, 6, device="meta", dtype=half)}
+    added = {
+        "text_embeds": torch.empty(2, 1280, device="meta", dtype=half),
+        "time_ids": torch.empty(2, 6, device="meta", dtype=half),
+    }
     added = {"added_cond_kwargs": added} if base == "sdxl" else {}
     result = {"unet": weights(unet), "motion": weights(modules), "vae": weights(vae), "text": sum(map(weights, texts)),
               "step": peak(lambda: video(x, torch.empty((), device="meta"), text, **added))}
-    latent = torch.empty(8, 4, side // 8, side // 8, device="meta", dtype=vae.dtype)  # SDXL's overflows in half precision
+    latent = torch.empty(
+        8, 4, side // 8, side // 8, device="meta", dtype=vae.dtype
+    )  # SDXL's overflows in half precision
     result["decode 8"] = peak(lambda: vae.decode(latent))
     result["decode 1"] = peak(lambda: vae.decode(latent[:1]))
     return result
@@ -95,16 +106,29 @@ def measure(base: str, motion: str, frames: int, side: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fast", action="store_true", help="one row only")
-    rows = [("sd1", "v3", 16, 256), ("sd1", "v3", 16, 512), ("sd1", "v2", 16, 512), ("sd1", "v3", 32, 512), ("sdxl", "v3", 16, 1024)]
-    print("| base, module | frames, pixels | UNet | motion | text | VAE | one guided step | decode 8 / 1 | all on GPU | `offload()` |")
+    rows = [
+        ("sd1", "v3", 16, 256),
+        ("sd1", "v3", 16, 512),
+        ("sd1", "v2", 16, 512),
+        ("sd1", "v3", 32, 512),
+        ("sdxl", "v3", 16, 1024),
+    ]
+    print(
+        "| base, module | frames, pixels | UNet | motion | text | VAE | one guided step | decode 8 / 1 | all on GPU |"
+        " `offload()` |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for base, motion, frames, side in rows[:1] if parser.parse_args().fast else rows:
         m = measure(base, motion, frames, side)
         resident = m["unet"] + m["motion"] + m["text"] + m["vae"]
         whole = resident + max(m["step"], m["decode 8"])
         offloaded = max(m["unet"] + m["motion"] + m["step"], m["vae"] + m["decode 1"], m["text"])
-        print(f"| {base}, {'SDXL beta' if base == 'sdxl' else motion} | {frames}, {side} | {m['unet']:.2f} | {m['motion']:.2f} | {m['text']:.2f} | "
-              f"{m['vae']:.2f} | {m['step']:.2f} | {m['decode 8']:.2f} / {m['decode 1']:.2f} | {whole:.1f} | {offloaded:.1f} |", flush=True)
+        print(
+            f"| {base}, {'SDXL beta' if base == 'sdxl' else motion} | {frames}, {side} | {m['unet']:.2f} |"
+            f" {m['motion']:.2f} | {m['text']:.2f} | {m['vae']:.2f} | {m['step']:.2f} | {m['decode 8']:.2f} /"
+            f" {m['decode 1']:.2f} | {whole:.1f} | {offloaded:.1f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

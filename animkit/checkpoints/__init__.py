@@ -1,4 +1,5 @@
-"""One door for every weights file: open_checkpoint says what it is, and what it returns goes into VideoUNet or Animator."""
+"""One door for every weights file: open_checkpoint says what it is, and what it returns goes into VideoUNet or
+Animator."""
 from animkit.checkpoints.door import open_checkpoint
 from animkit.checkpoints.save import save_checkpoint
 

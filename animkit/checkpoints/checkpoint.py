@@ -13,11 +13,12 @@ from animkit.errors import AnimkitError
 
 @dataclass
 class Checkpoint:
-    """A recognised file. `weights`: its tensors under the file's own names, wrappers taken off, lazily read, in the file's dtype."""
+    """A recognised file. `weights`: its tensors under the file's own names, wrappers taken off, lazily read, in the
+    file's dtype."""
 
     path: Path
     weights: dict[str, Tensor]
-    kind: str           # "motion module", "MotionLoRA", "domain adapter", "LoRA", "base model", "UNet", "VAE", "ControlNet"
+    kind: str  # "motion module", "MotionLoRA", "domain adapter", "LoRA", "base model", "UNet", "VAE", "ControlNet"
     version: str        # "v1", "v2", "v3", "sdxl", "lcm"; "sd1", "sd2", "sdxl"; "rank 64"
     format: str         # whose names: "reference", "diffusers", "PEFT", "kohya", "latent diffusion", "animkit"
     config: dict[str, Any] = field(default_factory=dict)
@@ -30,13 +31,16 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What the part is called once inserted, unless another name is asked for: the file's own, without its ending."""
+        """What the part is called once inserted, unless another name is asked for: the file's own, without its
+        ending."""
         return self.path.stem.replace(".", "_")
 
     @property
     def parameters(self) -> int:
         """How many learned numbers the weights hold: sinusoidal positions and a LoRA's alphas are none."""
-        return sum(tensor.numel() for name, tensor in self.weights.items() if not name.endswith((".pe", ".alpha", ".scale")))
+        return sum(
+            tensor.numel() for name, tensor in self.weights.items() if not name.endswith((".pe", ".alpha", ".scale"))
+        )
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -53,7 +57,8 @@ class Checkpoint:
         raise AnimkitError(f"{self.path}: a {self.kind} is not inserted into a UNet by itself.")
 
     def _hand_out(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors themselves the first time, so that nothing is held twice; copies later, so that two models never share."""
+        """The tensors themselves the first time, so that nothing is held twice; copies later, so that two models never
+        share."""
         first, self._given = not self._given, True
         return {name: tensor if first else tensor.clone() for name, tensor in weights.items()}
 
@@ -70,8 +75,13 @@ def misfit(path: Path, where: str, missing: Iterable[str] = (), left_over: Itera
     return AnimkitError(f"{path}: does not fit {where}; {'; '.join(parts)}. Nothing was loaded; {advice}")
 
 
-def fit(path: Path, module: nn.Module, state: Mapping[str, Tensor], advice: str = "was it made for another model?",
-        names: Mapping[str, str] | None = None) -> None:
+def fit(
+    path: Path,
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    advice: str = "was it made for another model?",
+    names: Mapping[str, str] | None = None,
+) -> None:
     """Loads state into module, all or nothing, without a second copy: the module takes the tensors over as they are.
 
     names: module's name of a tensor -> the file's, for the message.
@@ -83,5 +93,6 @@ def fit(path: Path, module: nn.Module, state: Mapping[str, Tensor], advice: str 
     if missing or extra or wrong:
         raise misfit(path, type(module).__name__, missing, extra, wrong, advice)
     module.load_state_dict(state, assign=True)
-    # assign=True makes parameters that want gradients of whatever stood there; integers and floats alike keep the file's dtype
+    # assign=True makes parameters that want gradients of whatever stood there; integers and floats alike keep the
+    # file's dtype
     module.requires_grad_(True).eval()

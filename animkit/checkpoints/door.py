@@ -1,4 +1,5 @@
-"""open_checkpoint: from a path to what it is, without being told. Wrappers come off, then each format's file is asked in turn."""
+"""open_checkpoint: from a path to what it is, without being told. Wrappers come off, then each format's file is asked
+in turn."""
 from __future__ import annotations
 
 import json
@@ -22,10 +23,11 @@ MAX_CONFIG = 1_000_000
 def open_checkpoint(path: str | Path, *, strict: bool = True) -> Checkpoint:
     """What a weights file (or a folder with one) is, and its weights; it goes into VideoUNet.insert or Animator.insert.
 
-    Motion modules (v1, v2, v3, SDXL, AnimateLCM, diffusers' MotionAdapter), MotionLoRAs, domain adapters and LoRAs (reference,
-    diffusers, PEFT, kohya naming), Stable Diffusion 1.x, 2.x, XL in one file, UNets, ControlNets; .safetensors, .ckpt, .pt, .bin.
-    strict=False lets a LoRA leave out layers that the model lacks (a v2 MotionLoRA's middle block on v1 or v3), said once.
-    Nothing of the file is executed. Raises AnimkitError, which says what the file is if it is not one of these.
+    Motion modules (v1, v2, v3, SDXL, AnimateLCM, diffusers' MotionAdapter), MotionLoRAs, domain adapters and LoRAs
+    (reference, diffusers, PEFT, kohya naming), Stable Diffusion 1.x, 2.x, XL in one file, UNets, ControlNets;
+    .safetensors, .ckpt, .pt, .bin. strict=False lets a LoRA leave out layers that the model lacks (a v2 MotionLoRA's
+    middle block on v1 or v3), said once. Nothing of the file is executed. Raises AnimkitError, which says what the
+    file is if it is not one of these.
     """
     path = Path(path).expanduser()
     file, config = _in_folder(path) if path.is_dir() else (path, _config_beside(path))
@@ -39,21 +41,35 @@ def open_checkpoint(path: str | Path, *, strict: bool = True) -> Checkpoint:
             checkpoint.strict = strict
             return checkpoint
     names = ", ".join(list(weights)[:3])
-    raise AnimkitError(f"{file}: its {len(weights)} tensors ({names}, ...) are of no kind that animkit knows: motion module, MotionLoRA, "
-                       "domain adapter, LoRA, Stable Diffusion 1.x, 2.x or XL, UNet, VAE, ControlNet.")
+    raise AnimkitError(
+        f"{file}: its {len(weights)} tensors ({names}, ...) are of no kind that animkit knows: motion module,"
+        " MotionLoRA, domain adapter, LoRA, Stable Diffusion 1.x, 2.x or XL, UNet, VAE, ControlNet."
+    )
 
 
 def unwrap(path: Path, contents: Any) -> dict[str, Tensor]:
     """The tensors inside `state_dict` and `module.` wrappers; numbers and configs beside them are dropped."""
     for _ in range(4):
-        inner = next((contents[key] for key in WRAPPERS if isinstance(contents, Mapping) and isinstance(contents.get(key), Mapping)), None)
+        inner = next(
+            (
+                contents[key]
+                for key in WRAPPERS
+                if isinstance(contents, Mapping) and isinstance(contents.get(key), Mapping)
+            ),
+            None,
+        )
         if inner is None:
             break
         contents = inner
     if not isinstance(contents, Mapping):
-        raise AnimkitError(f"{path}: it holds a {type(contents).__name__}, not a table of tensors with names; ask for the state dict.")
+        raise AnimkitError(
+            f"{path}: it holds a {type(contents).__name__}, not a table of tensors with names; ask for the state dict."
+        )
     if "string_to_param" in contents:
-        raise AnimkitError(f"{path}: this is a textual inversion (one word's embedding); animkit inserts motion modules, LoRAs and models.")
+        raise AnimkitError(
+            f"{path}: this is a textual inversion (one word's embedding); animkit inserts motion modules, LoRAs and"
+            " models."
+        )
     weights = {key: value.data if isinstance(value, torch.nn.Parameter) else value
                for key, value in contents.items() if isinstance(key, str) and torch.is_tensor(value)}
     if not weights:
@@ -64,7 +80,8 @@ def unwrap(path: Path, contents: Any) -> dict[str, Tensor]:
 
 
 def _config_beside(path: Path) -> dict:
-    """The config.json (or PEFT's adapter_config.json) of a file that lies in a diffusers folder under a diffusers name."""
+    """The config.json (or PEFT's adapter_config.json) of a file that lies in a diffusers folder under a diffusers
+    name."""
     if not path.name.startswith(IN_FOLDER):
         return {}
     return next((_read_json(path.parent / name) for name in ("config.json", "adapter_config.json")
@@ -74,13 +91,26 @@ def _config_beside(path: Path) -> dict:
 def _in_folder(folder: Path) -> tuple[Path, dict]:
     """The one weights file of a folder as diffusers, PEFT or animkit write it, and its config."""
     if (folder / "model_index.json").is_file():
-        raise AnimkitError(f"{folder}: this is a whole diffusers pipeline; give it as the base: Animator({str(folder)!r}).")
-    found = [folder / f"{stem}{variant}{ending}" for stem in IN_FOLDER for ending in (".safetensors", ".bin") for variant in ("", ".fp16")
-             if (folder / f"{stem}{variant}{ending}").is_file()]
+        raise AnimkitError(
+            f"{folder}: this is a whole diffusers pipeline; give it as the base: Animator({str(folder)!r})."
+        )
+    found = [
+        folder / f"{stem}{variant}{ending}"
+        for stem in IN_FOLDER
+        for ending in (".safetensors", ".bin")
+        for variant in ("", ".fp16")
+        if (folder / f"{stem}{variant}{ending}").is_file()
+    ]
     if not found:
         if list(folder.glob("*.index.json")):
-            raise AnimkitError(f"{folder}: its weights are split over several files (an index.json); join them into one .safetensors first.")
-        raise AnimkitError(f"{folder}: no weights in this folder (diffusion_pytorch_model.safetensors or the like); give the file itself.")
+            raise AnimkitError(
+                f"{folder}: its weights are split over several files (an index.json); join them into one .safetensors"
+                " first."
+            )
+        raise AnimkitError(
+            f"{folder}: no weights in this folder (diffusion_pytorch_model.safetensors or the like); give the file"
+            " itself."
+        )
     return found[0], _config_beside(found[0])
 
 

@@ -1,7 +1,7 @@
 """Reading a weights file that a stranger made: what its headers promise is checked before any memory is taken.
 
-Both containers are mapped into memory, not read: a tensor costs nothing until it is used, keeps the file's dtype, and a write
-to it never reaches the file.
+Both containers are mapped into memory, not read: a tensor costs nothing until it is used, keeps the file's dtype, and
+a write to it never reaches the file.
 """
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ AGAIN = "download it again and compare its size with the source's"
 def read_file(path: str | Path) -> tuple[dict, dict[str, str]]:
     """(contents, metadata) of a `.safetensors`, `.ckpt`, `.pt`, `.pth` or `.bin` file, told by its bytes, not its name.
 
-    contents: what the file holds, tensors lazily read, in the file's dtype. Raises AnimkitError for whatever is not one.
+    contents: what the file holds, tensors lazily read, in the file's dtype. Raises AnimkitError for whatever is not
+    one.
     """
     path = Path(path)
     if not path.exists():
@@ -45,7 +46,9 @@ def read_file(path: str | Path) -> tuple[dict, dict[str, str]]:
         if head[:1] == b"\x80":
             return _read_legacy(path, size), {}
     except OSError as error:
-        raise AnimkitError(f"{path}: the file cannot be read ({error.strerror or error}); check its permissions.") from error
+        raise AnimkitError(
+            f"{path}: the file cannot be read ({error.strerror or error}); check its permissions."
+        ) from error
     kind = "a text file" if _is_text(head) else "neither safetensors nor a torch file"
     raise AnimkitError(f"{path}: this is {kind} (it begins with {head[:16]!r}), not weights; {AGAIN}.")
 
@@ -58,14 +61,20 @@ def _refuse_what_is_not_weights(path: Path, head: bytes, size: int) -> None:
         raise AnimkitError(f"{path}: this is a git-lfs pointer of {size} bytes, not the weights themselves; run "
                            "`git lfs install && git lfs pull` in its repository, or download the file from the site.")
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
-        raise AnimkitError(f"{path}: this is an HTML page saved in place of the weights (a log-in or consent page); open the "
-                           "link in a browser, accept its terms, and download the file itself.")
+        raise AnimkitError(
+            f"{path}: this is an HTML page saved in place of the weights (a log-in or consent page); open the "
+            "link in a browser, accept its terms, and download the file itself."
+        )
     if head.startswith(b"GGUF"):
-        raise AnimkitError(f"{path}: this is a GGUF file (quantised for llama.cpp-like programs), which animkit does not read; "
-                           "take the model's .safetensors file.")
+        raise AnimkitError(
+            f"{path}: this is a GGUF file (quantised for llama.cpp-like programs), which animkit does not read; "
+            "take the model's .safetensors file."
+        )
     if head[257:262] == b"ustar":
-        raise AnimkitError(f"{path}: this is a tar archive (torch before 0.4, or a packed folder), which is never unpacked here; "
-                           "unpack it yourself, or save its weights as .safetensors.")
+        raise AnimkitError(
+            f"{path}: this is a tar archive (torch before 0.4, or a packed folder), which is never unpacked here; "
+            "unpack it yourself, or save its weights as .safetensors."
+        )
     for magic, name in ((b"\x1f\x8b", "gzip"), (b"7z\xbc\xaf", "7-Zip"), (b"Rar!", "RAR"), (b"\xfd7zXZ", "xz")):
         if head.startswith(magic):
             raise AnimkitError(f"{path}: this is a {name} archive, not weights; unpack it first.")
@@ -87,11 +96,15 @@ def check_safetensors_header(path: Path, size: int) -> dict:
     with open(path, "rb") as f:
         length = struct.unpack("<Q", f.read(8))[0]
         if length > MAX_HEADER or length < 2:
-            raise AnimkitError(f"{path}: its safetensors header claims {length:,} bytes (the format allows 100,000,000): "
-                               f"the file is damaged; {AGAIN}.")
+            raise AnimkitError(
+                f"{path}: its safetensors header claims {length:,} bytes (the format allows 100,000,000): "
+                f"the file is damaged; {AGAIN}."
+            )
         if 8 + length > size:
-            raise AnimkitError(f"{path}: the file is cut short: its header needs {8 + length:,} bytes and only {size:,} "
-                               f"are there; {AGAIN}.")
+            raise AnimkitError(
+                f"{path}: the file is cut short: its header needs {8 + length:,} bytes and only {size:,} "
+                f"are there; {AGAIN}."
+            )
         raw = f.read(length)
     try:
         header = json.loads(raw)
@@ -108,8 +121,10 @@ def check_safetensors_header(path: Path, size: int) -> dict:
             if any(type(n) is not int or n < 0 for n in numbers):
                 raise ValueError(f"{name} has a size that is no natural number")
             if dtype not in ITEMSIZE:
-                raise AnimkitError(f"{path}: tensor {name} has dtype {dtype!r}, which torch cannot hold; take the model's "
-                                   "half-precision file.")
+                raise AnimkitError(
+                    f"{path}: tensor {name} has dtype {dtype!r}, which torch cannot hold; take the model's "
+                    "half-precision file."
+                )
             if math.prod(shape) * ITEMSIZE[dtype] != last - first:
                 raise ValueError(f"{name} of shape {shape} in {dtype} does not fill its {last - first} bytes")
             end = max(end, last)
@@ -119,8 +134,10 @@ def check_safetensors_header(path: Path, size: int) -> dict:
         raise AnimkitError(f"{path}: its safetensors header is damaged ({error}); {AGAIN}.") from None
     there = size - 8 - length
     if end > there:
-        raise AnimkitError(f"{path}: the file is cut short: its tensors need {8 + length + end:,} bytes and only {size:,} "
-                           f"are there; {AGAIN}.")
+        raise AnimkitError(
+            f"{path}: the file is cut short: its tensors need {8 + length + end:,} bytes and only {size:,} "
+            f"are there; {AGAIN}."
+        )
     return header
 
 
@@ -150,15 +167,21 @@ def _read_zip(path: Path, size: int) -> dict:
             pickles = [e for e in entries if e.filename.split("/")[-1] == "data.pkl"]
             if not pickles:
                 names = ", ".join(e.filename for e in entries[:3])
-                raise AnimkitError(f"{path}: this is a zip archive ({names}, ...), not a torch file; unpack it and give the "
-                                   "weights inside.")
+                raise AnimkitError(
+                    f"{path}: this is a zip archive ({names}, ...), not a torch file; unpack it and give the "
+                    "weights inside."
+                )
             if any(e.compress_type != zipfile.ZIP_STORED for e in entries):
-                raise AnimkitError(f"{path}: its records are compressed, which torch.save never does: someone has re-packed "
-                                   "it; ask for the original file, or save it as .safetensors.")
+                raise AnimkitError(
+                    f"{path}: its records are compressed, which torch.save never does: someone has re-packed "
+                    "it; ask for the original file, or save it as .safetensors."
+                )
             prefix = pickles[0].filename[:-len("data.pkl")]
             if any(e.filename == prefix + "constants.pkl" for e in entries):
-                raise AnimkitError(f"{path}: this is a TorchScript program, not a state dict; it holds code, which is never "
-                                   "run here: ask for the plain weights.")
+                raise AnimkitError(
+                    f"{path}: this is a TorchScript program, not a state dict; it holds code, which is never "
+                    "run here: ask for the plain weights."
+                )
             storages = {e.filename[len(prefix + "data/"):]: e.file_size for e in entries
                         if e.filename.startswith(prefix + "data/")}
             with archive.open(pickles[0]) as stream:
@@ -177,8 +200,10 @@ def _read_legacy(path: Path, size: int) -> dict:
         outline = Outline.legacy(path, stream, size)
         claimed, there = sum(outline.storages.values()), size - stream.tell()
     if claimed > there:
-        raise AnimkitError(f"{path}: the file is cut short: its tensors need {claimed:,} bytes and only {max(there, 0):,} are "
-                           f"left in it; {AGAIN}.")
+        raise AnimkitError(
+            f"{path}: the file is cut short: its tensors need {claimed:,} bytes and only {max(there, 0):,} are "
+            f"left in it; {AGAIN}."
+        )
     return _torch_load(path, mmap=False)
 
 
@@ -186,7 +211,8 @@ def _torch_load(path: Path, mmap: bool) -> dict:
     import pickle
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:  # the outline has passed, so torch is stricter than we are: it has the last word
+    # the outline has passed, so torch is stricter than we are: it has the last word
+    except pickle.UnpicklingError as error:
         raise AnimkitError(f"{path}: torch will not read it as plain weights ({_short(error)}). {CONVERT}") from None
     except Exception as error:  # torch raises whatever the damaged bytes lead to
         raise AnimkitError(f"{path}: the file is damaged ({_short(error)}); {AGAIN}.") from None

@@ -11,7 +11,9 @@ from animkit.errors import AnimkitError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a .safetensors, .ckpt, .pt or .bin file, or a diffusers folder")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="a .safetensors, .ckpt, .pt or .bin file, or a diffusers folder"
+    )
     parser.add_argument("--tensors", action="store_true", help="also list every tensor with its shape and dtype")
 
 
@@ -33,17 +35,34 @@ def run(args: argparse.Namespace) -> int:
 def table(checkpoint: Checkpoint, tensors: bool = False) -> str:
     """What a checkpoint is, as lines of a name and a value."""
     weights = checkpoint.weights
-    blocks = Counter(m[0] if (m := re.match(r"(.*?)(down_blocks|mid_block|up_blocks)", name)) else name.split(".")[0] for name in weights)
-    rows = {"file": str(checkpoint.path), "kind": checkpoint.kind, "version": checkpoint.version, "naming": checkpoint.format,
-            "tensors": f"{len(weights):,}", "parameters": f"{checkpoint.parameters:,}", "dtype": ", ".join(checkpoint.dtypes),
-            "size": f"{sum(t.nbytes for t in weights.values()) / 1e6:,.1f} MB",
-            "inside": ", ".join(f"{name} ({count})" for name, count in blocks.most_common(6)),
-            **{key.replace("_", " "): str(value) for key, value in checkpoint.config.items() if key in ("positions", "heads")}}
+    blocks = Counter(
+        m[0] if (m := re.match(r"(.*?)(down_blocks|mid_block|up_blocks)", name)) else name.split(".")[0]
+        for name in weights
+    )
+    rows = {
+        "file": str(checkpoint.path),
+        "kind": checkpoint.kind,
+        "version": checkpoint.version,
+        "naming": checkpoint.format,
+        "tensors": f"{len(weights):,}",
+        "parameters": f"{checkpoint.parameters:,}",
+        "dtype": ", ".join(checkpoint.dtypes),
+        "size": f"{sum(t.nbytes for t in weights.values()) / 1e6:,.1f} MB",
+        "inside": ", ".join(f"{name} ({count})" for name, count in blocks.most_common(6)),
+        **{
+            key.replace("_", " "): str(value)
+            for key, value in checkpoint.config.items()
+            if key in ("positions", "heads")
+        },
+    }
     lines = [f"{name:<11} {value}" for name, value in rows.items()]
     lines += [f"{'note':<11} {note}" for note in checkpoint.notes]
     if tensors:
         width = max(map(len, weights))
-        lines += [f"  {name:<{width}}  {str(tuple(t.shape)):<22} {str(t.dtype).removeprefix('torch.')}" for name, t in weights.items()]
+        lines += [
+            f"  {name:<{width}}  {str(tuple(t.shape)):<22} {str(t.dtype).removeprefix('torch.')}"
+            for name, t in weights.items()
+        ]
     return "\n".join(lines)
 
 

@@ -1,17 +1,25 @@
-"""Where a layer of diffusers' UNet stands in the original latent-diffusion code, which numbers its blocks in one row."""
+"""Where a layer of diffusers' UNet stands in the original latent-diffusion code, which numbers its blocks in one
+row."""
 from __future__ import annotations
 
 from torch import nn
 
 RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",
           "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
-OUTSIDE = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
-           "conv_norm_out": "out.0", "conv_out": "out.2", "add_embedding.linear_1": "label_emb.0.0",
-           "add_embedding.linear_2": "label_emb.0.2"}
+OUTSIDE = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
 
 
 def to_ldm_name(path: str, layers_per_block: int, unet: nn.Module) -> str:
-    """down_blocks.1.attentions.0.proj_in -> input_blocks.4.1.proj_in; a name without a counterpart comes back as it is."""
+    """down_blocks.1.attentions.0.proj_in -> input_blocks.4.1.proj_in; a name without a counterpart comes back as it
+    is."""
     for diffusers, original in OUTSIDE.items():
         if path == diffusers or path.startswith(f"{diffusers}."):
             return original + path[len(diffusers):]

@@ -1,7 +1,9 @@
-"""LoRAs on disk: the same pair of matrices under five namings (reference, first diffusers, diffusers/PEFT, kohya, animkit).
+"""LoRAs on disk: the same pair of matrices under five namings (reference, first diffusers, diffusers/PEFT, kohya,
+animkit).
 
-Every naming is brought to (model, layer, half); the layer is then looked up among the layers that the model really has, so that
-no widths and no block counts are assumed. kohya and PEFT multiply by their alpha / rank: that is `scale` in animkit.lora.
+Every naming is brought to (model, layer, half); the layer is then looked up among the layers that the model really
+has, so that no widths and no block counts are assumed. kohya and PEFT multiply by their alpha / rank: that is `scale`
+in animkit.lora.
 """
 from __future__ import annotations
 
@@ -33,13 +35,31 @@ ENDS = [
 ]
 ENDS = [(re.compile(pattern + "$"), whose) for pattern, whose in ENDS]
 # how a name begins -> which model the layer is in
-MODELS = [("lora_unet_", "unet"), ("lora_te1_", "text_encoder"), ("lora_te2_", "text_encoder_2"), ("lora_te_", "text_encoder"),
-          ("unet.", "unet"), ("text_encoder_2.", "text_encoder_2"), ("text_encoder.", "text_encoder"),
-          ("diffusion_model.", "unet"), ("model.diffusion_model.", "unet")]
-OTHER_KINDS = {"hada_w1": "LoHa", "lokr_w1": "LoKr", "oft_": "OFT", "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA",
-               "lora_mid": "LoCon with a Tucker core", "glora": "GLoRA", "ia3": "IA3", "boft": "BOFT",
-               "lora_transformer_": "LoRA for a diffusion transformer", "double_blocks": "LoRA for Flux",
-               "joint_blocks": "LoRA for Stable Diffusion 3"}
+MODELS = [
+    ("lora_unet_", "unet"),
+    ("lora_te1_", "text_encoder"),
+    ("lora_te2_", "text_encoder_2"),
+    ("lora_te_", "text_encoder"),
+    ("unet.", "unet"),
+    ("text_encoder_2.", "text_encoder_2"),
+    ("text_encoder.", "text_encoder"),
+    ("diffusion_model.", "unet"),
+    ("model.diffusion_model.", "unet"),
+]
+OTHER_KINDS = {
+    "hada_w1": "LoHa",
+    "lokr_w1": "LoKr",
+    "oft_": "OFT",
+    "dora_scale": "DoRA",
+    "lora_magnitude_vector": "DoRA",
+    "lora_mid": "LoCon with a Tucker core",
+    "glora": "GLoRA",
+    "ia3": "IA3",
+    "boft": "BOFT",
+    "lora_transformer_": "LoRA for a diffusion transformer",
+    "double_blocks": "LoRA for Flux",
+    "joint_blocks": "LoRA for Stable Diffusion 3",
+}
 # what the metadata of animkit's own files says a LoRA is
 SAID = {"domainadapter": "domain adapter", "motionlora": "MotionLoRA", "look": "LoRA"}
 
@@ -68,7 +88,11 @@ def flat(name: str) -> str:
 def parse(path: Path, weights: Mapping[str, Tensor], metadata: Mapping, config: Mapping = {}) -> tuple[dict, str]:
     """({model: {flat layer name: Layer}}, naming); AnimkitError if a half is missing or a tensor is no LoRA's."""
     models: dict[str, dict[str, Layer]] = {}
-    unknown, seen, formats = [], {"down": "down", "up": "up", "A": "down", "B": "up", "alpha": "alpha", "scale": "scale"}, {}
+    unknown, seen, formats = (
+        [],
+        {"down": "down", "up": "up", "A": "down", "B": "up", "alpha": "alpha", "scale": "scale"},
+        {},
+    )
     for key, tensor in weights.items():
         match, format = next(((m, whose) for end, whose in ENDS if (m := end.search(key))), (None, None))
         if match is None:
@@ -81,23 +105,34 @@ def parse(path: Path, weights: Mapping[str, Tensor], metadata: Mapping, config: 
         half = seen[match["h"]]
         value = tensor if half in ("down", "up") else float(tensor) if tensor.numel() == 1 else None
         if value is None or (half in ("down", "up") and tensor.ndim not in (2, 4)):
-            raise AnimkitError(f"{path}: tensor {key} has the shape {tuple(tensor.shape)}, which no LoRA has; the file is damaged.")
+            raise AnimkitError(
+                f"{path}: tensor {key} has the shape {tuple(tensor.shape)}, which no LoRA has; the file is damaged."
+            )
         setattr(models.setdefault(model, {}).setdefault(flat(rest), Layer(rest)), half, value)
     missing = [f"{layer.name} ({'down' if layer.down is None else 'up'} half)" for layers in models.values()
                for layer in layers.values() if layer.down is None or layer.up is None]
     if unknown or missing:
-        raise misfit(path, "the form of a LoRA", missing, unknown, advice="the file is damaged, or of a kind that animkit does not know.")
+        raise misfit(
+            path,
+            "the form of a LoRA",
+            missing,
+            unknown,
+            advice="the file is damaged, or of a kind that animkit does not know.",
+        )
     for layers in models.values():
         for layer in layers.values():
             if len(layer.down) != layer.up.shape[1] or len(layer.down) == 0:
-                raise AnimkitError(f"{path}: the rank of {layer.name} is {len(layer.down)} in one half and {layer.up.shape[1]} in the "
-                                   "other; the file is damaged.")
+                raise AnimkitError(
+                    f"{path}: the rank of {layer.name} is {len(layer.down)} in one half and {layer.up.shape[1]} in the "
+                    "other; the file is damaged."
+                )
     _scale_of_peft(models, metadata, config)
     return models, max(formats, key=formats.get)
 
 
 def _scale_of_peft(models: Mapping, metadata: Mapping, config: Mapping) -> None:
-    """PEFT keeps alpha and rank outside the tensors: in adapter_config.json, or in the metadata that diffusers writes."""
+    """PEFT keeps alpha and rank outside the tensors: in adapter_config.json, or in the metadata that diffusers
+    writes."""
     try:
         said = json.loads(metadata.get("lora_adapter_metadata", "null"))
     except ValueError:
@@ -119,19 +154,28 @@ class LoRACheckpoint(Checkpoint):
 
     def build(self, video_unet: nn.Module | None = None) -> LoRA:
         if video_unet is None:
-            raise AnimkitError(f"{self.path}: a LoRA is built for a UNet, whose layers give its names; pass one to build().")
+            raise AnimkitError(
+                f"{self.path}: a LoRA is built for a UNet, whose layers give its names; pass one to build()."
+            )
         unet, motion = getattr(video_unet, "unet", video_unet), getattr(video_unet, "motion", None)
         on_text = [model for model in self.models if model != "unet"]
         if on_text and not self._for_animator:
             count = sum(len(self.models[model]) for model in on_text)
-            warnings.warn(f"{self.path.name}: its {count} layers for the text encoder are not used by a UNet alone; insert it into an "
-                          "Animator to have them too.", stacklevel=3)
+            warnings.warn(
+                f"{self.path.name}: its {count} layers for the text encoder are not used by a UNet alone; insert it"
+                " into an Animator to have them too.",
+                stacklevel=3,
+            )
         if motion is None and self.on_motion:
-            raise AnimkitError(f"{self.path}: this MotionLoRA acts on a motion module and there is none yet; insert a motion module first.")
+            raise AnimkitError(
+                f"{self.path}: this MotionLoRA acts on a motion module and there is none yet; insert a motion module"
+                " first."
+            )
         return self._build("unet", [unet, *([motion] if motion is not None else [])])
 
     def build_text(self, text_encoder: nn.Module, which: str = "text_encoder") -> LoRA | None:
-        """The LoRA for a text encoder ("text_encoder", or SDXL's second, "text_encoder_2"); None if the file has none."""
+        """The LoRA for a text encoder ("text_encoder", or SDXL's second, "text_encoder_2"); None if the file has
+        none."""
         return self._build(which, [text_encoder]) if which in self.models else None
 
     @property
@@ -149,10 +193,15 @@ class LoRACheckpoint(Checkpoint):
             path, target = place
             down, up = _in_shape_of(layer.down, target), _in_shape_of(layer.up, target)
             if (up.shape[0], *down.shape[1:]) != tuple(target.weight.shape):
-                wrong.append(f"{layer.name} for a weight {(up.shape[0], *down.shape[1:])}, the model's is {tuple(target.weight.shape)}")
+                wrong.append(
+                    f"{layer.name} for a weight {(up.shape[0], *down.shape[1:])}, the model's is"
+                    f" {tuple(target.weight.shape)}"
+                )
                 continue
             state[f"{path}.down.weight"], state[f"{path}.up.weight"], scale[path] = down, up, layer.factor
-        where = {"unet": "the UNet" if not self.on_motion else "the motion modules"}.get(model, f"the {model.replace('_', ' ')}")
+        where = {"unet": "the UNet" if not self.on_motion else "the motion modules"}.get(
+            model, f"the {model.replace('_', ' ')}"
+        )
         middle = bool(homeless) and all("mid_block.motion_modules" in name for name in homeless)
         if wrong or (homeless and (self.strict or not state)):
             advice = ("it was trained on a v2 motion module, whose middle block this one lacks; open it with "
@@ -160,9 +209,16 @@ class LoRACheckpoint(Checkpoint):
                       else "was it made for another model (SD 1.x, 2.x, XL, the miniature)?")
             raise misfit(self.path, where, left_over=homeless, misshapen=wrong, advice=advice)
         if homeless:
-            why = "it was trained on a v2 module, whose middle block this one lacks" if middle else f"first: {homeless[0]}"
-            warnings.warn(f"{self.path.name}: {len(homeless)} of its {len(layers)} layers have no place in {where} and are left out "
-                          f"({why}).", stacklevel=4)
+            why = (
+                "it was trained on a v2 module, whose middle block this one lacks"
+                if middle
+                else f"first: {homeless[0]}"
+            )
+            warnings.warn(
+                f"{self.path.name}: {len(homeless)} of its {len(layers)} layers have no place in {where} and are left"
+                f" out ({why}).",
+                stacklevel=4,
+            )
         return LoRA.from_state_dict(state, scale)
 
 
@@ -200,12 +256,16 @@ def aliases(roots: Iterable[nn.Module]) -> dict[str, tuple[str, nn.Module]]:
     return table
 
 
-def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config: Mapping, strict: bool) -> Checkpoint | None:
+def recognise(
+    path: Path, weights: dict[str, Tensor], metadata: Mapping, config: Mapping, strict: bool
+) -> Checkpoint | None:
     """A LoRACheckpoint if these are a LoRA's weights; names what looks like one and is something else."""
     for sign, kind in OTHER_KINDS.items():
         if any(sign in name for name in weights):
-            raise AnimkitError(f"{path}: this is a {kind} (a tensor has {sign!r} in its name), not a plain LoRA; animkit's formula is "
-                               "W + alpha * B A, so take a LoRA, or merge this into its base model with the tool that made it.")
+            raise AnimkitError(
+                f"{path}: this is a {kind} (a tensor has {sign!r} in its name), not a plain LoRA; animkit's formula is "
+                "W + alpha * B A, so take a LoRA, or merge this into its base model with the tool that made it."
+            )
     halves = [name for name in weights if any(end.search(name) for end, _ in ENDS)]
     if 2 * len(halves) <= len(weights) or not any(name.endswith(".weight") for name in halves):
         return None
@@ -213,12 +273,21 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
     unet, notes = models.get("unet", {}), []
     if not unet:
         count = sum(map(len, models.values()))
-        raise AnimkitError(f"{path}: this LoRA is for the text encoder alone ({count} layers); it teaches a word, not a look, and animkit "
-                           "animates looks: take one that was trained on the UNet too.")
+        raise AnimkitError(
+            f"{path}: this LoRA is for the text encoder alone ({count} layers); it teaches a word, not a look, and"
+            " animkit animates looks: take one that was trained on the UNet too."
+        )
     motion = [name for name in unet if "motion_modules" in name]
     said = SAID.get(re.sub("[-_ ]", "", metadata.get("kind", "").lower()))
-    adapter = all(re.search(r"attn[12]_to_(q|k|v|out)(_0)?$", name) for name in unet) and format in ("reference", "animkit")
-    kind = said if said else "MotionLoRA" if len(motion) == len(unet) else "domain adapter" if adapter and not motion else "LoRA"
+    adapter = all(re.search(r"attn[12]_to_(q|k|v|out)(_0)?$", name) for name in unet) and format in (
+        "reference",
+        "animkit",
+    )
+    kind = (
+        said
+        if said
+        else "MotionLoRA" if len(motion) == len(unet) else "domain adapter" if adapter and not motion else "LoRA"
+    )
     if kind == "domain adapter" and not said:
         notes.append("a domain adapter's names; the first diffusers LoRAs of looks had the same, and act alike")
     if motion and len(motion) < len(unet):

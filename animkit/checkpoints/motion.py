@@ -1,4 +1,5 @@
-"""Motion modules on disk: the reference release's naming and diffusers' MotionAdapter, which is the same under other names."""
+"""Motion modules on disk: the reference release's naming and diffusers' MotionAdapter, which is the same under other
+names."""
 from __future__ import annotations
 
 import json
@@ -16,14 +17,17 @@ from animkit.temporal_transformer import sinusoidal_positions
 
 END = ".temporal_transformer.proj_in.weight"
 PE = re.compile(r"(.*\.transformer_blocks\.\d+)\.attention_blocks\.(\d+)\.pos_encoder\.pe$")
-LCM_POSITIONS = 64  # a module without positions in its file takes as many sinusoidal ones; they are computed, not learned
+LCM_POSITIONS = (
+    64  # a module without positions in its file takes as many sinusoidal ones; they are computed, not learned
+)
 # reference release -> diffusers, below motion_modules.N
 NAMES = {"temporal_transformer.": "", ".attention_blocks.0.": ".attn1.", ".attention_blocks.1.": ".attn2.",
          ".norms.0.": ".norm1.", ".norms.1.": ".norm2.", ".ff_norm.": ".norm3."}
 
 
 def to_diffusers_name(name: str) -> str:
-    """down_blocks.0.motion_modules.0.temporal_transformer....attention_blocks.0.to_q -> ....attn1.to_q, as MotionAdapter says."""
+    """down_blocks.0.motion_modules.0.temporal_transformer....attention_blocks.0.to_q -> ....attn1.to_q, as
+    MotionAdapter says."""
     for reference, diffusers in NAMES.items():
         name = f"{name}.".replace(reference, diffusers)[:-1]
     return name
@@ -38,7 +42,8 @@ def to_reference_name(name: str) -> str:
 
 
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Reference names -> MotionAdapter's, whose block keeps one set of positions where the reference keeps one an attention.
+    """Reference names -> MotionAdapter's, whose block keeps one set of positions where the reference keeps one an
+    attention.
 
     Raises AnimkitError if the two differ, for then diffusers cannot say the same.
     """
@@ -50,8 +55,10 @@ def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         key = to_diffusers_name(match[1]) + ".pos_embed.pe"
         if key in new and not new[key].equal(tensor):
-            raise AnimkitError(f"{name}: its positions differ from its neighbour's, and diffusers keeps only one set for both: "
-                               'save this module with format="reference".')
+            raise AnimkitError(
+                f"{name}: its positions differ from its neighbour's, and diffusers keeps only one set for both: "
+                "save this module with format=\"reference\"."
+            )
         new[key] = tensor
     return new
 
@@ -74,7 +81,8 @@ def sites_of(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def read_off(state: Mapping[str, Tensor]) -> dict:
-    """The config that reference-named weights show: version, positions, and heads and norm groups by the release's rule."""
+    """The config that reference-named weights show: version, positions, and heads and norm groups by the release's
+    rule."""
     sites = sites_of(state)
     places = {tensor.shape[1] for name, tensor in state.items() if name.endswith("pos_encoder.pe") and tensor.ndim == 3}
     kind = "conv" if any(".conv.weight" in name for name in state) else "attention"
@@ -87,8 +95,13 @@ def read_off(state: Mapping[str, Tensor]) -> dict:
         version = "sdxl" if len(down) == 3 else "v3"
     if kind == "attention" and (not places or max(places) > 32):
         version = "lcm"
-    return {"version": version, "kind": kind, "positions": max(places, default=LCM_POSITIONS if kind == "attention" else 32),
-            "heads": math.gcd(8, *sites.values()), "norm_groups": math.gcd(32, *sites.values())}
+    return {
+        "version": version,
+        "kind": kind,
+        "positions": max(places, default=LCM_POSITIONS if kind == "attention" else 32),
+        "heads": math.gcd(8, *sites.values()),
+        "norm_groups": math.gcd(32, *sites.values()),
+    }
 
 
 class MotionModuleCheckpoint(Checkpoint):
@@ -100,7 +113,10 @@ class MotionModuleCheckpoint(Checkpoint):
         if self.config["kind"] == "attention" and not any(name.endswith(".pe") for name in state):
             for site, c in sites_of(state).items():
                 pe = sinusoidal_positions(self.config["positions"], c)[None].to(state[site + END].dtype)
-                state |= {f"{site}.temporal_transformer.transformer_blocks.0.attention_blocks.{i}.pos_encoder.pe": pe for i in (0, 1)}
+                state |= {
+                    f"{site}.temporal_transformer.transformer_blocks.0.attention_blocks.{i}.pos_encoder.pe": pe
+                    for i in (0, 1)
+                }
         return state
 
     def build(self, video_unet: nn.Module | None = None) -> MotionModules:
@@ -114,11 +130,19 @@ class MotionModuleCheckpoint(Checkpoint):
             wrong = [f"{site} of width {c} for {place[site]}" for site, c in sites.items() if place.get(site, c) != c]
             missing, extra = [s for s in place if s not in sites], [s for s in sites if s not in place]
             if wrong or missing or extra:
-                raise misfit(self.path, "the UNet's places for motion modules", missing, extra, wrong,
-                             f"this is a {self.version} motion module for widths {', '.join(map(str, _widths(sites)))}.")
+                raise misfit(
+                    self.path,
+                    "the UNet's places for motion modules",
+                    missing,
+                    extra,
+                    wrong,
+                    f"this is a {self.version} motion module for widths {', '.join(map(str, _widths(sites)))}.",
+                )
         config = dict(self.config)
         # The release's structures are three; SDXL's and LCM's differ from these in widths and positions only.
-        config["version"] = self.config["version"] if self.config["version"] in ("v1", "v2", "v3") else "v2" if mid else "v3"
+        config["version"] = (
+            self.config["version"] if self.config["version"] in ("v1", "v2", "v3") else "v2" if mid else "v3"
+        )
         with init_empty_weights(include_buffers=True):
             modules = MotionModules(sites, **config)
         fit(self.path, modules, self._hand_out(state))
@@ -131,18 +155,25 @@ def _widths(sites: Mapping[str, int]) -> list[int]:
 
 
 def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config: Mapping) -> Checkpoint | None:
-    """A MotionModuleCheckpoint if these are a motion module's weights; config: a config.json beside them, {} without one."""
+    """A MotionModuleCheckpoint if these are a motion module's weights; config: a config.json beside them, {} without
+    one."""
     if any("pos_encoder.positional_encoding" in name or ".temporal_attentions." in name for name in weights):
-        raise AnimkitError(f"{path}: this is a HotShot-XL motion module; its temporal layers have another structure (8 frames, other "
-                           "places), so animkit cannot use it: take an AnimateDiff SDXL module.")
+        raise AnimkitError(
+            f"{path}: this is a HotShot-XL motion module; its temporal layers have another structure (8 frames, other "
+            "places), so animkit cannot use it: take an AnimateDiff SDXL module."
+        )
     motion = {re.sub(r"^(.*\.)?(?=(down_blocks|up_blocks|mid_block)\.)", "", name, count=1): tensor
               for name, tensor in weights.items() if "motion_modules." in name}
     if not motion:
         return None
-    if config.get("conv_in_channels") or any(name.endswith("conv_in.weight") and tensor.ndim == 4 and tensor.shape[1] == 9
-                                             for name, tensor in weights.items()):
-        raise AnimkitError(f"{path}: this is a PIA module, whose UNet takes 9 channels (a conditioning picture beside the latents): "
-                           "animkit animates text to image models of 4; take a plain motion module.")
+    if config.get("conv_in_channels") or any(
+        name.endswith("conv_in.weight") and tensor.ndim == 4 and tensor.shape[1] == 9
+        for name, tensor in weights.items()
+    ):
+        raise AnimkitError(
+            f"{path}: this is a PIA module, whose UNet takes 9 channels (a conditioning picture beside the latents): "
+            "animkit animates text to image models of 4; take a plain motion module."
+        )
     notes = []
     if len(motion) < len(weights):
         notes.append(f"{len(weights) - len(motion)} other tensors (the image UNet around it) are left out")
@@ -150,18 +181,28 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
     format = "reference" if any(".temporal_transformer." in name for name in motion) else "diffusers"
     state = motion if format == "reference" else to_reference(motion)
     if not sites_of(state):
-        raise AnimkitError(f"{path}: it has motion_modules tensors, but no proj_in among them: this is a part of a motion module; "
-                           "get the whole file.")
+        raise AnimkitError(
+            f"{path}: it has motion_modules tensors, but no proj_in among them: this is a part of a motion module; "
+            "get the whole file."
+        )
     settings = read_off(state)
     version = settings["version"]
     if own:
-        settings |= {key: own[key] for key in ("version", "kind", "positions", "heads", "norm_groups", "norm") if key in own}
+        settings |= {
+            key: own[key] for key in ("version", "kind", "positions", "heads", "norm_groups", "norm") if key in own
+        }
         version, format = settings["version"], "animkit" if config else format
     elif config:
         heads = config.get("motion_num_attention_heads", 8)
-        settings |= {"heads": heads if isinstance(heads, int) else heads[0], "norm_groups": config.get("motion_norm_num_groups", 32)}
+        settings |= {
+            "heads": heads if isinstance(heads, int) else heads[0],
+            "norm_groups": config.get("motion_norm_num_groups", 32),
+        }
     if version == "lcm":
-        notes.append(f"positions: {'none in the file, ' if not any(n.endswith('.pe') for n in state) else ''}{settings['positions']} used")
+        notes.append(
+            "positions:"
+            f" {'none in the file, ' if not any(n.endswith('.pe') for n in state) else ''}{settings['positions']} used"
+        )
     return MotionModuleCheckpoint(path, motion, "motion module", version, format, settings, notes)
 
 

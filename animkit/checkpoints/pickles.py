@@ -1,7 +1,7 @@
 """What a torch pickle asks for, read without granting it: no import, no call, no tensor.
 
-A pickle is a program. This reader runs it with every name replaced by an inert note, and so learns the tensors' shapes and
-whether the storages that the file really has can hold them, before torch (with weights_only=True) takes any memory.
+A pickle is a program. This reader runs it with every name replaced by an inert note, and so learns the tensors' shapes
+and whether the storages that the file really has can hold them, before torch (with weights_only=True) takes any memory.
 """
 from __future__ import annotations
 
@@ -15,17 +15,30 @@ import torch
 
 from animkit.errors import AnimkitError
 
-CONVERT = ("If you trust where it comes from, convert it once, in a throw-away environment without network or secrets:\n"
-           "  python -c \"import sys, torch; from safetensors.torch import save_file; d = torch.load(sys.argv[1], "
-           "map_location='cpu', weights_only=False); d = d.get('state_dict', d); save_file({k: v.clone().contiguous() for k, v "
-           "in d.items() if torch.is_tensor(v)}, sys.argv[2])\" IN.ckpt OUT.safetensors\n"
-           "and open the .safetensors file here.")
+CONVERT = (
+    "If you trust where it comes from, convert it once, in a throw-away environment without network or secrets:\n "
+    " python -c \"import sys, torch; from safetensors.torch import save_file; d = torch.load(sys.argv[1],"
+    " map_location='cpu', weights_only=False); d = d.get('state_dict', d); save_file({k: v.clone().contiguous() for k,"
+    " v in d.items() if torch.is_tensor(v)}, sys.argv[2])\" IN.ckpt OUT.safetensors\nand open the .safetensors file"
+    " here."
+)
 MAGIC = 0x1950A86A20F9469CFC6C
-STORAGES = {name: torch.empty(0, dtype=dtype).element_size() for name, dtype in {
-    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
-    "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-    "ComplexFloatStorage": torch.complex64}.items()}
+STORAGES = {
+    name: torch.empty(0, dtype=dtype).element_size()
+    for name, dtype in {
+        "DoubleStorage": torch.float64,
+        "FloatStorage": torch.float32,
+        "HalfStorage": torch.float16,
+        "BFloat16Storage": torch.bfloat16,
+        "LongStorage": torch.int64,
+        "IntStorage": torch.int32,
+        "ShortStorage": torch.int16,
+        "CharStorage": torch.int8,
+        "ByteStorage": torch.uint8,
+        "BoolStorage": torch.bool,
+        "ComplexFloatStorage": torch.complex64,
+    }.items()
+}
 
 
 @dataclass(frozen=True)
@@ -178,7 +191,8 @@ class _Refused(Exception):
 
 @dataclass
 class Outline:
-    """The storages a pickle asks for, in bytes; `available`: those that the file has (None: told later, by their order)."""
+    """The storages a pickle asks for, in bytes; `available`: those that the file has (None: told later, by their
+    order)."""
 
     available: dict[str, int] | None = None
     storages: dict[str, int] = field(default_factory=dict)
@@ -193,8 +207,9 @@ class Outline:
     def legacy(cls, path: Path, stream: BinaryIO, size: int) -> Outline:
         outline = cls()
         if _run(path, _Reader(stream, size, outline)) != MAGIC:
-            raise AnimkitError(f"{path}: this is a plain pickle, not a torch file: it could run code, so it is not opened. "
-                               f"{CONVERT}")
+            raise AnimkitError(
+                f"{path}: this is a plain pickle, not a torch file: it could run code, so it is not opened. {CONVERT}"
+            )
         for _ in range(4):  # protocol version, system, the object, the order of its storages
             _run(path, _Reader(stream, size, outline))
         return outline
@@ -211,10 +226,14 @@ def _run(path: Path, reader: _Reader):
     try:
         return reader.load()
     except _Refused as refused:
-        raise AnimkitError(f"{path}: its pickle asks to import `{refused}`, which weights do not need and which can run "
-                           f"anything, so it is not opened. {CONVERT}") from None
+        raise AnimkitError(
+            f"{path}: its pickle asks to import `{refused}`, which weights do not need and which can run "
+            f"anything, so it is not opened. {CONVERT}"
+        ) from None
     except RecursionError:
-        raise AnimkitError(f"{path}: its pickle is nested without end: the file is damaged or made to do harm.") from None
+        raise AnimkitError(
+            f"{path}: its pickle is nested without end: the file is damaged or made to do harm."
+        ) from None
     except MemoryError:
         raise AnimkitError(f"{path}: its pickle asks for more memory than there is: the file is damaged.") from None
     except Exception as error:  # a damaged pickle leads anywhere: every way ends in this sentence

@@ -1,4 +1,5 @@
-"""A personalised model that is a whole set of weights (a full fine-tune), as a part that is inserted, scaled and taken off:
+"""A personalised model that is a whole set of weights (a full fine-tune), as a part that is inserted, scaled and taken
+off:
 
     W + sum_k alpha_k (W_k - W)        alpha = 1 is the personalised model itself, exactly; 0 the base, exactly
 """
@@ -20,7 +21,8 @@ _REPLACED = WeakIdKeyDictionary()
 
 
 class Replacement(nn.Module):
-    """Weights that take the place of a model's own; `attach` as animkit.lora.LoRA has it. Not parameters: they are data."""
+    """Weights that take the place of a model's own; `attach` as animkit.lora.LoRA has it. Not parameters: they are
+    data."""
 
     def __init__(self, path: Path, state: Mapping[str, Tensor]):
         super().__init__()
@@ -70,7 +72,9 @@ class ReplacementAtWork:
 
     def _check_unfused(self) -> None:
         if any(layer in low_rank._FUSED for layer in self.root.modules()):
-            raise AnimkitError("a LoRA is fused into the weights that are to be replaced: unfuse() it first, or its original is lost")
+            raise AnimkitError(
+                "a LoRA is fused into the weights that are to be replaced: unfuse() it first, or its original is lost"
+            )
 
 
 @torch.no_grad()

@@ -1,4 +1,5 @@
-"""Files given by their roles (motion module, domain adapter, looks, MotionLoRAs), opened and held against those roles."""
+"""Files given by their roles (motion module, domain adapter, looks, MotionLoRAs), opened and held against those
+roles."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -10,7 +11,8 @@ from animkit.checkpoints.checkpoint import Checkpoint
 from animkit.checkpoints.door import open_checkpoint
 from animkit.errors import AnimkitError
 
-# role -> (the kinds of file that can take it, what to call it); in the order of insertion: MotionLoRAs need motion modules
+# role -> (the kinds of file that can take it, what to call it); in the order of insertion: MotionLoRAs need motion
+# modules
 ROLES = {"motion": (("motion module",), "a motion module"),
          "adapter": (("domain adapter", "LoRA"), "a domain adapter"),
          "looks": (("LoRA", "domain adapter", "base model", "UNet"), "a look"),

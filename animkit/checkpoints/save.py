@@ -1,4 +1,5 @@
-"""Saving what was trained here so that other programs load it: the reference release's names, diffusers', kohya's, or our own."""
+"""Saving what was trained here so that other programs load it: the reference release's names, diffusers', kohya's, or
+our own."""
 from __future__ import annotations
 
 import json
@@ -20,24 +21,32 @@ LORA_FORMATS = ("reference", "diffusers", "kohya", "animkit")
 
 def save_checkpoint(part: MotionModules | LoRA, path: str | Path, format: str = "reference", *, kind: str | None = None,
                     text_encoder: LoRA | None = None) -> Path:
-    """Writes motion modules or a LoRA as other programs expect them; -> the path. Tensors go out bit for bit, in their dtype.
+    """Writes motion modules or a LoRA as other programs expect them; -> the path. Tensors go out bit for bit, in their
+    dtype.
 
     MotionModules: "reference" (a .ckpt as released, or .safetensors) or "diffusers" (a MotionAdapter's folder).
-    LoRA: "reference" (AnimateDiff's), "diffusers" (PEFT names), "kohya" (with alpha) or "animkit" (.safetensors, or .ckpt).
-    kind: "domain adapter" or "MotionLoRA", kept in a .safetensors file's metadata, where names alone cannot tell. text_encoder:
-    the LoRA of the text encoder that belongs to a look. The file is written beside its place, then renamed. Raises AnimkitError.
+    LoRA: "reference" (AnimateDiff's), "diffusers" (PEFT names), "kohya" (with alpha) or "animkit" (.safetensors, or
+    .ckpt). kind: "domain adapter" or "MotionLoRA", kept in a .safetensors file's metadata, where names alone cannot
+    tell. text_encoder: the LoRA of the text encoder that belongs to a look. The file is written beside its place, then
+    renamed. Raises AnimkitError.
     """
     path = Path(path)
     if isinstance(part, MotionModules):
         return _save_motion(part, path, format)
     if not isinstance(part, LoRA):
-        raise AnimkitError(f"only MotionModules and LoRA are saved here, not {type(part).__name__}; a whole pipeline has save_pretrained.")
+        raise AnimkitError(
+            f"only MotionModules and LoRA are saved here, not {type(part).__name__}; a whole pipeline has"
+            " save_pretrained."
+        )
     if format not in LORA_FORMATS:
         raise AnimkitError(f"unknown LoRA format {format!r}: choose one of {', '.join(LORA_FORMATS)}.")
     weights = _name_lora(part, format, "unet")
     if text_encoder is not None:
         if format not in ("diffusers", "kohya"):
-            raise AnimkitError(f'the {format} format has no place for a text encoder\'s LoRA; save it with format="kohya" or "diffusers".')
+            raise AnimkitError(
+                f'the {format} format has no place for a text encoder\'s LoRA; save it with format="kohya" or'
+                ' "diffusers".'
+            )
         weights |= _name_lora(text_encoder, format, "text_encoder")
     return _write(path, weights, {"kind": kind} if kind else {})
 
@@ -46,7 +55,9 @@ def _save_motion(modules: MotionModules, path: Path, format: str) -> Path:
     state = {name: tensor.detach().cpu() for name, tensor in modules.state_dict().items()}
     if format == "diffusers":
         if path.suffix:
-            raise AnimkitError(f"{path}: a MotionAdapter is a folder (config.json and its weights); give a folder's name.")
+            raise AnimkitError(
+                f"{path}: a MotionAdapter is a folder (config.json and its weights); give a folder's name."
+            )
         save_folder(path, _adapter_config(modules), to_diffusers(state))
         return path
     if format != "reference":
@@ -56,8 +67,11 @@ def _save_motion(modules: MotionModules, path: Path, format: str) -> Path:
         shown["version"], shown["version"])
     hidden = [key for key in ("version", "heads", "norm_groups", "kind", "positions") if shown[key] != own[key]]
     if hidden and path.suffix != ".safetensors":
-        raise AnimkitError(f"{path}: a file of the reference's form would lose the {', '.join(hidden)} of these motion modules, which only "
-                           "its names and shapes could tell; save them as .safetensors, which keeps the config, or with save_pretrained.")
+        raise AnimkitError(
+            f"{path}: a file of the reference's form would lose the {', '.join(hidden)} of these motion modules, which"
+            " only its names and shapes could tell; save them as .safetensors, which keeps the config, or with"
+            " save_pretrained."
+        )
     return _write(path, state, {"config": json.dumps({"_class_name": "MotionModules", **own})})
 
 
@@ -70,11 +84,17 @@ def _adapter_config(modules: MotionModules) -> dict:
         if site.startswith("down_blocks"):
             levels.setdefault(int(site.split(".")[1]), []).append(c)
     layers = [len(levels[i]) for i in sorted(levels)]
-    return {"_class_name": "MotionAdapter", "block_out_channels": [levels[i][0] for i in sorted(levels)],
-            "motion_layers_per_block": layers[0] if len(set(layers)) == 1 else layers, "motion_mid_block_layers_per_block": 1,
-            "motion_num_attention_heads": modules.heads, "motion_norm_num_groups": modules.norm_groups,
-            "motion_max_seq_length": modules.positions, "conv_in_channels": None,
-            "use_motion_mid_block": any(site.startswith("mid_block") for site in modules.sites)}
+    return {
+        "_class_name": "MotionAdapter",
+        "block_out_channels": [levels[i][0] for i in sorted(levels)],
+        "motion_layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
+        "motion_mid_block_layers_per_block": 1,
+        "motion_num_attention_heads": modules.heads,
+        "motion_norm_num_groups": modules.norm_groups,
+        "motion_max_seq_length": modules.positions,
+        "conv_in_channels": None,
+        "use_motion_mid_block": any(site.startswith("mid_block") for site in modules.sites),
+    }
 
 
 def _name_lora(lora: LoRA, format: str, model: str) -> dict[str, Tensor]:
@@ -85,7 +105,9 @@ def _name_lora(lora: LoRA, format: str, model: str) -> dict[str, Tensor]:
         layer = lora[path]
         down, up, scale = layer.down.weight.detach().cpu(), layer.up.weight.detach().cpu(), float(layer.scale)
         if format == "kohya":
-            name = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}[model] + path.removeprefix("text_model.").replace(".", "_")
+            name = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}[model] + path.removeprefix(
+                "text_model."
+            ).replace(".", "_")
             # to the fourth decimal: alpha is what someone chose, and scale = alpha / rank has rounded it
             weights |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up,
                         f"{name}.alpha": torch.tensor(round(scale * len(down), 4), dtype=torch.float32)}
@@ -99,8 +121,10 @@ def _name_lora(lora: LoRA, format: str, model: str) -> dict[str, Tensor]:
             continue
         match = re.fullmatch(r"(.*)\.(to_q|to_k|to_v|to_out)(?:\.0)?", path)
         if match is None:
-            raise AnimkitError(f"the reference's naming has only to_q, to_k, to_v and to_out, and this LoRA has {path}; save it with "
-                               'format="kohya" or "diffusers".')
+            raise AnimkitError(
+                f"the reference's naming has only to_q, to_k, to_v and to_out, and this LoRA has {path}; save it with "
+                "format=\"kohya\" or \"diffusers\"."
+            )
         name = f"{match[1]}.processor.{match[2]}_lora"
         weights |= {f"{name}.down.weight": down, f"{name}.up.weight": up}
     return weights

@@ -1,4 +1,5 @@
-"""CLIP's tokenizer without a network: from a folder, the hub's cache, or the vocabulary that some pip packages carry."""
+"""CLIP's tokenizer without a network: from a folder, the hub's cache, or the vocabulary that some pip packages
+carry."""
 from __future__ import annotations
 
 import gzip
@@ -18,7 +19,8 @@ MERGES = 49152 - 256 - 2  # of the file's merges, as many as CLIP's vocabulary o
 
 def clip_tokenizer(folder: str | Path | None = None, pad_token: str = "<|endoftext|>") -> Any:
     """CLIP's tokenizer for 77 tokens. folder: one with vocab.json and merges.txt (or tokenizer.json), or one that has a
-    `tokenizer` folder. Without it, and if it has none: the environment's ANIMKIT_TOKENIZER, the hub's cache, pip packages.
+    `tokenizer` folder. Without it, and if it has none: the environment's ANIMKIT_TOKENIZER, the hub's cache, pip
+    packages.
 
     Raises AnimkitError that says what was tried.
     """
@@ -40,16 +42,23 @@ def clip_tokenizer(folder: str | Path | None = None, pad_token: str = "<|endofte
         if vocabulary is not None:
             return _from_bpe(vocabulary, pad_token)
         tried.append(f"the pip package {package}")
-    raise AnimkitError("CLIP's tokenizer was not found; tried: " + "; ".join(tried) + ". Give a folder that has it (tokenizer=...), or "
-                       "`pip install open_clip_torch`, whose vocabulary file is enough.")
+    raise AnimkitError(
+        "CLIP's tokenizer was not found; tried: "
+        + "; ".join(tried)
+        + ". Give a folder that has it (tokenizer=...), or "
+        "`pip install open_clip_torch`, whose vocabulary file is enough."
+    )
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer.json").is_file() or ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file())
+    return (folder / "tokenizer.json").is_file() or (
+        (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    )
 
 
 def _in_cache(name: str, subfolder: str) -> Path | None:
-    """The cached folder of a hub's tokenizer. Looked for by hand: transformers 5 makes up an empty tokenizer if there is none."""
+    """The cached folder of a hub's tokenizer. Looked for by hand: transformers 5 makes up an empty tokenizer if there
+    is none."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("vocab.json", "tokenizer.json"):
@@ -65,14 +74,17 @@ def _from_folder(folder: Path, pad_token: str) -> Any:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # whatever transformers and the tokenizers library say of damaged files
-        raise AnimkitError(f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0][:160]}); fetch it again.") from None
+        raise AnimkitError(
+            f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0][:160]}); fetch it again."
+        ) from None
     tokenizer.pad_token = pad_token
     tokenizer.model_max_length = min(tokenizer.model_max_length, 77)
     return tokenizer
 
 
 def _from_bpe(path: Path, pad_token: str) -> Any:
-    """OpenAI's bpe_simple_vocab_16e6.txt.gz: a heading, then the merges; the vocabulary follows from them in this order."""
+    """OpenAI's bpe_simple_vocab_16e6.txt.gz: a heading, then the merges; the vocabulary follows from them in this
+    order."""
     from transformers import CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -83,4 +95,6 @@ def _from_bpe(path: Path, pad_token: str) -> Any:
     words = letters + [f"{letter}</w>" for letter in letters] + ["".join(merge.split()) for merge in merges]
     words += ["<|startoftext|>", "<|endoftext|>"]
     pairs = [tuple(merge.split()) for merge in merges]
-    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=pairs, pad_token=pad_token, model_max_length=77)
+    return CLIPTokenizer(
+        vocab={word: i for i, word in enumerate(words)}, merges=pairs, pad_token=pad_token, model_max_length=77
+    )

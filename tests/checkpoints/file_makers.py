@@ -1,4 +1,5 @@
-"""Small models and the files that people would have of them, in every naming; written apart from the code under test."""
+"""Small models and the files that people would have of them, in every naming; written apart from the code under
+test."""
 from __future__ import annotations
 
 import re
@@ -28,51 +29,99 @@ def unet(version: str = "sd1", widths: tuple[int, ...] = WIDTHS, seed: int = 0) 
     down = ["CrossAttnDownBlock2D"] * (len(widths) - 1) + ["DownBlock2D"]
     up = ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * (len(widths) - 1)
     if version == "sd1":
-        model = UNet2DConditionModel(**common, down_block_types=down, up_block_types=up, cross_attention_dim=64, attention_head_dim=8)
+        model = UNet2DConditionModel(
+            **common, down_block_types=down, up_block_types=up, cross_attention_dim=64, attention_head_dim=8
+        )
     elif version == "sd2":
         model = UNet2DConditionModel(**common, down_block_types=down, up_block_types=up, cross_attention_dim=64,
                                      attention_head_dim=[max(1, w // 64) for w in widths], use_linear_projection=True)
     else:
         model = UNet2DConditionModel(
-            **common, down_block_types=down[::-1], up_block_types=up[::-1], cross_attention_dim=96, use_linear_projection=True,
-            attention_head_dim=[max(1, w // 64) for w in widths], transformer_layers_per_block=[1, 2, 3],
-            addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=48 + 32)
+            **common,
+            down_block_types=down[::-1],
+            up_block_types=up[::-1],
+            cross_attention_dim=96,
+            use_linear_projection=True,
+            attention_head_dim=[max(1, w // 64) for w in widths],
+            transformer_layers_per_block=[1, 2, 3],
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=48 + 32,
+        )
     return randomise(model, seed)
 
 
 def vae(seed: int = 1) -> AutoencoderKL:
-    return randomise(AutoencoderKL(block_out_channels=(32, 64), layers_per_block=2, latent_channels=4, norm_num_groups=32,
-                                   down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2), seed)
+    return randomise(
+        AutoencoderKL(
+            block_out_channels=(32, 64),
+            layers_per_block=2,
+            latent_channels=4,
+            norm_num_groups=32,
+            down_block_types=["DownEncoderBlock2D"] * 2,
+            up_block_types=["UpDecoderBlock2D"] * 2,
+        ),
+        seed,
+    )
 
 
 def text(width: int = 64, projection: int = 0, act: str = "quick_gelu", layers: int = 2, seed: int = 2) -> nn.Module:
-    config = CLIPTextConfig(vocab_size=60, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, hidden_act=act,
-                            num_attention_heads=max(1, width // 64), max_position_embeddings=77, projection_dim=projection or width,
-                            bos_token_id=0, eos_token_id=2, pad_token_id=1)
+    config = CLIPTextConfig(
+        vocab_size=60,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        hidden_act=act,
+        num_attention_heads=max(1, width // 64),
+        max_position_embeddings=77,
+        projection_dim=projection or width,
+        bos_token_id=0,
+        eos_token_id=2,
+        pad_token_id=1,
+    )
     return randomise((CLIPTextModelWithProjection if projection else CLIPTextModel)(config), seed)
 
 
-# ------------------------------------------------------------------- the original naming, from the original code's structure
-def ldm_unet(state: dict[str, Tensor], layers: int = 2, attention: tuple[bool, ...] = (True, True, False)) -> dict[str, Tensor]:
+# ------------------------------------------------------------------- the original naming, from the original code's
+# structure
+def ldm_unet(
+    state: dict[str, Tensor], layers: int = 2, attention: tuple[bool, ...] = (True, True, False)
+) -> dict[str, Tensor]:
     """diffusers' UNet names -> latent diffusion's, counting its rows of blocks as its constructor does."""
     rows, row = {"conv_in": "input_blocks.0.0"}, 1
     for i in range(len(attention)):
         for j in range(layers):
-            rows |= {f"down_blocks.{i}.resnets.{j}": f"input_blocks.{row}.0", f"down_blocks.{i}.attentions.{j}": f"input_blocks.{row}.1"}
+            rows |= {
+                f"down_blocks.{i}.resnets.{j}": f"input_blocks.{row}.0",
+                f"down_blocks.{i}.attentions.{j}": f"input_blocks.{row}.1",
+            }
             row += 1
         if i < len(attention) - 1:
             rows[f"down_blocks.{i}.downsamplers.0.conv"] = f"input_blocks.{row}.0.op"
             row += 1
-    rows |= {"mid_block.resnets.0": "middle_block.0", "mid_block.attentions.0": "middle_block.1", "mid_block.resnets.1": "middle_block.2"}
+    rows |= {
+        "mid_block.resnets.0": "middle_block.0",
+        "mid_block.attentions.0": "middle_block.1",
+        "mid_block.resnets.1": "middle_block.2",
+    }
     row = 0
     for i, attends in enumerate(reversed(attention)):
         for j in range(layers + 1):
-            rows |= {f"up_blocks.{i}.resnets.{j}": f"output_blocks.{row}.0", f"up_blocks.{i}.attentions.{j}": f"output_blocks.{row}.1"}
+            rows |= {
+                f"up_blocks.{i}.resnets.{j}": f"output_blocks.{row}.0",
+                f"up_blocks.{i}.attentions.{j}": f"output_blocks.{row}.1",
+            }
             if j == layers and i < len(attention) - 1:
                 rows[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{row}.{2 if attends else 1}.conv"
             row += 1
-    rows |= {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_norm_out": "out.0",
-             "conv_out": "out.2", "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
+    rows |= {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+    }
     inside = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",
               "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
     new = {}
@@ -93,10 +142,18 @@ def ldm_vae(state: dict[str, Tensor], levels: int = 2) -> dict[str, Tensor]:
         name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
         name = re.sub(r"encoder\.down_blocks\.(\d)\.resnets", r"encoder.down.\1.block", name)
         name = re.sub(r"encoder\.down_blocks\.(\d)\.downsamplers\.0", r"encoder.down.\1.downsample", name)
-        name = re.sub(r"decoder\.up_blocks\.(\d)\.resnets", lambda m: f"decoder.up.{levels - 1 - int(m[1])}.block", name)
-        name = re.sub(r"decoder\.up_blocks\.(\d)\.upsamplers\.0", lambda m: f"decoder.up.{levels - 1 - int(m[1])}.upsample", name)
+        name = re.sub(
+            r"decoder\.up_blocks\.(\d)\.resnets", lambda m: f"decoder.up.{levels - 1 - int(m[1])}.block", name
+        )
+        name = re.sub(
+            r"decoder\.up_blocks\.(\d)\.upsamplers\.0", lambda m: f"decoder.up.{levels - 1 - int(m[1])}.upsample", name
+        )
         if "mid_block.attentions.0" in name:
-            name = name.replace("mid_block.attentions.0", "mid.attn_1").replace("group_norm", "norm").replace("to_out.0", "proj_out")
+            name = (
+                name.replace("mid_block.attentions.0", "mid.attn_1")
+                .replace("group_norm", "norm")
+                .replace("to_out.0", "proj_out")
+            )
             name = re.sub(r"to_([qkv])\.", r"\1.", name)
             if tensor.ndim == 2:
                 tensor = tensor[:, :, None, None].contiguous()
@@ -117,24 +174,46 @@ def ldm_open_clip(state: dict[str, Tensor], prefix: str, extra_layer: bool = Fal
         if match:
             heads.setdefault((int(match[1]), match[3]), {})[match[2]] = tensor
             continue
-        name = {"embeddings.token_embedding.weight": "token_embedding.weight", "embeddings.position_embedding.weight": "positional_embedding",
-                "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias",
-                "text_projection.weight": "text_projection"}.get(name, name)
+        name = {
+            "embeddings.token_embedding.weight": "token_embedding.weight",
+            "embeddings.position_embedding.weight": "positional_embedding",
+            "final_layer_norm.weight": "ln_final.weight",
+            "final_layer_norm.bias": "ln_final.bias",
+            "text_projection.weight": "text_projection",
+        }.get(name, name)
         tensor = tensor.T.contiguous() if name == "text_projection" else tensor
-        name = name.replace("encoder.layers.", "transformer.resblocks.").replace("self_attn", "attn").replace("layer_norm", "ln_")
+        name = (
+            name.replace("encoder.layers.", "transformer.resblocks.")
+            .replace("self_attn", "attn")
+            .replace("layer_norm", "ln_")
+        )
         new[prefix + name.replace("mlp.fc1", "mlp.c_fc").replace("mlp.fc2", "mlp.c_proj")] = tensor
     for (layer, leaf), qkv in heads.items():
         new[f"{prefix}transformer.resblocks.{layer}.attn.in_proj_{leaf}"] = torch.cat([qkv[h] for h in "qkv"])
     new[f"{prefix}logit_scale"] = torch.tensor(4.6)
     if extra_layer:
         last = max(int(m[1]) for n in new if (m := re.search(r"resblocks\.(\d+)\.", n)))
-        new |= {n.replace(f"resblocks.{last}.", f"resblocks.{last + 1}."): t + 1 for n, t in list(new.items()) if f"resblocks.{last}." in n}
-        new[f"{prefix}text_projection"] = torch.zeros(state["final_layer_norm.weight" if "final_layer_norm.weight" in state
-                                                             else "text_model.final_layer_norm.weight"].shape[0], 7)
+        new |= {
+            n.replace(f"resblocks.{last}.", f"resblocks.{last + 1}."): t + 1
+            for n, t in list(new.items())
+            if f"resblocks.{last}." in n
+        }
+        new[f"{prefix}text_projection"] = torch.zeros(
+            state[
+                (
+                    "final_layer_norm.weight"
+                    if "final_layer_norm.weight" in state
+                    else "text_model.final_layer_norm.weight"
+                )
+            ].shape[0],
+            7,
+        )
     return new
 
 
-def single_file(version: str = "sd1", dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
+def single_file(
+    version: str = "sd1", dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
     """(the tensors of a single-file checkpoint, the models they were made from)."""
     parts: dict[str, nn.Module] = {"unet": unet(version), "vae": vae()}
     attention = (False, True, True) if version == "sdxl" else (True, True, False)
@@ -154,7 +233,8 @@ def single_file(version: str = "sd1", dtype: torch.dtype = torch.float32) -> tup
     return {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}, parts
 
 
-# --------------------------------------------------------------------------------------------------------- motion modules
+# --------------------------------------------------------------------------------------------------------- motion
+# modules
 def adapter(widths: tuple[int, ...] = WIDTHS, mid: bool = False, positions: int = 32, seed: int = 5) -> MotionAdapter:
     """diffusers' MotionAdapter with random weights (its proj_out is not zero anyway)."""
     return randomise(MotionAdapter(block_out_channels=widths, motion_layers_per_block=2, use_motion_mid_block=mid,
@@ -176,7 +256,8 @@ def reference_motion(motion: MotionAdapter) -> dict[str, Tensor]:
     return new
 
 
-# ------------------------------------------------------------------------------------------------------------------- LoRAs
+# -------------------------------------------------------------------------------------------------------------------
+# LoRAs
 def pairs(module: nn.Module, wanted: str, rank: int = 3, seed: int = 7) -> dict[str, tuple[Tensor, Tensor]]:
     """{layer path: (down, up)} for every Linear or convolution whose path matches `wanted`."""
     generator, made = torch.Generator().manual_seed(seed), {}
@@ -184,7 +265,10 @@ def pairs(module: nn.Module, wanted: str, rank: int = 3, seed: int = 7) -> dict[
         if isinstance(layer, (nn.Linear, nn.Conv2d)) and re.search(wanted, path):
             out, *inside = layer.weight.shape
             up = (out, rank, *(1 for _ in inside[1:]))
-            made[path] = (torch.randn(rank, *inside, generator=generator) * 0.2, torch.randn(up, generator=generator) * 0.2)
+            made[path] = (
+                torch.randn(rank, *inside, generator=generator) * 0.2,
+                torch.randn(up, generator=generator) * 0.2,
+            )
     assert made, wanted
     return made
 
@@ -205,7 +289,9 @@ def peft_lora(made: dict, prefix: str = "unet.") -> dict[str, Tensor]:
 
 
 def diffusers_lora(made: dict, prefix: str = "unet.") -> dict[str, Tensor]:
-    return {f"{prefix}{p}.lora.{h}.weight": t for p, (down, up) in made.items() for h, t in (("down", down), ("up", up))}
+    return {
+        f"{prefix}{p}.lora.{h}.weight": t for p, (down, up) in made.items() for h, t in (("down", down), ("up", up))
+    }
 
 
 def kohya_lora(made: dict, alpha: float | None = 1.0, prefix: str = "lora_unet_") -> dict[str, Tensor]:
@@ -225,7 +311,10 @@ def controlnet(version: str = "sd1") -> ControlNetModel:
 def ldm_controlnet(state: dict[str, Tensor], attention: tuple[bool, ...] = (True, True, False)) -> dict[str, Tensor]:
     """lllyasviel's naming: the encoder half of a UNet under control_model., zero convolutions, a hint block."""
     inner = {n: t for n, t in state.items() if not n.startswith("controlnet_")}
-    new = {n.replace("model.diffusion_model.", "control_model."): t for n, t in ldm_unet(inner, attention=attention).items()}
+    new = {
+        n.replace("model.diffusion_model.", "control_model."): t
+        for n, t in ldm_unet(inner, attention=attention).items()
+    }
     hints = len([n for n in state if n.startswith("controlnet_cond_embedding.blocks.") and n.endswith("weight")])
     for name, tensor in state.items():
         leaf = name.split(".")[-1]

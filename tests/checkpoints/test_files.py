@@ -12,7 +12,11 @@ from animkit import AnimkitError, open_checkpoint
 from animkit.checkpoints.files import read_file
 from safetensors.torch import save_file
 
-WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3).half(), "b": torch.ones(4, dtype=torch.bfloat16), "n": torch.tensor(3)}
+WEIGHTS = {
+    "a.weight": torch.arange(6.0).reshape(2, 3).half(),
+    "b": torch.ones(4, dtype=torch.bfloat16),
+    "n": torch.tensor(3),
+}
 
 
 class Evil:
@@ -30,7 +34,9 @@ def header(table: dict, data: bytes = b"", length: int | None = None) -> bytes:
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
-@pytest.mark.parametrize("name, wrap", [("w.safetensors", ""), ("w.ckpt", ""), ("w.bin", "legacy"), ("w.pt", "legacy state_dict")])
+@pytest.mark.parametrize(
+    "name, wrap", [("w.safetensors", ""), ("w.ckpt", ""), ("w.bin", "legacy"), ("w.pt", "legacy state_dict")]
+)
 def test_reads_bits_and_dtypes_and_keeps_memory(tmp_path, name, wrap):
     contents, _ = read_file(make.write(tmp_path / name, WEIGHTS, wrap))
     read = contents.get("state_dict", contents)
@@ -75,10 +81,19 @@ DAMAGE = {
     "noise": (bytes(range(200, 250)) * 9, "neither safetensors nor a torch file"),
     "huge header": (struct.pack("<Q", 2**62) + b"{}", "its safetensors header claims"),
     "long header": (header({}, length=5000), "cut short: its header needs"),
-    "long tensor": (header({"x": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4 * 10**18]}}), "cut short: its tensors need"),
-    "wrong size": (header({"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, bytes(8)), "does not fill its 8 bytes"),
+    "long tensor": (
+        header({"x": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4 * 10**18]}}),
+        "cut short: its tensors need",
+    ),
+    "wrong size": (
+        header({"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, bytes(8)),
+        "does not fill its 8 bytes",
+    ),
     "negative": (header({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}), "no natural number"),
-    "odd dtype": (header({"x": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, bytes(1)), "dtype 'F4', which torch cannot hold"),
+    "odd dtype": (
+        header({"x": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, bytes(1)),
+        "dtype 'F4', which torch cannot hold",
+    ),
     "no json": (struct.pack("<Q", 9) + b"{\"x\": nul", "header is damaged"),
     "deep json": (struct.pack("<Q", 200_000) + b"{\"x\":" + b"[" * 199_995, "header is damaged"),
     "zip": (None, "a zip archive (readme.txt"),
@@ -189,7 +204,9 @@ def test_pickles_made_to_harm(tmp_path, name, program):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", bomb(program))
         archive.writestr("archive/version", "3\n")
-    if name == "memory for the memo":  # harmless in Python's own machine, where the memo is a table; C's would take 32 GiB
+    if (
+        name == "memory for the memo"
+    ):  # harmless in Python's own machine, where the memo is a table; C's would take 32 GiB
         assert open_fails_or_is_empty(path)
         return
     with pytest.raises(AnimkitError):

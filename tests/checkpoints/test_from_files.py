@@ -28,8 +28,10 @@ def files(tmp_path_factory):
     temporal = r"attention_blocks\.\d\.to_"
     full = {n: t + 0.01 if t.is_floating_point() else t for n, t in state.items()}
     return {
-        "base": make.write(folder / "base.safetensors", state), "full": make.write(folder / "full.ckpt", full, "state_dict"),
-        "v2": folder / "mm_v2.ckpt", "v3": make.write(folder / "v3.ckpt", make.reference_motion(make.adapter(WIDTHS, seed=8)), "module."),
+        "base": make.write(folder / "base.safetensors", state),
+        "full": make.write(folder / "full.ckpt", full, "state_dict"),
+        "v2": folder / "mm_v2.ckpt",
+        "v3": make.write(folder / "v3.ckpt", make.reference_motion(make.adapter(WIDTHS, seed=8)), "module."),
         "ink": make.write(folder / "ink.safetensors", look),
         "adapter": make.write(folder / "v3_adapter.ckpt", make.reference_lora(make.pairs(parts["unet"], make.SPATIAL))),
         "zoom": make.write(folder / "ZoomIn.ckpt", make.reference_lora(make.pairs(motion, temporal, seed=1))),
@@ -46,7 +48,12 @@ def draw(a):
 
 
 def everything(files):
-    return dict(motion=files["v2"], adapter={files["adapter"]: 0.5}, looks=[files["ink"]], motion_loras={files["zoom"]: 0.8, files["roll"]: 0.3})
+    return dict(
+        motion=files["v2"],
+        adapter={files["adapter"]: 0.5},
+        looks=[files["ink"]],
+        motion_loras={files["zoom"]: 0.8, files["roll"]: 0.3},
+    )
 
 
 def test_everything_in_one_line_then_rescaled_and_removed(files):
@@ -66,8 +73,12 @@ def test_everything_in_one_line_then_rescaled_and_removed(files):
 
 def test_the_order_does_not_matter(files):
     given = everything(files)
-    turned = {"motion_loras": {files["roll"]: 0.3, files["zoom"]: 0.8}, "looks": files["ink"], "adapter": {files["adapter"]: 0.5},
-              "motion": files["v2"]}
+    turned = {
+        "motion_loras": {files["roll"]: 0.3, files["zoom"]: 0.8},
+        "looks": files["ink"],
+        "adapter": {files["adapter"]: 0.5},
+        "motion": files["v2"],
+    }
     one, two = animator(files, **given), animator(files, **turned)
     assert dict(one.alpha) == dict(two.alpha)
     assert np.abs(draw(one).astype(int) - draw(two)).max() <= 1  # sums of floats in another order
@@ -91,7 +102,16 @@ def test_a_whole_model_can_be_the_base_or_a_look(files):
     # the VAE stays the base's: a look is what the UNet and the text encoder draw
     latents = []
     for a in (as_look, as_base):
-        a("a cat", frames=1, steps=2, seed=1, height=16, width=16, progress=False, callback=lambda s, t, x: latents.append(x.clone()))
+        a(
+            "a cat",
+            frames=1,
+            steps=2,
+            seed=1,
+            height=16,
+            width=16,
+            progress=False,
+            callback=lambda s, t, x: latents.append(x.clone()),
+        )
     assert torch.equal(latents[1], latents[3])
     as_look.remove("full")
     assert np.array_equal(draw(as_look), draw(animator(files)))

@@ -1,4 +1,5 @@
-"""Stable Diffusion at its real size: every name and shape on no memory, and, slowly, real files loaded and run within 12 GiB."""
+"""Stable Diffusion at its real size: every name and shape on no memory, and, slowly, real files loaded and run within
+12 GiB."""
 import os
 import re
 import subprocess
@@ -20,22 +21,42 @@ SITES = {  # SD 1.5's and SDXL's places for motion modules, written out: level -
     "sdxl": [(f"down_blocks.{i}", 2, c) for i, c in enumerate((320, 640, 1280))]
     + [(f"up_blocks.{i}", 3, c) for i, c in enumerate((1280, 640, 320))]}
 # version -> (UNet, positions, tensors, parameters): reference/paper.md's table
-RELEASED = {"v1": ("sd1", 24, 560, 417_137_600), "v2": ("sd1", 32, 588, 453_209_280), "v3": ("sd1", 32, 560, 417_137_600),
-            "sdxl": ("sdxl", 32, 420, 236_779_200)}
+RELEASED = {
+    "v1": ("sd1", 24, 560, 417_137_600),
+    "v2": ("sd1", 32, 588, 453_209_280),
+    "v3": ("sd1", 32, 560, 417_137_600),
+    "sdxl": ("sdxl", 32, 420, 236_779_200),
+}
 
 
 def module(c: int, positions: int) -> dict[str, tuple[int, ...]]:
     """The tensors of one released motion module of width c, from the format's description."""
-    shapes = {"norm.weight": (c,), "norm.bias": (c,), "proj_in.weight": (c, c), "proj_in.bias": (c,), "proj_out.weight": (c, c),
-              "proj_out.bias": (c,)}
+    shapes = {
+        "norm.weight": (c,),
+        "norm.bias": (c,),
+        "proj_in.weight": (c, c),
+        "proj_in.bias": (c,),
+        "proj_out.weight": (c, c),
+        "proj_out.bias": (c,),
+    }
     block = "transformer_blocks.0."
     for i in (0, 1):
         attention = f"{block}attention_blocks.{i}."
         shapes |= {f"{attention}to_{h}.weight": (c, c) for h in "qkv"}
-        shapes |= {f"{attention}to_out.0.weight": (c, c), f"{attention}to_out.0.bias": (c,), f"{attention}pos_encoder.pe": (1, positions, c)}
+        shapes |= {
+            f"{attention}to_out.0.weight": (c, c),
+            f"{attention}to_out.0.bias": (c,),
+            f"{attention}pos_encoder.pe": (1, positions, c),
+        }
         shapes |= {f"{block}norms.{i}.{leaf}": (c,) for leaf in ("weight", "bias")}
-    return shapes | {f"{block}ff.net.0.proj.weight": (8 * c, c), f"{block}ff.net.0.proj.bias": (8 * c,), f"{block}ff.net.2.weight": (c, 4 * c),
-                     f"{block}ff.net.2.bias": (c,), f"{block}ff_norm.weight": (c,), f"{block}ff_norm.bias": (c,)}
+    return shapes | {
+        f"{block}ff.net.0.proj.weight": (8 * c, c),
+        f"{block}ff.net.0.proj.bias": (8 * c,),
+        f"{block}ff.net.2.weight": (c, 4 * c),
+        f"{block}ff.net.2.bias": (c,),
+        f"{block}ff_norm.weight": (c,),
+        f"{block}ff_norm.bias": (c,),
+    }
 
 
 def places(version: str) -> list[tuple[str, int]]:
@@ -50,17 +71,28 @@ def released_motion(version: str) -> dict[str, tuple[int, ...]]:
 
 
 def released_motion_lora(rank: int = 64) -> dict[str, tuple[int, ...]]:
-    return {f"{site}.temporal_transformer.transformer_blocks.0.attention_blocks.{i}.processor.to_{h}_lora.{half}.weight": shape
-            for site, c in places("v2") for i in (0, 1) for h in ("q", "k", "v", "out")
-            for half, shape in (("down", (rank, c)), ("up", (c, rank)))}
+    return {
+        f"{site}.temporal_transformer.transformer_blocks.0.attention_blocks.{i}.processor.to_{h}_lora.{half}.weight": (
+            shape
+        )
+        for site, c in places("v2")
+        for i in (0, 1)
+        for h in ("q", "k", "v", "out")
+        for half, shape in (("down", (rank, c)), ("up", (c, rank)))
+    }
 
 
 def released_adapter(rank: int = 128) -> dict[str, tuple[int, ...]]:
     widths = {"down_blocks.0": (320, 2), "down_blocks.1": (640, 2), "down_blocks.2": (1280, 2), "mid_block": (1280, 1),
               "up_blocks.1": (1280, 3), "up_blocks.2": (640, 3), "up_blocks.3": (320, 3)}
-    return {f"{block}.attentions.{j}.transformer_blocks.0.attn{i}.processor.to_{h}_lora.{half}.weight": shape
-            for block, (c, count) in widths.items() for j in range(count) for i in (1, 2) for h in ("q", "k", "v", "out")
-            for half, shape in (("down", (rank, 768 if i == 2 and h in "kv" else c)), ("up", (c, rank)))}
+    return {
+        f"{block}.attentions.{j}.transformer_blocks.0.attn{i}.processor.to_{h}_lora.{half}.weight": shape
+        for block, (c, count) in widths.items()
+        for j in range(count)
+        for i in (1, 2)
+        for h in ("q", "k", "v", "out")
+        for half, shape in (("down", (rank, 768 if i == 2 and h in "kv" else c)), ("up", (c, rank)))
+    }
 
 
 def on_meta(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
@@ -90,11 +122,16 @@ def test_every_name_and_shape_of_the_released_motion_modules(version):
     assert (modules.positions, modules.heads, modules.norm_groups) == (positions, 8, 32)
     assert sum(p.numel() for p in modules.parameters()) == parameters
     assert len(modules.sites) == {"v2": 21, "sdxl": 15}.get(version, 20)
-    adapter = motion.to_diffusers(checkpoint.weights | {n: torch.zeros(t.shape) for n, t in checkpoint.weights.items() if n.endswith(".pe")})
+    adapter = motion.to_diffusers(
+        checkpoint.weights | {n: torch.zeros(t.shape) for n, t in checkpoint.weights.items() if n.endswith(".pe")}
+    )
     from diffusers import MotionAdapter
     with init_empty_weights(include_buffers=True):
-        theirs = MotionAdapter(block_out_channels=architecture(base)["unet"]["block_out_channels"], motion_max_seq_length=positions,
-                               use_motion_mid_block=version == "v2")
+        theirs = MotionAdapter(
+            block_out_channels=architecture(base)["unet"]["block_out_channels"],
+            motion_max_seq_length=positions,
+            use_motion_mid_block=version == "v2",
+        )
     assert {n: t.shape for n, t in theirs.state_dict().items()} == {n: t.shape for n, t in adapter.items()}
 
 
@@ -105,7 +142,9 @@ def test_every_name_and_shape_of_the_domain_adapter():
     assert 97.3 < 4 * checkpoint.parameters / 2**20 < 97.4  # MiB in float32; the released file, names and all, has 97.4
     video = video_on_meta("sd1")
     built = checkpoint.build(video)
-    spatial = [n for n, m in video.unet.named_modules() if isinstance(m, torch.nn.Linear) and re.search(make.SPATIAL, n)]
+    spatial = [
+        n for n, m in video.unet.named_modules() if isinstance(m, torch.nn.Linear) and re.search(make.SPATIAL, n)
+    ]
     assert sorted(built.paths) == sorted(spatial) and len(built.paths) == 128
 
 
@@ -132,9 +171,18 @@ def test_a_full_size_single_file_has_its_config_read_off(version):
         unet = UNet2DConditionModel.from_config(known)
     attention = tuple("CrossAttn" in name for name in known["down_block_types"])
     named = make.ldm_unet(unet.state_dict(), attention=attention)
-    state = stable_diffusion._renamed(Path("x"), "UNet", lambda: stable_diffusion.ldm.convert_ldm_unet_checkpoint(
-        named, {"layers_per_block": stable_diffusion._layers_per_block(named, stable_diffusion.UNET), "class_embed_type": None,
-                "addition_embed_type": known.get("addition_embed_type")}))
+    state = stable_diffusion._renamed(
+        Path("x"),
+        "UNet",
+        lambda: stable_diffusion.ldm.convert_ldm_unet_checkpoint(
+            named,
+            {
+                "layers_per_block": stable_diffusion._layers_per_block(named, stable_diffusion.UNET),
+                "class_embed_type": None,
+                "addition_embed_type": known.get("addition_embed_type"),
+            },
+        ),
+    )
     read = stable_diffusion.unet_config(state, pooled=1280)
     assert {n: t.shape for n, t in state.items()} == {n: t.shape for n, t in unet.state_dict().items()}
     for key, value in known.items():
@@ -150,8 +198,9 @@ from animkit import Animator
 from transformers import CLIPTokenizer
 torch.set_num_threads(int(sys.argv[2]))
 folder, start = sys.argv[1], time.time()
-animator = Animator.from_files(base=f"{folder}/base.safetensors", motion=f"{folder}/v3_sd15_mm.ckpt", adapter={f"{folder}/v3_adapter.ckpt": 0.5},
-                               motion_loras={f"{folder}/ZoomIn.ckpt": 0.8}, strict=False, tokenizer=f"{folder}/tokenizer", device="cpu")
+animator = Animator.from_files(
+    base=f"{folder}/base.safetensors", motion=f"{folder}/v3_sd15_mm.ckpt", adapter={f"{folder}/v3_adapter.ckpt": 0.5},
+    motion_loras={f"{folder}/ZoomIn.ckpt": 0.8}, strict=False, tokenizer=f"{folder}/tokenizer", device="cpu")
 loaded = time.time()
 parts = {p.data_ptr(): p.nbytes for m in (animator.pipe.unet, animator.video_unet.motion) for p in m.parameters()}
 clip = animator("a cat", frames=16, steps=1, guidance=7.5, height=64, width=64, progress=False)
@@ -162,7 +211,8 @@ print("frames", len(clip), "unique", len({frame.tobytes() for frame in __import_
 
 
 def fill(shape, dtype, tile=torch.randn(1 << 16, generator=torch.Generator().manual_seed(0))) -> torch.Tensor:
-    """Random numbers in no time: a tile over and over, at another place for each size; scaled so that activations stay finite."""
+    """Random numbers in no time: a tile over and over, at another place for each size; scaled so that activations stay
+    finite."""
     count = int(torch.Size(shape).numel())
     flat = tile.roll(count % 1009).repeat(count // len(tile) + 1)[:count]
     fan = max(1, count // shape[0]) if len(shape) > 1 else 1
@@ -182,21 +232,42 @@ def test_full_size_files_run_one_guided_step_within_12_gib(tmp_path):
         unet, vae = UNet2DConditionModel.from_config(known["unet"]), AutoencoderKL.from_config(known["vae"])
         text = CLIPTextModel(CLIPTextConfig(**known["text_encoder"]))
     named = make.ldm_unet(unet.state_dict(), attention=(True, True, True, False))
-    named |= {n: t[:, :, None, None] if n.endswith((".q.weight", ".k.weight", ".v.weight", "proj_out.weight")) and t.ndim == 2 else t
-              for n, t in make.ldm_vae(vae.state_dict(), levels=4).items()} | make.ldm_clip(text.state_dict())
+    named |= {
+        n: (
+            t[:, :, None, None]
+            if n.endswith((".q.weight", ".k.weight", ".v.weight", "proj_out.weight")) and t.ndim == 2
+            else t
+        )
+        for n, t in make.ldm_vae(vae.state_dict(), levels=4).items()
+    } | make.ldm_clip(text.state_dict())
     base = {n: fill(t.shape, torch.float16) for n, t in named.items()}
     base["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     save_file(base, tmp_path / "base.safetensors")  # half precision, as pruned community files are: 2.1 GB
     del base
-    for name, shapes in (("v3_sd15_mm", released_motion("v3")), ("v3_adapter", released_adapter()), ("ZoomIn", released_motion_lora())):
-        torch.save({n: fill(s, torch.float32) for n, s in shapes.items()}, tmp_path / f"{name}.ckpt")  # float32, as released
+    for name, shapes in (
+        ("v3_sd15_mm", released_motion("v3")),
+        ("v3_adapter", released_adapter()),
+        ("ZoomIn", released_motion_lora()),
+    ):
+        torch.save(
+            {n: fill(s, torch.float32) for n, s in shapes.items()}, tmp_path / f"{name}.ckpt"
+        )  # float32, as released
     assert 1.66e9 < (tmp_path / "v3_sd15_mm.ckpt").stat().st_size < 1.69e9
     letters = [chr(c) for c in range(97, 123)]
-    CLIPTokenizer(vocab={p: i for i, p in enumerate([*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"])},
-                  merges=[], model_max_length=77).save_pretrained(tmp_path / "tokenizer")
+    CLIPTokenizer(
+        vocab={
+            p: i for i, p in enumerate([*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"])
+        },
+        merges=[],
+        model_max_length=77,
+    ).save_pretrained(tmp_path / "tokenizer")
     # a process of its own, so that its peak is its own
-    out = subprocess.run([sys.executable, "-c", RUN, str(tmp_path), os.environ.get("OMP_NUM_THREADS", "2")], capture_output=True, text=True,
-                         timeout=5400)
+    out = subprocess.run(
+        [sys.executable, "-c", RUN, str(tmp_path), os.environ.get("OMP_NUM_THREADS", "2")],
+        capture_output=True,
+        text=True,
+        timeout=5400,
+    )
     assert out.returncode == 0, out.stderr[-2000:]
     line = [line for line in out.stdout.splitlines() if line.startswith("frames")][-1]
     print(line)

@@ -1,4 +1,5 @@
-"""500 small files of every format, each damaged in its own way: every one loads or raises AnimkitError; none hangs, none runs."""
+"""500 small files of every format, each damaged in its own way: every one loads or raises AnimkitError; none hangs,
+none runs."""
 import os
 import random
 import struct
@@ -23,11 +24,16 @@ def good_files(folder) -> dict[str, bytes]:
     temporal, spatial = make.pairs(video.motion, r"attention_blocks\.0\.to_q", 1), make.pairs(unet, r"attn1\.to_q$", 1)
     few = {n: t for n, t in motion.items() if "down_blocks.0.motion_modules.0" in n}
     tensors = {
-        "motion": few, "adapter": {n.replace("temporal_transformer.", ""): t for n, t in few.items() if "attention_blocks" not in n},
-        "motion_lora": make.reference_lora(temporal), "peft": make.peft_lora(spatial), "diffusers": make.diffusers_lora(spatial),
+        "motion": few,
+        "adapter": {n.replace("temporal_transformer.", ""): t for n, t in few.items() if "attention_blocks" not in n},
+        "motion_lora": make.reference_lora(temporal),
+        "peft": make.peft_lora(spatial),
+        "diffusers": make.diffusers_lora(spatial),
         "kohya": make.kohya_lora(spatial, 1.0),
         "base": {n: t[:2].clone() if t.ndim else t for n, t in list(make.single_file("sd1")[0].items())[::29]},
-        "control": {n: t[:2].clone() for n, t in list(make.ldm_controlnet(make.controlnet().state_dict()).items())[::19]},
+        "control": {
+            n: t[:2].clone() for n, t in list(make.ldm_controlnet(make.controlnet().state_dict()).items())[::19]
+        },
     }
     files = {}
     for name, weights in tensors.items():
@@ -66,8 +72,11 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
         for _ in range(rng.randint(1, 6)):
             data[rng.randrange(end)] = rng.choice(b"cR0b}](\x81\x82\x85\x86\x93Qq\x8a\x8e\x95i.o\x92")
     else:  # a command, written into a pickle's place for a name
-        swaps = [(b"ctorch._utils\n_rebuild_tensor_v2\n", b"cos\nsystem\n"), (b"ctorch\nFloatStorage\n", b"cbuiltins\neval\n"),
-                 (b"ccollections\nOrderedDict\n", b"csubprocess\nPopen\n")]
+        swaps = [
+            (b"ctorch._utils\n_rebuild_tensor_v2\n", b"cos\nsystem\n"),
+            (b"ctorch\nFloatStorage\n", b"cbuiltins\neval\n"),
+            (b"ccollections\nOrderedDict\n", b"csubprocess\nPopen\n"),
+        ]
         return _swap(bytes(data), *rng.choice(swaps))
     return bytes(data)
 
@@ -91,7 +100,9 @@ def test_500_damaged_files(tmp_path, monkeypatch):
     (tmp_path / "good").mkdir()
     files = good_files(tmp_path / "good")
     for name in files:
-        if not name.startswith(("motion.", "adapter.", "base.", "control.")):  # a few tensors of a module: recognised, not built
+        if not name.startswith(
+            ("motion.", "adapter.", "base.", "control.")
+        ):  # a few tensors of a module: recognised, not built
             open_checkpoint(tmp_path / "good" / name)
     rng, outcome, slowest = random.Random(2307_04725), {"loaded": 0, "refused": 0}, 0.0
     video = inflate(make.unet("sd1", SIZES))
@@ -105,7 +116,9 @@ def test_500_damaged_files(tmp_path, monkeypatch):
         try:
             checkpoint = open_checkpoint(path)
             checkpoint.describe()
-            sum(float(t.double().sum()) for t in checkpoint.weights.values() if t.is_floating_point())  # every byte is really there
+            sum(
+                float(t.double().sum()) for t in checkpoint.weights.values() if t.is_floating_point()
+            )  # every byte is really there
             checkpoint.build(video)
             outcome["loaded"] += 1
         except AnimkitError as error:

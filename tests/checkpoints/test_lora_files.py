@@ -1,4 +1,5 @@
-"""LoRAs from disk: every naming gives the same numbers as PEFT through diffusers, and the same file again when saved."""
+"""LoRAs from disk: every naming gives the same numbers as PEFT through diffusers, and the same file again when
+saved."""
 import copy
 import json
 import warnings
@@ -39,14 +40,26 @@ def effect(video, checkpoint, alpha=1.0, f=2):
 def test_equals_diffusers_loading_of_the_same_file(tmp_path, naming):
     unet = make.unet()
     made = make.pairs(unet, make.SPATIAL if naming == "first diffusers" else EVERYWHERE)
-    weights = {"kohya": lambda: make.kohya_lora(made, 2.0), "peft": lambda: make.peft_lora(made), "diffusers": lambda: make.diffusers_lora(made),
-               "first diffusers": lambda: make.reference_lora(made)}[naming]()
+    weights = {
+        "kohya": lambda: make.kohya_lora(made, 2.0),
+        "peft": lambda: make.peft_lora(made),
+        "diffusers": lambda: make.diffusers_lora(made),
+        "first diffusers": lambda: make.reference_lora(made),
+    }[naming]()
     checkpoint = opened(tmp_path, weights)
     x, text = inputs(1)
-    theirs = StableDiffusionPipeline(make.vae(), make.text(), None, copy.deepcopy(unet), None, None, None, requires_safety_checker=False)
-    if naming == "first diffusers":  # what animkit takes as it is, diffusers 0.42 wants with a prefix, or it loads nothing
+    theirs = StableDiffusionPipeline(
+        make.vae(), make.text(), None, copy.deepcopy(unet), None, None, None, requires_safety_checker=False
+    )
+    if (
+        naming == "first diffusers"
+    ):  # what animkit takes as it is, diffusers 0.42 wants with a prefix, or it loads nothing
         weights = {f"unet.{n}": t for n, t in weights.items()}
-    theirs.load_lora_weights(make.write(tmp_path / "theirs.safetensors", weights).parent, weight_name="theirs.safetensors", adapter_name="look")
+    theirs.load_lora_weights(
+        make.write(tmp_path / "theirs.safetensors", weights).parent,
+        weight_name="theirs.safetensors",
+        adapter_name="look",
+    )
     theirs.set_adapters("look", 0.7)
     expected = theirs.unet(x[:, :, 0], 9, text).sample
     video = inflate(unet)
@@ -64,8 +77,16 @@ def test_kohya_for_text_encoder_equals_diffusers(tmp_path):
     weights = make.kohya_lora(make.pairs(unet, "attn1.to_q$"), 3.0) | make.kohya_lora(
         make.pairs(text_encoder, "(q|out)_proj$"), 1.5, "lora_te_text_model_")
     checkpoint = opened(tmp_path, weights)
-    theirs = StableDiffusionPipeline(make.vae(), copy.deepcopy(text_encoder), None, copy.deepcopy(unet), None, None, None,
-                                     requires_safety_checker=False)
+    theirs = StableDiffusionPipeline(
+        make.vae(),
+        copy.deepcopy(text_encoder),
+        None,
+        copy.deepcopy(unet),
+        None,
+        None,
+        None,
+        requires_safety_checker=False,
+    )
     theirs.load_lora_weights(tmp_path, weight_name="f.safetensors")
     ids = torch.arange(3, 59)[None]
     before = text_encoder(ids)[0]
@@ -109,7 +130,9 @@ def test_a_lora_saved_by_diffusers_with_its_alpha_in_the_metadata(tmp_path):
 @torch.no_grad()
 def test_kohya_s_block_names_of_sdxl(tmp_path):
     unet = make.unet("sdxl")
-    made = make.pairs(unet, r"attn[12]\.to_|proj_in$|ff\.net|resnets\.1\.conv2$|emb_proj|samplers\.0\.conv$|conv_in|linear_1$")
+    made = make.pairs(
+        unet, r"attn[12]\.to_|proj_in$|ff\.net|resnets\.1\.conv2$|emb_proj|samplers\.0\.conv$|conv_in|linear_1$"
+    )
     names = make.ldm_unet({f"{p}.weight": torch.zeros(1) for p in made}, attention=(False, True, True))
     names = [n.removeprefix("model.diffusion_model.").removesuffix(".weight") for n in names]
     original = make.kohya_lora(dict(zip(names, made.values())), 2.0)
@@ -155,8 +178,9 @@ def test_a_v2_motion_lora_on_v3_needs_strict_false_and_says_it_once(tmp_path):
         warnings.simplefilter("always")
         v3.insert(opened(tmp_path, weights, "zoom.ckpt", strict=False), name="zoom")
     assert [str(w.message) for w in said if "layers have no place" in str(w.message)] == [
-        "zoom.ckpt: 8 of its 128 layers have no place in the motion modules and are left out (it was trained on a v2 module, whose "
-        "middle block this one lacks)."]
+        "zoom.ckpt: 8 of its 128 layers have no place in the motion modules and are left out (it was trained on a v2"
+        " module, whose middle block this one lacks)."
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         v2.insert(opened(tmp_path, weights, "zoom.ckpt", strict=False))  # nothing to say where everything has its place
@@ -178,11 +202,16 @@ def test_all_or_nothing(tmp_path):
     video, good = inflate(unet), make.peft_lora(make.pairs(unet, "to_q$"))
     names = list(good)
     for change, sentence in (
-            ({names[0]: None}, "(down half)"), ({names[1]: None}, "(up half)"),
-            ({"unet.nowhere.to_q.lora_A.weight": torch.ones(3, 8), "unet.nowhere.to_q.lora_B.weight": torch.ones(8, 3)},
-             "1 tensors left over: nowhere.to_q"),
-            ({names[0]: torch.ones(3, 99)}, "for a weight"), ({names[0]: torch.ones(2, good[names[0]].shape[1])}, "the rank of"),
-            ({"stray": torch.ones(1)}, "1 tensors left over: stray")):
+        ({names[0]: None}, "(down half)"),
+        ({names[1]: None}, "(up half)"),
+        (
+            {"unet.nowhere.to_q.lora_A.weight": torch.ones(3, 8), "unet.nowhere.to_q.lora_B.weight": torch.ones(8, 3)},
+            "1 tensors left over: nowhere.to_q",
+        ),
+        ({names[0]: torch.ones(3, 99)}, "for a weight"),
+        ({names[0]: torch.ones(2, good[names[0]].shape[1])}, "the rank of"),
+        ({"stray": torch.ones(1)}, "1 tensors left over: stray"),
+    ):
         weights = {n: t for n, t in (good | change).items() if t is not None}
         with pytest.raises(AnimkitError) as error:
             video.insert(opened(tmp_path, weights))
@@ -208,7 +237,9 @@ def test_round_trips_are_bit_exact(tmp_path, naming, suffix):
         lora = opened(tmp_path, {n: t.half() for n, t in source.items()}, f"{number}.ckpt").build(video)
         again = open_checkpoint(save_checkpoint(lora, tmp_path / f"out{number}{suffix}", naming))
         state, own = again.build(video).state_dict(), lora.state_dict()
-        assert state.keys() == own.keys() and all(torch.equal(state[n], t) and t.dtype == state[n].dtype for n, t in own.items())
+        assert state.keys() == own.keys() and all(
+            torch.equal(state[n], t) and t.dtype == state[n].dtype for n, t in own.items()
+        )
         if naming == "reference":
             assert again.weights.keys() == source.keys()
             assert all(torch.equal(again.weights[n], t.half()) for n, t in source.items())
@@ -221,14 +252,20 @@ def test_a_scale_survives_every_naming(tmp_path):
     lora = opened(tmp_path, make.kohya_lora(make.pairs(unet, make.SPATIAL), 2.0)).build(video)
     expected = effect(video, lora)
     for naming in ("reference", "diffusers", "kohya", "animkit"):
-        assert torch.allclose(effect(video, open_checkpoint(save_checkpoint(lora, tmp_path / "out.safetensors", naming))), expected, atol=1e-5)
+        assert torch.allclose(
+            effect(video, open_checkpoint(save_checkpoint(lora, tmp_path / "out.safetensors", naming))),
+            expected,
+            atol=1e-5,
+        )
     kohya = save_checkpoint(lora, tmp_path / "kohya.safetensors", "kohya")
     assert {float(t) for n, t in open_checkpoint(kohya).weights.items() if n.endswith("alpha")} == {2.0}
 
 
 def test_a_look_s_two_halves_are_saved_together(tmp_path):
     unet, text_encoder = make.unet(), make.text()
-    weights = make.kohya_lora(make.pairs(unet, "attn1.to_q$")) | make.kohya_lora(make.pairs(text_encoder, "q_proj$"), prefix="lora_te_text_model_")
+    weights = make.kohya_lora(make.pairs(unet, "attn1.to_q$")) | make.kohya_lora(
+        make.pairs(text_encoder, "q_proj$"), prefix="lora_te_text_model_"
+    )
     look = opened(tmp_path, weights)
     look._for_animator = True
     halves = look.build(inflate(unet)), look.build_text(text_encoder)

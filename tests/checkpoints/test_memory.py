@@ -13,7 +13,9 @@ def test_offloading_draws_the_same_clip_and_moves_what_belongs_together(files, m
     parts = dict(motion=files["v2"], looks=[files["ink"]], motion_loras={files["zoom"]: 0.8})
     plain, a = draw(animator(files, **parts)), animator(files, **parts)
     came, pre = [], CpuOffload.pre_forward
-    monkeypatch.setattr(CpuOffload, "pre_forward", lambda self, module, *x, **k: (came.append(module), pre(self, module, *x, **k))[1])
+    monkeypatch.setattr(
+        CpuOffload, "pre_forward", lambda self, module, *x, **k: (came.append(module), pre(self, module, *x, **k))[1]
+    )
     unet = a.pipe.unet
     assert a.offload(device="cpu") is a  # the hooks are the same for any device; this machine's only one is the CPU
     assert a.pipe.unet is unet and a.device == torch.device("cpu:0") and a.pipe.vae.use_slicing
@@ -21,7 +23,9 @@ def test_offloading_draws_the_same_clip_and_moves_what_belongs_together(files, m
     order = [m for i, m in enumerate(came) if i == 0 or m is not came[i - 1]]
     assert order == [a.pipe.text_encoder, a.video_unet, a.pipe.vae]
     # each sends the one before it back to main memory when its own turn comes
-    assert [m._hf_hook.prev_module_hook.model for m in order[1:]] == order[:-1] and order[0]._hf_hook.prev_module_hook is None
+    assert [m._hf_hook.prev_module_hook.model for m in order[1:]] == order[:-1] and order[
+        0
+    ]._hf_hook.prev_module_hook is None
     moved = {id(m) for m in a.video_unet.modules()}  # what goes to the device with the video UNet
     assert all(id(part) in moved for part in (a.video_unet.motion, a.pipe.unet, *a.video_unet.parts))
     a.remove("ZoomIn")

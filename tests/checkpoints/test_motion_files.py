@@ -1,4 +1,5 @@
-"""Motion modules from disk: against diffusers under its rule, against a plain einsum under the reference's, and back to disk."""
+"""Motion modules from disk: against diffusers under its rule, against a plain einsum under the reference's, and back
+to disk."""
 import copy
 import math
 
@@ -60,11 +61,18 @@ def einsum_motion_module(x, w, frames, heads=8, groups=32):
     for i in (0, 1):
         a = f"{block}.attention_blocks.{i}"
         y = layer_norm(z, f"{block}.norms.{i}") + w[f"{a}.pos_encoder.pe"][0, :frames]
-        q, k, v = (torch.einsum("bnfc,dc->bnfd", y, w[f"{a}.to_{h}.weight"]).reshape(b, n, frames, heads, -1) for h in "qkv")
+        q, k, v = (
+            torch.einsum("bnfc,dc->bnfd", y, w[f"{a}.to_{h}.weight"]).reshape(b, n, frames, heads, -1) for h in "qkv"
+        )
         scores = torch.einsum("bnfhd,bnghd->bnhfg", q, k) / math.sqrt(c // heads)
-        y = torch.einsum("bnhfg,bnghd->bnfhd", scores.exp() / scores.exp().sum(-1, keepdim=True), v).reshape(b, n, frames, c)
+        y = torch.einsum("bnhfg,bnghd->bnfhd", scores.exp() / scores.exp().sum(-1, keepdim=True), v).reshape(
+            b, n, frames, c
+        )
         z = torch.einsum("bnfc,dc->bnfd", y, w[f"{a}.to_out.0.weight"]) + w[f"{a}.to_out.0.bias"] + z
-    y = torch.einsum("bnfc,dc->bnfd", layer_norm(z, f"{block}.ff_norm"), w[f"{block}.ff.net.0.proj.weight"]) + w[f"{block}.ff.net.0.proj.bias"]
+    y = (
+        torch.einsum("bnfc,dc->bnfd", layer_norm(z, f"{block}.ff_norm"), w[f"{block}.ff.net.0.proj.weight"])
+        + w[f"{block}.ff.net.0.proj.bias"]
+    )
     value, gate = y[..., :4 * c], y[..., 4 * c:]
     y = value * gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2)))
     z = torch.einsum("bnfc,dc->bnfd", y, w[f"{block}.ff.net.2.weight"]) + w[f"{block}.ff.net.2.bias"] + z
@@ -88,7 +96,9 @@ def test_one_module_equals_an_einsum_written_apart(tmp_path):
 def test_round_trips_are_bit_exact(tmp_path, version):
     adapter, file = written(tmp_path, version)
     modules = open_checkpoint(file).build()
-    for number, (out, naming) in enumerate((("a.ckpt", "reference"), ("b.safetensors", "reference"), ("c", "diffusers"))):
+    for number, (out, naming) in enumerate(
+        (("a.ckpt", "reference"), ("b.safetensors", "reference"), ("c", "diffusers"))
+    ):
         again = open_checkpoint(save_checkpoint(modules.half() if number else modules, tmp_path / out, naming))
         assert again.version == version and again.config["positions"] == VERSIONS[version][1]
         assert again.dtypes == (("float32",), ("float16",), ("float16",))[number]
@@ -98,7 +108,9 @@ def test_round_trips_are_bit_exact(tmp_path, version):
     original = open_checkpoint(file).weights
     saved = open_checkpoint(tmp_path / "a.ckpt").weights
     assert saved.keys() == original.keys() and all(torch.equal(saved[n], t) for n, t in original.items())
-    theirs = MotionAdapter.from_pretrained(tmp_path / "c").state_dict()  # and diffusers reads what it would have written
+    theirs = MotionAdapter.from_pretrained(
+        tmp_path / "c"
+    ).state_dict()  # and diffusers reads what it would have written
     assert theirs.keys() == adapter.state_dict().keys()
     assert all(torch.equal(theirs[n], t.half()) for n, t in adapter.state_dict().items())
 
@@ -128,7 +140,9 @@ def test_what_the_references_form_cannot_tell_is_not_lost_silently(tmp_path):
 
 def test_learned_positions_that_differ_have_no_place_in_diffusers(tmp_path):
     modules = open_checkpoint(written(tmp_path, "v3")[1]).build()
-    modules["down_blocks.0.motion_modules.0"].temporal_transformer.transformer_blocks[0].attention_blocks[0].pos_encoder.pe += 1
+    modules["down_blocks.0.motion_modules.0"].temporal_transformer.transformer_blocks[0].attention_blocks[
+        0
+    ].pos_encoder.pe += 1
     with pytest.raises(AnimkitError, match="only one set"):
         save_checkpoint(modules, tmp_path / "out", "diffusers")
 
@@ -202,13 +216,24 @@ def test_exported_module_and_motion_lora_give_diffusers_pipeline_the_same_clip(t
     adapter = MotionAdapter.from_pretrained(save_checkpoint(video.motion, tmp_path / "adapter", "diffusers"))
     save_checkpoint(next(p for p in video.parts if p is not video.motion), tmp_path / "zoom.safetensors", "diffusers")
 
-    scheduler = DDIMScheduler(beta_schedule="linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False)
+    scheduler = DDIMScheduler(
+        beta_schedule="linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False
+    )
     pipe = AnimateDiffPipeline(vae, text_encoder, _tokenizer(), copy.deepcopy(unet), adapter, scheduler)
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))
     positive, negative = (torch.randn(1, 77, 64, generator=torch.Generator().manual_seed(s)) for s in (1, 2))
-    arguments = dict(prompt_embeds=positive, negative_prompt_embeds=negative, num_frames=5, num_inference_steps=4, guidance_scale=7.5,
-                     latents=noise.clone(), height=16, width=16, output_type="latent")
+    arguments = dict(
+        prompt_embeds=positive,
+        negative_prompt_embeds=negative,
+        num_frames=5,
+        num_inference_steps=4,
+        guidance_scale=7.5,
+        latents=noise.clone(),
+        height=16,
+        width=16,
+        output_type="latent",
+    )
 
     def latents():
         return sample(video, noise, torch.cat([negative, positive]), scheduler, steps=4, guidance=7.5, progress=False)

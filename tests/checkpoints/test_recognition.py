@@ -50,15 +50,25 @@ FILES = {
     "a whole UNet around v3": (lambda: motion() | make.unet().state_dict(), "motion module", "v3", "reference"),
     "adapter weights": (lambda: make.adapter(WIDE).state_dict(), "motion module", "v3", "diffusers"),
     "MotionLoRA, reference": (lambda: make.reference_lora(motion_pairs()), "MotionLoRA", "rank 3", "reference"),
-    "MotionLoRA, diffusers": (lambda: make.diffusers_lora(motion_pairs(to_diffusers_name)), "MotionLoRA", "rank 3", "diffusers"),
+    "MotionLoRA, diffusers": (
+        lambda: make.diffusers_lora(motion_pairs(to_diffusers_name)),
+        "MotionLoRA",
+        "rank 3",
+        "diffusers",
+    ),
     "MotionLoRA, PEFT": (lambda: make.peft_lora(motion_pairs(to_diffusers_name)), "MotionLoRA", "rank 3", "PEFT"),
     "MotionLoRA, kohya": (lambda: make.kohya_lora(motion_pairs()), "MotionLoRA", "rank 3", "kohya"),
     "adapter, reference": (lambda: make.reference_lora(spatial()), "domain adapter", "rank 3", "reference"),
     "adapter or look, diffusers": (lambda: make.diffusers_lora(spatial()), "LoRA", "rank 3", "diffusers"),
     "adapter or look, PEFT": (lambda: make.peft_lora(spatial()), "LoRA", "rank 3", "PEFT"),
     "adapter or look, kohya": (lambda: make.kohya_lora(spatial()), "LoRA", "rank 3", "kohya"),
-    "look with text encoder, kohya": (lambda: make.kohya_lora(spatial()) | make.kohya_lora(
-        make.pairs(make.text(), "q_proj|fc1"), prefix="lora_te_text_model_"), "LoRA", "rank 3", "kohya"),
+    "look with text encoder, kohya": (
+        lambda: make.kohya_lora(spatial())
+        | make.kohya_lora(make.pairs(make.text(), "q_proj|fc1"), prefix="lora_te_text_model_"),
+        "LoRA",
+        "rank 3",
+        "kohya",
+    ),
     "look for XL, kohya's block names": (xl_kohya, "LoRA", "rank 3", "kohya"),
     "SD 1": (lambda: make.single_file("sd1")[0], "base model", "sd1", "latent diffusion"),
     "SD 2": (lambda: make.single_file("sd2")[0], "base model", "sd2", "latent diffusion"),
@@ -67,7 +77,12 @@ FILES = {
     "VAE": (lambda: make.vae().state_dict(), "VAE", "sd1", "diffusers"),
     "VAE, original": (lambda: make.ldm_vae(make.vae().state_dict()), "VAE", "sd1", "latent diffusion"),
     "ControlNet": (lambda: make.controlnet().state_dict(), "ControlNet", "sd1", "diffusers"),
-    "ControlNet, original": (lambda: make.ldm_controlnet(make.controlnet().state_dict()), "ControlNet", "sd1", "latent diffusion"),
+    "ControlNet, original": (
+        lambda: make.ldm_controlnet(make.controlnet().state_dict()),
+        "ControlNet",
+        "sd1",
+        "latent diffusion",
+    ),
 }
 
 
@@ -79,8 +94,17 @@ def test_says_what_a_file_is(tmp_path, what):
     assert f"{kind} {version}, {naming} naming, {len(checkpoint.weights)} tensors" in checkpoint.describe()
 
 
-@pytest.mark.parametrize("name, wrap", [("f.ckpt", ""), ("f.ckpt", "state_dict"), ("f.pt", "module."), ("f.pth", "module. state_dict config"),
-                                        ("f.bin", "config"), ("f.bin", "legacy state_dict module.")])
+@pytest.mark.parametrize(
+    "name, wrap",
+    [
+        ("f.ckpt", ""),
+        ("f.ckpt", "state_dict"),
+        ("f.pt", "module."),
+        ("f.pth", "module. state_dict config"),
+        ("f.bin", "config"),
+        ("f.bin", "legacy state_dict module."),
+    ],
+)
 @pytest.mark.parametrize("what", ["v3", "MotionLoRA, reference", "SD 1", "look with text encoder, kohya"])
 def test_wrappers_come_off(tmp_path, what, name, wrap):
     weights, kind, version, naming = FILES[what]
@@ -128,22 +152,47 @@ def nine_channels(prefix=""):
 
 
 REFUSED = {
-    "HotShot-XL": (lambda: {n.replace("pos_encoder.pe", "pos_encoder.positional_encoding"): t for n, t in motion().items()}, "HotShot-XL"),
-    "HotShot-XL's places": (lambda: {n.replace("motion_modules", "temporal_attentions"): t for n, t in motion().items()}, "HotShot-XL"),
-    "text encoder only": (lambda: make.kohya_lora(make.pairs(make.text(), "q_proj"), prefix="lora_te_text_model_"),
-                          "for the text encoder alone"),
+    "HotShot-XL": (
+        lambda: {n.replace("pos_encoder.pe", "pos_encoder.positional_encoding"): t for n, t in motion().items()},
+        "HotShot-XL",
+    ),
+    "HotShot-XL's places": (
+        lambda: {n.replace("motion_modules", "temporal_attentions"): t for n, t in motion().items()},
+        "HotShot-XL",
+    ),
+    "text encoder only": (
+        lambda: make.kohya_lora(make.pairs(make.text(), "q_proj"), prefix="lora_te_text_model_"),
+        "for the text encoder alone",
+    ),
     "inpainting": (nine_channels, "an inpainting model: its UNet takes 9 channels"),
-    "inpainting UNet": (lambda: {**make.unet().state_dict(), "conv_in.weight": torch.zeros(32, 9, 3, 3)}, "an inpainting model"),
+    "inpainting UNet": (
+        lambda: {**make.unet().state_dict(), "conv_in.weight": torch.zeros(32, 9, 3, 3)},
+        "an inpainting model",
+    ),
     "InstructPix2Pix": (lambda: {**make.unet().state_dict(), "conv_in.weight": torch.zeros(32, 8, 3, 3)}, "8 channels"),
     "PIA": (lambda: motion() | {"conv_in.weight": torch.zeros(32, 9, 3, 3)}, "channels"),
     "LoHa": (lambda: {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": torch.zeros(4, 2)}, "a LoHa"),
     "LoKr": (lambda: {"lora_unet_mid_block_attentions_0_proj_in.lokr_w1": torch.zeros(4, 2)}, "a LoKr"),
-    "DoRA": (lambda: {"unet.x.lora_A.weight": torch.zeros(1, 2), "unet.x.lora_magnitude_vector": torch.zeros(2)}, "a DoRA"),
-    "refiner": (lambda: {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 4, 3, 3),
-                         "conditioner.embedders.0.model.transformer.resblocks.0.ln_1.weight": torch.zeros(3)}, "the SDXL refiner"),
-    "SD 3": (lambda: {"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": torch.zeros(3, 1)}, "Stable Diffusion 3"),
+    "DoRA": (
+        lambda: {"unet.x.lora_A.weight": torch.zeros(1, 2), "unet.x.lora_magnitude_vector": torch.zeros(2)},
+        "a DoRA",
+    ),
+    "refiner": (
+        lambda: {
+            "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 4, 3, 3),
+            "conditioner.embedders.0.model.transformer.resblocks.0.ln_1.weight": torch.zeros(3),
+        },
+        "the SDXL refiner",
+    ),
+    "SD 3": (
+        lambda: {"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": torch.zeros(3, 1)},
+        "Stable Diffusion 3",
+    ),
     "Flux": (lambda: {"double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 1)}, "Flux"),
-    "text encoder": (lambda: {f"text_model.{n}": t for n, t in make.text().state_dict().items()}, "a text encoder alone"),
+    "text encoder": (
+        lambda: {f"text_model.{n}": t for n, t in make.text().state_dict().items()},
+        "a text encoder alone",
+    ),
     "IP-Adapter": (lambda: {"image_proj.proj.weight": torch.zeros(3, 1)}, "an IP-Adapter"),
     "textual inversion": (lambda: {"emb_params": torch.zeros(3, 768)}, "a textual inversion"),
     "something else": (lambda: {"layer1.weight": torch.zeros(3)}, "of no kind that animkit knows"),
@@ -160,15 +209,22 @@ def test_names_what_it_cannot_be_and_says_why(tmp_path, what):
 
 def test_more_latent_channels_are_no_inpainting(tmp_path):
     """The miniature's latents have 8 channels, going in and coming out."""
-    weights = make.unet().state_dict() | {"conv_in.weight": torch.zeros(32, 8, 3, 3), "conv_out.weight": torch.zeros(8, 32, 3, 3),
-                                          "conv_out.bias": torch.zeros(8)}
+    weights = make.unet().state_dict() | {
+        "conv_in.weight": torch.zeros(32, 8, 3, 3),
+        "conv_out.weight": torch.zeros(8, 32, 3, 3),
+        "conv_out.bias": torch.zeros(8),
+    }
     unet = open_checkpoint(make.write(tmp_path / "file.safetensors", weights)).unet()
     assert (unet.config.in_channels, unet.config.out_channels) == (8, 8)
 
 
 def test_torch_files_without_tensors(tmp_path):
-    for contents, sentence in (({}, "no tensor in it"), ([torch.ones(2)], "holds a list"), (torch.ones(2), "holds a Tensor"),
-                               ({"string_to_param": {"*": torch.ones(3, 768)}}, "a textual inversion")):
+    for contents, sentence in (
+        ({}, "no tensor in it"),
+        ([torch.ones(2)], "holds a list"),
+        (torch.ones(2), "holds a Tensor"),
+        ({"string_to_param": {"*": torch.ones(3, 768)}}, "a textual inversion"),
+    ):
         torch.save(contents, tmp_path / "f.pt")
         with pytest.raises(AnimkitError, match=sentence):
             open_checkpoint(tmp_path / "f.pt")
@@ -182,7 +238,11 @@ def test_inspect_prints_a_table(tmp_path, capsys):
     (tmp_path / "page.ckpt").write_text("<html>")
     assert main(["inspect", str(tmp_path / "page.ckpt"), str(tmp_path / "mm.ckpt"), "--tensors"]) == 1
     out = capsys.readouterr().out
-    assert "HTML page" in out and "mid_block.motion_modules.0.temporal_transformer.proj_in.weight" in out and "(64, 64)" in out
+    assert (
+        "HTML page" in out
+        and "mid_block.motion_modules.0.temporal_transformer.proj_in.weight" in out
+        and "(64, 64)" in out
+    )
     assert inspect.describe(tmp_path / "mm.ckpt").startswith("mm.ckpt: motion module v2")
 
 
@@ -191,7 +251,9 @@ def test_every_recognised_part_goes_into_a_unet_that_it_fits(tmp_path):
     for version, widths in (("sd1", (32, 96)), ("sdxl", (32, 64, 128))):
         unet = make.unet(version, widths)
         video = inflate(unet)
-        video.insert(open_checkpoint(make.write(tmp_path / "mm.ckpt", make.reference_motion(make.adapter(widths, mid=True)))))
+        video.insert(
+            open_checkpoint(make.write(tmp_path / "mm.ckpt", make.reference_motion(make.adapter(widths, mid=True))))
+        )
         made = make.pairs(unet, make.SPATIAL), make.pairs(video.motion, r"attention_blocks\.\d\.to_")
         for number, pairs in enumerate(made):
             for naming in (make.reference_lora, make.peft_lora, make.diffusers_lora, make.kohya_lora):

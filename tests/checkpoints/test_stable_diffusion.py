@@ -1,4 +1,5 @@
-"""Single files in the original naming: the same numbers as the models they were made from, and as diffusers' own loader gives."""
+"""Single files in the original naming: the same numbers as the models they were made from, and as diffusers' own
+loader gives."""
 import copy
 
 import file_makers as make
@@ -16,7 +17,9 @@ def conditions(unet, b=2):
     text = torch.randn(b, 5, unet.config.cross_attention_dim, generator=generator)
     if unet.config.addition_embed_type is None:
         return text, {}
-    return text, {"added_cond_kwargs": {"text_embeds": torch.randn(b, 32, generator=generator), "time_ids": torch.ones(b, 6)}}
+    return text, {
+        "added_cond_kwargs": {"text_embeds": torch.randn(b, 32, generator=generator), "time_ids": torch.ones(b, 6)}
+    }
 
 
 def same(a, b):
@@ -49,7 +52,9 @@ def test_the_unet_equals_diffusers_own_loading_of_the_file(tmp_path, version):
     state, parts = make.single_file(version)
     file = make.write(tmp_path / "base.safetensors", state)
     parts["unet"].save_config(tmp_path / "config" / "unet")
-    theirs = UNet2DConditionModel.from_single_file(str(file), config=str(tmp_path / "config"), subfolder="unet", local_files_only=True)
+    theirs = UNet2DConditionModel.from_single_file(
+        str(file), config=str(tmp_path / "config"), subfolder="unet", local_files_only=True
+    )
     ours = open_checkpoint(file).unet()
     assert same(ours, theirs)
     text, added = conditions(ours)
@@ -71,7 +76,9 @@ def test_pipelines_and_their_configs(tmp_path, version):
 
 def _tokenizer():
     from transformers import CLIPTokenizer
-    return CLIPTokenizer(vocab={"a": 0, "a</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}, merges=[], model_max_length=77)
+    return CLIPTokenizer(
+        vocab={"a": 0, "a</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}, merges=[], model_max_length=77
+    )
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
@@ -93,14 +100,15 @@ def test_pruned_and_damaged_files_are_refused(tmp_path):
     assert isinstance(open_checkpoint(tmp_path / "pruned.safetensors").unet(), UNet2DConditionModel)
     names = [n for n in only if "transformer_blocks.0.norm2" in n]
     for change, sentence in (
-            (dict.fromkeys(names), "tensors missing"),
-            ({"model.diffusion_model.input_blocks.1.0.in_layers.2.weight": torch.ones(5, 5)}, "of another shape"),
-            ({"model.diffusion_model.strange.weight": torch.ones(2)}, "left over: model.diffusion_model.strange.weight"),
-            ({"model.diffusion_model.input_blocks.1.1.strange": torch.ones(2)}, "left over"),
-            ({"another_model.weight": torch.ones(2)}, "left over: another_model.weight"),
-            ({"cond_stage_model.transformer.text_model.final_layer_norm.weight": None}, "missing"),
-            ({"first_stage_model.decoder.norm_out.weight": None}, "missing"),
-            ({"first_stage_model.post_quant_conv.strange": torch.ones(1)}, "left over")):
+        (dict.fromkeys(names), "tensors missing"),
+        ({"model.diffusion_model.input_blocks.1.0.in_layers.2.weight": torch.ones(5, 5)}, "of another shape"),
+        ({"model.diffusion_model.strange.weight": torch.ones(2)}, "left over: model.diffusion_model.strange.weight"),
+        ({"model.diffusion_model.input_blocks.1.1.strange": torch.ones(2)}, "left over"),
+        ({"another_model.weight": torch.ones(2)}, "left over: another_model.weight"),
+        ({"cond_stage_model.transformer.text_model.final_layer_norm.weight": None}, "missing"),
+        ({"first_stage_model.decoder.norm_out.weight": None}, "missing"),
+        ({"first_stage_model.post_quant_conv.strange": torch.ones(1)}, "left over"),
+    ):
         weights = {n: t for n, t in (state | change).items() if t is not None}
         with pytest.raises(AnimkitError) as error:
             open_checkpoint(make.write(tmp_path / "bad.safetensors", weights)).components(tokenizer=object())

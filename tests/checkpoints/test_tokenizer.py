@@ -81,7 +81,9 @@ def test_from_the_hub_s_cache_without_a_network(nowhere, tmp_path, monkeypatch):
     (cache / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr(tokenizers, "HUB", (("openai/clip-vit-large-patch14", ""),))
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    if tokenizers._in_cache("openai/clip-vit-large-patch14", "") is None:  # some versions bind the path when they are imported
+    if (
+        tokenizers._in_cache("openai/clip-vit-large-patch14", "") is None
+    ):  # some versions bind the path when they are imported
         import huggingface_hub.file_download as download
         monkeypatch.setattr(download, "HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
         if hasattr(download, "constants"):
