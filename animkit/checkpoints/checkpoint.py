@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from animkit.errors import AnimkitError
@@ -96,3 +97,22 @@ def fit(
     # assign=True makes parameters that want gradients of whatever stood there; integers and floats alike keep the
     # file's dtype
     module.requires_grad_(True).eval()
+
+
+def make_module(
+    path: Path, part: str, model: type, config: Any, state: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> nn.Module:
+    """The part on no memory of its own, then the file's tensors in their places, cast one at a time if another dtype
+    is asked."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        module = model.from_config(config) if hasattr(model, "from_config") else model(config)
+    if any(name.startswith("text_model.") for name in module.state_dict()):  # transformers has it with and without
+        state = {
+            name if name.startswith("text_projection") else f"text_model.{name}": tensor
+            for name, tensor in state.items()
+        }
+    fit(path, module, {name: tensor.to(dtype or tensor.dtype) for name, tensor in state.items()},
+        advice="its structure is not that of Stable Diffusion 1.x, 2.x or XL.")
+    return module

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from animkit.checkpoints import lora, motion, stable_diffusion
+from animkit.checkpoints import controlnet, lora, motion, stable_diffusion
 from animkit.checkpoints.checkpoint import Checkpoint
 from animkit.checkpoints.files import read_file
 from animkit.errors import AnimkitError
@@ -33,7 +33,9 @@ def open_checkpoint(path: str | Path, *, strict: bool = True) -> Checkpoint:
     file, config = _in_folder(path) if path.is_dir() else (path, _config_beside(path))
     contents, metadata = read_file(file)
     weights = unwrap(file, contents)
-    for recognise in (lambda *a: lora.recognise(*a, strict), motion.recognise, stable_diffusion.recognise):
+    for recognise in (
+        lambda *a: lora.recognise(*a, strict), motion.recognise, controlnet.recognise, stable_diffusion.recognise
+    ):
         checkpoint = recognise(file, weights, metadata, config)
         if checkpoint is not None:
             if path.is_dir():

@@ -35,10 +35,8 @@ def run(args: argparse.Namespace) -> int:
 def table(checkpoint: Checkpoint, tensors: bool = False) -> str:
     """What a checkpoint is, as lines of a name and a value."""
     weights = checkpoint.weights
-    blocks = Counter(
-        m[0] if (m := re.match(r"(.*?)(down_blocks|mid_block|up_blocks)", name)) else name.split(".")[0]
-        for name in weights
-    )
+    found = ((re.match(r".*?(down|mid|up|input|middle|output)_blocks?", name), name) for name in weights)
+    blocks = Counter(match[0] if match else name.split(".")[0] for match, name in found)
     rows = {
         "file": str(checkpoint.path),
         "kind": checkpoint.kind,

@@ -17,9 +17,8 @@ from animkit.temporal_transformer import sinusoidal_positions
 
 END = ".temporal_transformer.proj_in.weight"
 PE = re.compile(r"(.*\.transformer_blocks\.\d+)\.attention_blocks\.(\d+)\.pos_encoder\.pe$")
-LCM_POSITIONS = (
-    64  # a module without positions in its file takes as many sinusoidal ones; they are computed, not learned
-)
+# A module without positions in its file takes as many sinusoidal ones: they are computed, not learned.
+LCM_POSITIONS = 64
 # reference release -> diffusers, below motion_modules.N
 NAMES = {"temporal_transformer.": "", ".attention_blocks.0.": ".attn1.", ".attention_blocks.1.": ".attn2.",
          ".norms.0.": ".norm1.", ".norms.1.": ".norm2.", ".ff_norm.": ".norm3."}

@@ -46,7 +46,7 @@ def clip_tokenizer(folder: str | Path | None = None, pad_token: str = "<|endofte
         "CLIP's tokenizer was not found; tried: "
         + "; ".join(tried)
         + ". Give a folder that has it (tokenizer=...), or "
-        "`pip install open_clip_torch`, whose vocabulary file is enough."
+        "`pip install --no-deps open_clip_torch`, whose vocabulary file is enough."
     )
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from animkit import inflate
-from animkit.checkpoints import lora, motion, stable_diffusion
-from animkit.checkpoints.stable_diffusion import architecture
+from animkit.checkpoints import lora, motion
+from animkit.checkpoints.architecture import architecture, unet_config
+from animkit.checkpoints.original_naming import unet_state
 from diffusers import UNet2DConditionModel
 
 SITES = {  # SD 1.5's and SDXL's places for motion modules, written out: level -> width, two going down, three coming up
@@ -171,19 +172,8 @@ def test_a_full_size_single_file_has_its_config_read_off(version):
         unet = UNet2DConditionModel.from_config(known)
     attention = tuple("CrossAttn" in name for name in known["down_block_types"])
     named = make.ldm_unet(unet.state_dict(), attention=attention)
-    state = stable_diffusion._renamed(
-        Path("x"),
-        "UNet",
-        lambda: stable_diffusion.ldm.convert_ldm_unet_checkpoint(
-            named,
-            {
-                "layers_per_block": stable_diffusion._layers_per_block(named, stable_diffusion.UNET),
-                "class_embed_type": None,
-                "addition_embed_type": known.get("addition_embed_type"),
-            },
-        ),
-    )
-    read = stable_diffusion.unet_config(state, pooled=1280)
+    state = unet_state(Path("x"), named)
+    read = unet_config(state, pooled=1280)
     assert {n: t.shape for n, t in state.items()} == {n: t.shape for n, t in unet.state_dict().items()}
     for key, value in known.items():
         if key not in ("sample_size", "upcast_attention"):

@@ -6,7 +6,7 @@ import file_makers as make
 import pytest
 import torch
 from animkit import AnimkitError, inflate, open_checkpoint
-from animkit.checkpoints.stable_diffusion import architecture
+from animkit.checkpoints.architecture import architecture
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 
 VERSIONS = ["sd1", "sd2", "sdxl"]
@@ -79,6 +79,20 @@ def _tokenizer():
     return CLIPTokenizer(
         vocab={"a": 0, "a</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}, merges=[], model_max_length=77
     )
+
+
+def test_marks_of_v_prediction_are_read(tmp_path):
+    """SDXL finetunes carry empty tensors as marks; Stability's metadata says it in words."""
+    from safetensors.torch import save_file
+
+    state, _ = make.single_file("sdxl")
+    file = make.write(tmp_path / "vpred.safetensors", state | {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])})
+    checkpoint, tokenizer = open_checkpoint(file), _tokenizer()
+    scheduler = checkpoint.components(tokenizer=tokenizer)["scheduler"].config
+    assert (scheduler.prediction_type, scheduler.rescale_betas_zero_snr) == ("v_prediction", True)
+    save_file(make.single_file("sd2")[0], tmp_path / "base.safetensors", {"modelspec.prediction_type": "epsilon"})
+    scheduler = open_checkpoint(tmp_path / "base.safetensors").components(tokenizer=tokenizer)["scheduler"].config
+    assert (scheduler.prediction_type, scheduler.rescale_betas_zero_snr) == ("epsilon", False)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
@@ -154,6 +168,8 @@ def test_controlnet_equals_its_original(tmp_path, naming):
     x, text, hint = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 64), torch.rand(1, 3, 16, 16)
     a, b = (m(x, 3, text, controlnet_cond=hint, return_dict=False) for m in (ours, control))
     assert torch.equal(a[1], b[1]) and all(torch.equal(i, j) for i, j in zip(a[0], b[0]))
+    with pytest.raises(AnimkitError, match="stands beside the UNet, not in it"):
+        inflate(make.unet()).insert(open_checkpoint(tmp_path / "control.ckpt"))
 
 
 @pytest.mark.parametrize("version, parameters", [("sd1", 859_520_964), ("sd2", 865_910_724), ("sdxl", 2_567_463_684)])

@@ -36,7 +36,7 @@ def test_what_was_tried_is_said(nowhere, tmp_path):
         clip_tokenizer(tmp_path)
     said = str(error.value)
     for tried in (str(tmp_path), "the hub's cache of nobody/nothing-of-this-name", "the pip package no_such_package",
-                  "pip install open_clip_torch"):
+                  "pip install --no-deps open_clip_torch"):
         assert tried in said
 
 

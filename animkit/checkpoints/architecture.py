@@ -1,0 +1,104 @@
+"""Configs of Stable Diffusion's parts: the full-size ones that the kit carries, and those that weights themselves show.
+
+What tensors do not show (heads, scheduler, tokenizer) stands in architectures/*.json, so nothing is asked of a hub.
+"""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from torch import Tensor
+
+
+@cache
+def architecture(version: str) -> dict[str, Any]:
+    """The full-size configs of "sd1", "sd2" or "sdxl", part by part, as diffusers and transformers take them."""
+    return json.loads((files("animkit.checkpoints") / "architectures" / f"{version}.json").read_text())
+
+
+def count(state: Mapping[str, Tensor], before: str) -> int:
+    """How many numbers follow `before` in the names: count(state, "down_blocks.") -> 4."""
+    return len({name[len(before):].split(".")[0] for name in state if name.startswith(before)})
+
+
+def unet_config(state: Mapping[str, Tensor], pooled: int | None = None) -> dict[str, Any]:
+    """UNet2DConditionModel's config, read off its weights (also a ControlNet's share of it). pooled: the second text
+    encoder's width, which SDXL's added condition holds beside six embedded sizes."""
+    down = range(count(state, "down_blocks."))
+    widths = [state[f"down_blocks.{i}.resnets.0.conv2.weight"].shape[0] for i in down]
+    cross = [count(state, f"down_blocks.{i}.attentions.") > 0 for i in down]
+    attention = next(name for name in state if name.endswith(".attn2.to_k.weight"))
+    depth = [max(1, count(state, f"down_blocks.{i}.attentions.0.transformer_blocks.")) for i in down]
+    linear = state[f"{attention.split('.transformer_blocks')[0]}.proj_in.weight"].ndim == 2
+    layers = [count(state, f"down_blocks.{i}.resnets.") for i in down]
+    config = {
+        "block_out_channels": widths,
+        "layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
+        "down_block_types": ["CrossAttnDownBlock2D" if c else "DownBlock2D" for c in cross],
+        "cross_attention_dim": state[attention].shape[1],
+        "in_channels": state["conv_in.weight"].shape[1],
+        "transformer_layers_per_block": depth if len(set(depth)) > 1 else depth[0],
+        "use_linear_projection": linear,
+        "norm_num_groups": math.gcd(32, *widths),
+        "act_fn": "silu",
+        "norm_eps": 1e-5,
+        # diffusers' name for the number of heads: 8 in SD 1.x, heads of width 64 in SD 2.x and XL
+        "attention_head_dim": [max(1, c // 64) for c in widths] if linear else math.gcd(8, *widths),
+    }
+    if "add_embedding.linear_1.weight" in state:
+        added = state["add_embedding.linear_1.weight"].shape[1]
+        each = (added - (1280 if pooled is None else pooled)) // 6
+        config |= {
+            "addition_embed_type": "text_time",
+            "projection_class_embeddings_input_dim": added,
+            "addition_time_embed_dim": each,
+        }
+    if "time_embedding.cond_proj.weight" in state:
+        config["time_cond_proj_dim"] = state["time_embedding.cond_proj.weight"].shape[1]
+    if "conv_out.weight" in state:
+        up = range(count(state, "up_blocks."))
+        config["up_block_types"] = [
+            "CrossAttnUpBlock2D" if count(state, f"up_blocks.{i}.attentions.") else "UpBlock2D" for i in up
+        ]
+        config["out_channels"] = state["conv_out.weight"].shape[0]
+    return config
+
+
+def vae_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """AutoencoderKL's config, read off its weights."""
+    levels = range(count(state, "encoder.down_blocks."))
+    widths = [state[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"].shape[0] for i in levels]
+    return {
+        "block_out_channels": widths,
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "layers_per_block": count(state, "encoder.down_blocks.0.resnets."),
+        "latent_channels": state["decoder.conv_in.weight"].shape[1],
+        "in_channels": state["encoder.conv_in.weight"].shape[1],
+        "out_channels": state["decoder.conv_out.weight"].shape[0],
+        "norm_num_groups": math.gcd(32, *widths),
+        "mid_block_add_attention": any("mid_block.attentions" in name for name in state),
+    }
+
+
+def text_config(state: Mapping[str, Tensor], full: Mapping[str, Any]) -> dict[str, Any]:
+    """CLIP's text config, read off its weights (names without `text_model.`); `full`: the full-size one, for the
+    rest."""
+    vocabulary, c = state["embeddings.token_embedding.weight"].shape
+    config = {**full, "vocab_size": vocabulary, "hidden_size": c, "num_attention_heads": max(1, c // 64),
+              "max_position_embeddings": len(state["embeddings.position_embedding.weight"]),
+              "num_hidden_layers": count(state, "encoder.layers."),
+              "intermediate_size": len(state["encoder.layers.0.mlp.fc1.weight"])}
+    if "text_projection.weight" in state:
+        config["projection_dim"] = len(state["text_projection.weight"])
+    return config
+
+
+def version_by_text(weights: Mapping[str, Tensor]) -> str:
+    """ "sd1", "sd2" or "sdxl", by the width of the text tokens that cross-attention takes: 768, 1024, 2048; else "sd1"."""
+    keys = (t.shape[1] for name, t in weights.items() if name.endswith(".attn2.to_k.weight") and t.ndim == 2)
+    return {1024: "sd2", 2048: "sdxl"}.get(next(keys, 768), "sd1")

@@ -1,0 +1,46 @@
+"""ControlNets on disk (5.4): in diffusers' naming, or in the original one, alone or beside a whole Stable Diffusion."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from animkit.checkpoints.architecture import count, unet_config, version_by_text
+from animkit.checkpoints.checkpoint import Checkpoint, make_module
+from animkit.checkpoints.original_naming import controlnet_state
+from animkit.errors import AnimkitError
+
+
+class ControlNetCheckpoint(Checkpoint):
+    """A ControlNet, in diffusers' or the original naming."""
+
+    def build(self, video_unet: nn.Module | None = None) -> nn.Module:
+        if video_unet is not None:
+            raise AnimkitError(f"{self.path}: a ControlNet stands beside the UNet, not in it: make it with .controlnet(), and "
+                               "give what it computes to the video UNet as down_block_additional_residuals and "
+                               "mid_block_additional_residual.")
+        return self.controlnet()
+
+    def controlnet(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """A diffusers ControlNetModel with these weights (5.4), in the file's dtype or in `dtype`."""
+        from diffusers import ControlNetModel
+
+        state = controlnet_state(self.path, self.weights)
+        hints = range(count(state, "controlnet_cond_embedding.blocks."))
+        widths = [state[f"controlnet_cond_embedding.blocks.{i}.weight"].shape[0] for i in hints if i % 2 == 1]
+        config = {**unet_config(state), "conditioning_embedding_out_channels": [
+            state["controlnet_cond_embedding.conv_in.weight"].shape[0], *widths],
+            "conditioning_channels": state["controlnet_cond_embedding.conv_in.weight"].shape[1]}
+        own = {k: v for k, v in self.config.items() if not k.startswith("_")}
+        return make_module(self.path, "ControlNet", ControlNetModel, own or config, self._hand_out(state), dtype)
+
+
+def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config: Mapping) -> Checkpoint | None:
+    """A ControlNetCheckpoint if these are a ControlNet's weights."""
+    diffusers = any("controlnet_down_blocks." in name for name in weights)
+    if not diffusers and not any(name.startswith(("control_model.", "input_hint_block.")) for name in weights):
+        return None
+    naming = "diffusers" if diffusers else "latent diffusion"
+    return ControlNetCheckpoint(path, weights, "ControlNet", version_by_text(weights), naming, dict(config))
