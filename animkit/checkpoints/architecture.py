@@ -99,6 +99,6 @@ def text_config(state: Mapping[str, Tensor], full: Mapping[str, Any]) -> dict[st
 
 
 def version_by_text(weights: Mapping[str, Tensor]) -> str:
-    """ "sd1", "sd2" or "sdxl", by the width of the text tokens that cross-attention takes: 768, 1024, 2048; else "sd1"."""
+    """sd1, sd2 or sdxl, by the width of the text tokens that cross-attention takes: 768 (and any other), 1024, 2048."""
     keys = (t.shape[1] for name, t in weights.items() if name.endswith(".attn2.to_k.weight") and t.ndim == 2)
     return {1024: "sd2", 2048: "sdxl"}.get(next(keys, 768), "sd1")

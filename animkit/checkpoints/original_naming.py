@@ -1,4 +1,4 @@
-"""From the original latent-diffusion naming to diffusers', by diffusers' own renaming, which is held to lose nothing."""
+"""From the original latent-diffusion naming to diffusers', by diffusers' own renaming, held to lose nothing."""
 from __future__ import annotations
 
 import re

@@ -29,7 +29,8 @@ class UNetCheckpoint(Checkpoint):
         from diffusers import UNet2DConditionModel
 
         state = self.unet_state()
-        return make_module(self.path, "UNet", UNet2DConditionModel, self.unet_config(state), self._hand_out(state), dtype)
+        config = self.unet_config(state)
+        return make_module(self.path, "UNet", UNet2DConditionModel, config, self._hand_out(state), dtype)
 
     def unet_config(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         own = {k: v for k, v in self.config.items() if not k.startswith("_")}
@@ -191,7 +192,7 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
 
 
 def version_of(weights: Mapping[str, Tensor]) -> str:
-    """ "sd1", "sd2" or "sdxl", by the text encoders that a single file holds, or the width of text that its UNet takes."""
+    """sd1, sd2 or sdxl, by the text encoders that a single file holds, or the width of text that its UNet takes."""
     if f"{UNET}label_emb.0.0.weight" in weights or any(name.startswith("conditioner.") for name in weights):
         return "sdxl"
     if any(name.startswith("cond_stage_model.model.") for name in weights):
