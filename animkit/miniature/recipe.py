@@ -67,14 +67,14 @@ DEFAULTS = {"steps": 25, "guidance": 5.0, "frames": 16, "fps": 8}
 
 STEPS = {
     "vae": 2000,
-    "clip": 950,
+    "clip": 2750,
     "judge": 2400,
     "motion_judge": 1600,
     "coarse": 3000,
     "unet": 7500,
     "decoder": 2500,
-    "motion_coarse": 800,
-    "motion": 1500,
+    "motion_coarse": 900,
+    "motion": 900,
     "look": 500,
 }
 
@@ -88,7 +88,7 @@ class Recipe:
     seconds: float | None = None
 
     def steps(self, stage: str) -> int:
-        return max(1, round(STEPS[stage] * self.budget))
+        return max(1, round(STEPS[stage.split("-")[0]] * self.budget))  # every look takes what "look" says
 
     def stills(self, name: str, count: int, **how):
         return stills(self.folder / "data", name, max(1, round(count * self.budget)), **how)  # whole chunks
@@ -178,20 +178,14 @@ class Recipe:
 
     def clip(self):
         model, tokenizer = self.new_clip()
-        task = clips.Contrast(
-            self.stills("base", 40_000, seed=3), tokenizer, ("object", "colour", "setting", "motion", "look")
-        )
-        self.train(
-            "clip",
-            model,
-            task.loss,
-            task.batch,
-            lambda m, s: clips.accuracy(model, tokenizer, self.test("base"), tuple(clips.PHRASES)[:4]),
-            lr=1.5e-3,
-            ema=0.995,
-            weight_decay=0.02,
-            validate_every=200,
-        )
+        attributes = ("object", "colour", "setting", "motion", "look")
+        task = clips.Contrast(self.stills("base", 40_000, seed=3), tokenizer, attributes, captioned=32)
+
+        def validate(training, step):
+            return clips.accuracy(model, tokenizer, self.test("base"), attributes[:4])
+
+        how = dict(lr=1.5e-3, ema=0.995, weight_decay=0.02, validate_every=300)
+        self.train("clip", clips.Labelled(model), task.loss, task.batch, validate, keep=model, **how)
 
     def judge(self):
         model, tokenizer = self.new_judge()
