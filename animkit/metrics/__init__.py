@@ -14,7 +14,7 @@ _PUBLIC = {
     "Encoder": "clip_scores", "score_clips": "clip_scores", "text_score": "clip_scores",
     "domain_score": "clip_scores", "smooth_score": "clip_scores",
     "Motion": "motion", "optical_flow": "motion", "exact_flow": "motion", "motion_of": "motion", "motion_found": "motion",
-    "CameraPath": "camera", "camera_path": "camera", "name_shot": "camera", "fit_similarity": "camera",
+    "CameraPath": "camera", "camera_path": "camera", "camera_path_of_flow": "camera", "name_shot": "camera", "fit_similarity": "camera",
     "mark_correlation": "watermark", "watermark_score": "watermark",
     "frechet_distance": "frechet", "motion_judge_features": "frechet", "frechet_extrapolated": "frechet",
     "Page": "study", "plan": "study", "ranked": "study", "save_answers": "study", "load_answers": "study",
