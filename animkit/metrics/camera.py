@@ -1,17 +1,18 @@
 """The camera's move, read off a clip (4.3, 5.1): zoom, pan, tilt and roll, and which of the eight shot types that is.
 
-    p' = s R(theta) p + d       a similarity carries each point p of the background from frame to frame; fitted to tracked
-                                points by RANSAC, for what moves by itself or was tracked wrongly does not agree
-                                with it; multiplied up over the clip (A_k: frame 0 to frame k) and read as the world does:
+    p' = s R(theta) p + d       a similarity carries each point p of the background from frame to frame; fitted to
+                                tracked points by RANSAC, for what moves by itself or was tracked wrongly does not
+                                agree with it; multiplied up (A_k: frame 0 to k) and read as the world does:
     A_k p = z R(angle) (p - c)  zoom z, centre c of what the camera sees, angle anticlockwise   (world.camera_matrix)
 
-Lengths are in half short sides of the picture, (0, 0) its middle, x to the right, y up: the world's own units. Words and
-signs are those of `animkit.world.SHOTS`: "pan left", the camera looks to the left; "roll clockwise", the picture turns so.
+Lengths are in half short sides of the picture, (0, 0) its middle, x to the right, y up: the world's own units. Words
+and signs are those of `animkit.world.SHOTS`: "pan left", the camera looks to the left; "roll clockwise", the picture
+turns so.
 Lucas-Kanade tracks (Shi-Tomasi points, one in each cell of a grid, so that a detailed object has no more say than its
 area; kept where tracking back returns), on frames brought to one size and blurred, STRIDE frames apart: neighbouring
 frames of pixel art differ by jumps of whole squares. Reach: about a fifth of the short side a stride. What can pass for
-the camera: a texture of the paper, which stands still, and an object that grows over most of an empty picture; the share
-of right names over all looks is measured in tests/metrics/test_camera.py.
+the camera: a texture of the paper, which stands still, and an object that grows over most of an empty picture; the
+share of right names over all looks is measured in tests/metrics/test_camera.py.
 """
 import math
 from typing import NamedTuple
@@ -21,9 +22,9 @@ import numpy as np
 from ..errors import AnimkitError
 from .frames import grey, pixels
 
-SIDE, BLUR, GRID, STRIDE = 192, 3.0, 12, 3  # pixels of the short side; its blur; cells a side; frames between two tracked
+SIDE, BLUR, GRID, STRIDE = 192, 3.0, 12, 3  # pixels of the short side; its blur; cells a side; frames of a track
 CORNER, ROUND, RETURN = 1e-6, 0.1, 0.01     # a corner's least strength, and against its strongest; off on the way back
-AGREE, BODIES = 0.012, 3                    # half short sides off the fit, for a stride of 1; moves that are looked for
+AGREE, BODIES, PAPER = 0.012, 3, 0.4        # off the fit, for a stride of 1; moves looked for; a still one's weight
 FULL = {"zoom": 0.7, "pan": 0.8, "tilt": 0.8, "roll": 0.7}  # the world's move of amount 1: SHOTS at u = 1
 NAMES = {"zoom": ("zoom in", "zoom out"), "pan": ("pan right", "pan left"), "tilt": ("tilt up", "tilt down"),
          "roll": ("roll clockwise", "roll anticlockwise")}
@@ -31,8 +32,8 @@ LEAST = 0.15  # of the world's move: less is "still"
 
 
 class CameraPath(NamedTuple):
-    """A camera's path: zoom, x, y, angle (radians, anticlockwise), f numbers each, beginning at 1, 0, 0, 0; and support,
-    f-1: the share of the tracked points that agree with each step (0: nothing to track there, taken to stand still)."""
+    """A camera's path: zoom, x, y, angle (radians, anticlockwise), f numbers each, from 1, 0, 0, 0 on; and support, f-1:
+    the share of the tracked points that agree with each step (0: nothing to track there, taken to stand still)."""
     zoom: np.ndarray
     x: np.ndarray
     y: np.ndarray
@@ -45,7 +46,8 @@ class CameraPath(NamedTuple):
 
         Above 0: in, right, up, clockwise. The last frame stands at u = (f - 1) / f, as in render."""
         zoom, u = float(self.zoom[-1]), (len(self.zoom) - 1) / len(self.zoom)
-        ends = {"zoom": zoom - 1 if zoom >= 1 else 1 - 1 / zoom, "pan": self.x[-1], "tilt": self.y[-1], "roll": -self.angle[-1]}
+        ends = {"zoom": zoom - 1 if zoom >= 1 else 1 - 1 / zoom,
+                "pan": self.x[-1], "tilt": self.y[-1], "roll": -self.angle[-1]}
         return {name: float(end) / (FULL[name] * u) for name, end in ends.items()}
 
     @property
@@ -91,7 +93,9 @@ def fit_similarity(points: np.ndarray, moved: np.ndarray, agree: float = AGREE) 
 
     OpenCV's RANSAC (estimateAffinePartial2D) finds the move that most points agree with, within `agree`, then that of
     most of the rest, and so on for BODIES. The background is the one of them that has the most to say at the picture's
-    edges: a point's vote is max(|x|, |y|)^2. Under 6 points, or where no similarity is found: the identity, 0."""
+    edges: a point's vote is max(|x|, |y|)^2, and PAPER of it for a body that stands still: it may be the paper's
+    texture, or edges along which nothing can be seen to move. Under 6 points, or where no
+    similarity is found: the identity, 0."""
     import cv2
 
     votes, rest = np.abs(points).max(-1, initial=0) ** 2, np.ones(len(points), bool)
@@ -99,15 +103,16 @@ def fit_similarity(points: np.ndarray, moved: np.ndarray, agree: float = AGREE) 
     for _ in range(BODIES):
         if rest.sum() < 6:
             break
-        a, b = (np.ascontiguousarray(each[rest] * 100, np.float32) for each in (points, moved))  # about pixels: its epsilons
+        a, b = (np.ascontiguousarray(each[rest] * 100, np.float32) for each in (points, moved))  # about pixels
         found, _ = cv2.estimateAffinePartial2D(a, b, method=cv2.RANSAC, ransacReprojThreshold=100 * agree,
                                                maxIters=2000, confidence=0.995)
         if found is None or not np.isfinite(found).all():
             break
         fit = np.vstack([found * [1, 1, 0.01], [0, 0, 1]])
         on = np.linalg.norm(points @ fit[:2, :2].T + fit[:2, 2] - moved, axis=-1) < agree
-        if 0.3 < math.hypot(fit[0, 0], fit[1, 0]) < 3 and votes[on].sum() > best[0]:
-            best = (float(votes[on].sum()), fit, float(on.mean()))
+        say = float(votes[on].sum()) * (PAPER if np.abs(fit - np.eye(3)).max() < agree else 1)
+        if 0.3 < math.hypot(fit[0, 0], fit[1, 0]) < 3 and say > best[0]:
+            best = (say, fit, float(on.mean()))
         rest &= ~on
     return best[1:]
 
@@ -150,7 +155,7 @@ def _path(tracks: list[tuple[np.ndarray, np.ndarray]], stride: int, frames: int)
     for t in range(frames - 1):
         over = tracks[max(0, t - stride + 1):min(t, len(tracks) - 1) + 1]
         fit, agreed = fit_similarity(*(np.concatenate(each) for each in zip(*over)), agree=AGREE * stride ** 0.5)
-        turn, step = complex(fit[0, 0], fit[1, 0]), complex(fit[0, 2], fit[1, 2])  # p -> turn p + step, points as x + iy
+        turn, step = complex(fit[0, 0], fit[1, 0]), complex(fit[0, 2], fit[1, 2])  # p -> turn p + step, p = x + iy
         root = turn ** (1 / stride)
         step = step / sum(root ** k for k in range(stride))
         whole, shift = root * whole, root * shift + step

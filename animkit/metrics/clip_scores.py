@@ -20,18 +20,19 @@ from .frames import pixels
 
 
 class Encoder:
-    """Any image-text model with get_image_features and get_text_features, as two functions to unit vectors.
+    """Any image-text model with get_image_features and get_text_features: two functions to unit vectors.
 
-    model: transformers' CLIPModel or the kit's ImageText; prepare_images: frames n h w 3, uint8 -> pixel_values b c h w;
+    model: transformers' CLIPModel or the kit's ImageText; prepare_images: frames n h w 3 -> pixel_values b c h w;
     prepare_text: list of str -> keyword arguments of get_text_features.
     """
 
     def __init__(self, model, prepare_images, prepare_text, batch: int = 64):
-        self.model, self.prepare_images, self.prepare_text, self.batch = model.eval(), prepare_images, prepare_text, batch
+        self.model, self.batch = model.eval(), batch
+        self.prepare_images, self.prepare_text = prepare_images, prepare_text
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, batch: int = 64) -> "Encoder":
-        """A folder of transformers' CLIPModel with its processor (ViT-B/32 for the paper's numbers) or of the kit's judge.
+        """A folder of transformers' CLIPModel with its processor (ViT-B/32 at full size) or of the kit's judge.
 
         Nothing is fetched. Raises AnimkitError if the folder holds neither, or a part of it is missing or damaged.
         """
@@ -47,8 +48,8 @@ class Encoder:
         with quiet_libraries():
             from transformers import CLIPModel, CLIPProcessor
             if config["model_type"] != "clip":
-                raise AnimkitError(f"{folder} holds a {config['model_type']} model; the metrics are defined on CLIP: give "
-                                   "a folder of transformers' CLIPModel, or the kit's judge.")
+                raise AnimkitError(f"{folder} holds a {config['model_type']} model; the metrics are defined on CLIP: "
+                                   "give a folder of transformers' CLIPModel, or the kit's judge.")
             try:
                 model, said = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
                 processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
@@ -58,9 +59,10 @@ class Encoder:
         if said["missing_keys"]:
             raise AnimkitError(f"{folder} lacks {len(said['missing_keys'])} of its CLIP's weights, first "
                                f"{sorted(said['missing_keys'])[0]}: fetch it again.")
-        if len(processor.tokenizer) < config.get("text_config", {}).get("vocab_size", 0):  # transformers makes an empty one
-            raise AnimkitError(f"{folder} holds a tokenizer of {len(processor.tokenizer)} words for a CLIP of "
-                               f"{config['text_config']['vocab_size']}: vocab.json and merges.txt or tokenizer.json are missing.")
+        wanted, there = model.config.text_config.vocab_size, len(processor.tokenizer)
+        if there < wanted:  # a file is gone: transformers makes an empty one
+            raise AnimkitError(f"{folder} holds a tokenizer of {there} words for a CLIP of {wanted}: tokenizer.json "
+                               "or vocab.json and merges.txt, is missing.")
 
         def images(frames):
             return processor.image_processor(list(frames), return_tensors="pt").pixel_values
@@ -95,7 +97,8 @@ class Encoder:
         """Frames n h w 3, uint8 -> unit vectors n d, float32 on the CPU."""
         frames, device = pixels(frames), next(self.model.parameters()).device
         parts = [frames[k:k + self.batch] for k in range(0, len(frames), self.batch)]
-        return torch.cat([_unit(self.model.get_image_features(pixel_values=self.prepare_images(p).to(device))) for p in parts])
+        prepared = (self.prepare_images(part).to(device) for part in parts)
+        return torch.cat([_unit(self.model.get_image_features(pixel_values=x)) for x in prepared])
 
     @torch.no_grad()
     def texts(self, prompts: list[str]) -> Tensor:
@@ -122,13 +125,14 @@ def domain_score(frames: Tensor, references: Tensor) -> float:
 
 
 def smooth_score(frames: Tensor) -> float:
-    """CLIP smooth: unit vectors of frames f d -> 100 x mean cosine of the f - 1 neighbours. AnimkitError under 2 frames."""
+    """CLIP smooth: unit vectors of frames f d -> 100 x mean cosine of the f - 1 pairs. AnimkitError under 2 frames."""
     if len(frames) < 2:
-        raise AnimkitError(f"CLIP smooth compares neighbouring frames: it needs 2 at least, the clip has {len(frames)}.")
+        raise AnimkitError(f"CLIP smooth compares neighbouring frames: it needs 2 at least, this has {len(frames)}.")
     return 100 * float((frames[:-1] * frames[1:]).sum(-1).mean())
 
 
-def score_clips(encoder: Encoder, clips, prompts: list[str] | None = None, references=None) -> dict[str, np.ndarray]:
+def score_clips(encoder: Encoder, clips, prompts: list[str] | None = None,
+                references=None) -> dict[str, np.ndarray]:
     """{"text", "domain", "smooth"} -> a number for each of n clips; without prompts or references those are left out.
 
     references: pictures (m h w 3, uint8) of the personalised model, for all clips, or a list with one such array for
@@ -136,7 +140,8 @@ def score_clips(encoder: Encoder, clips, prompts: list[str] | None = None, refer
     """
     clips = list(clips)
     if prompts is not None and (isinstance(prompts, str) or len(prompts) != len(clips)):
-        raise AnimkitError(f"{len(clips)} clips want as many prompts, in a list; got {prompts if isinstance(prompts, str) else len(prompts)!r}.")
+        raise AnimkitError(f"{len(clips)} clips want as many prompts, in a list; got "
+                           f"{repr(prompts) if isinstance(prompts, str) else len(prompts)}.")
     each = isinstance(references, (list, tuple)) and np.ndim(references[0]) == 4
     if each and len(references) != len(clips):
         raise AnimkitError(f"{len(clips)} clips want one set of references, or one each; got {len(references)} sets.")

@@ -17,7 +17,7 @@ from .frames import pixels
 
 @torch.no_grad()
 def motion_judge_features(eye, clips, batch: int = 50) -> np.ndarray:
-    """Clips (n of 16 frames, square, a multiple of 32 pixels) -> n d: what the MotionJudge `eye` sees, over time's mean."""
+    """Clips (n of 16 frames, square, a multiple of 32 pixels) -> n d: what MotionJudge `eye` sees, mean over time."""
     from ..miniature.motion_judge import signal
     eye.eval()
     stacked = np.stack([pixels(clip) for clip in clips])
@@ -29,9 +29,10 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """d above of features n d and m d, in float64. Raises AnimkitError under 2 clips a set, or for other shapes."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise AnimkitError(f"A Frechet distance takes features n d and m d of 2 clips or more; got {a.shape}, {b.shape}.")
+        raise AnimkitError(f"A Frechet distance takes features n d and m d of 2 clips or more; got {a.shape}, "
+                           f"{b.shape}.")
     root_a, root_b = (_root(np.cov(x, rowvar=False).reshape(x.shape[1], -1)) for x in (a, b))
-    # tr (S_A S_B)^1/2 is the sum of the singular values of S_A^1/2 S_B^1/2: no square root of an unsymmetric matrix
+    # tr (S_A S_B)^1/2 is the sum of the singular values of S_A^1/2 S_B^1/2: no root of an unsymmetric matrix
     cross = np.linalg.svd(root_a @ root_b, compute_uv=False).sum()
     apart = ((a.mean(0) - b.mean(0)) ** 2).sum()
     return float(max(0.0, apart + (root_a ** 2).sum() + (root_b ** 2).sum() - 2 * cross))

@@ -18,8 +18,8 @@ class Interval(NamedTuple):
 
 
 def bootstrap(values, level: float = 0.95, rounds: int = 2000, seed: int = 0) -> Interval:
-    """The mean of n values and its percentile bootstrap interval: the (1 +- level) / 2 quantiles of the means of `rounds`
-    resamples with replacement, n drawn from n (Efron & Tibshirani 1993, chapter 13).
+    """The mean of n values and its percentile bootstrap interval: the (1 +- level) / 2 quantiles of the means of
+    `rounds` resamples with replacement, n drawn from n (Efron & Tibshirani 1993, chapter 13).
 
     One value for each independent unit (a prompt, a clip), never for each frame: frames of a clip are alike and would
     make it too narrow. For a comparison on the same prompts give the differences. NaN, a metric's "no answer" (the
@@ -42,4 +42,5 @@ def bootstrap(values, level: float = 0.95, rounds: int = 2000, seed: int = 0) ->
 def share(right) -> dict:
     """{"share", "low", "high", "n"} for a report: `bootstrap` of numbers in 0 to 1, one for each prompt, 4 decimals."""
     value, low, high, n = bootstrap(right)
-    return {name: None if x is None else round(x, 4) for name, x in (("share", value), ("low", low), ("high", high))} | {"n": n}
+    named = {"share": value, "low": low, "high": high}
+    return {name: None if x is None else round(x, 4) for name, x in named.items()} | {"n": n}

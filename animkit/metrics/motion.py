@@ -8,8 +8,8 @@
 
 DIS: Kroeger et al. 2016, arXiv 1603.03590. Flow also arises where nothing moves but pictures differ (noise, flicker):
 read amount beside smoothness and warp error, never alone. A still has no smoothness (NaN), and time no direction: a
-reversed clip scores as the clip itself. Against exact flow, DIS is within 5 % for a camera's move; a lone object on flat
-ground it spreads over its surroundings: 1.5 to 2 times the amount, 3 times for a slow one. Compare DIS with DIS only. At
+reversed clip scores as the clip itself. Against exact flow, DIS is within 5 % for a camera's move; a lone object on
+flat ground it spreads over its surroundings: 1.5 to 2 times the amount, 3 for a slow one. Compare DIS with DIS only. At
 edges of objects exact flow bends too (what was behind goes on elsewhere), so that good motion scores 45 to 95.
 """
 from typing import NamedTuple

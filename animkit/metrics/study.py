@@ -45,9 +45,10 @@ def plan(prompts: Sequence[str], methods: Iterable[str], participant: str, seed:
     """
     methods, participant = tuple(methods), str(participant).strip()
     if not 2 <= len(set(methods)) == len(methods) <= 4:
-        raise AnimkitError(f"A ranking compares 2 to 4 different methods; got: {', '.join(map(str, methods)) or 'none'}.")
+        raise AnimkitError(f"A ranking compares 2 to 4 different methods; got: "
+                           f"{', '.join(map(str, methods)) or 'none'}.")
     if not prompts or len(set(prompts)) < len(prompts) or not participant:
-        raise AnimkitError("A study wants prompts that differ, and a participant's name or number (it keys the answers).")
+        raise AnimkitError("A study wants prompts that differ, and a participant's name, which keys the answers.")
     rng = np.random.default_rng([seed, zlib.crc32(participant.encode())])  # hash() would differ from run to run
     order = rng.permutation(len(prompts))
     return [Page(int(k), prompts[k], tuple(methods[i] for i in rng.permutation(len(methods)))) for k in order]
@@ -63,7 +64,8 @@ def ranked(participant: str, page: Page, orders: Mapping[str, str]) -> list[dict
     rows = []
     for aspect, letters in orders.items():
         if sorted(letters or "") != sorted(page.letters):
-            raise AnimkitError(f"Rank every clip once by {aspect}: {', '.join(page.letters)}, the best first; got {letters!r}.")
+            raise AnimkitError(f"Rank every clip once by {aspect}: {', '.join(page.letters)}, the best first; got "
+                               f"{letters!r}.")
         rows += [{"participant": participant, "prompt": page.prompt, "aspect": aspect, "method": page.letters[letter],
                   "rank": rank, "shown_as": letter} for rank, letter in enumerate(letters, 1)]
     return rows
@@ -96,17 +98,18 @@ def load_answers(path: str | Path) -> list[dict]:
                 raise AnimkitError(f"{path} is no file of answers: it wants the columns {', '.join(COLUMNS)}, and has "
                                    f"{', '.join(table.fieldnames or ()) or 'none'}.")
             for row in table:
-                if row["aspect"] not in ASPECTS or not str(row["rank"]).isdigit() or not row["participant"] or not row["method"]:
-                    raise AnimkitError(f"{path}, line {table.line_num}: no answer ({row['aspect']!r} ranked {row['rank']!r} "
-                                       f"by {row['participant']!r}); correct the line or take it out.")
+                named = row["participant"] and row["method"] and row["aspect"] in ASPECTS
+                if not named or not str(row["rank"]).isdigit():
+                    raise AnimkitError(f"{path}, line {table.line_num}: no answer ({row['aspect']!r} ranked "
+                                       f"{row['rank']!r} by {row['participant']!r}); correct it or take it out.")
                 rows.append({**row, "rank": int(row["rank"])})
                 rankings.setdefault((row["participant"], row["prompt"], row["aspect"]), []).append(rows[-1])
     except (OSError, UnicodeDecodeError, csv.Error) as e:
         raise AnimkitError(f"{path} could not be read as a CSV file of answers ({e}).") from e
     for (person, prompt, aspect), of in rankings.items():
         if sorted(r["rank"] for r in of) != list(range(1, len(of) + 1)) or len({r["method"] for r in of}) < len(of):
-            raise AnimkitError(f"{path}: {person}'s ranking of {prompt!r} by {aspect} is not each of 1 to {len(of)} once: "
-                               f"{', '.join(f'''{r['method']} {r['rank']}''' for r in of)}.")
+            raise AnimkitError(f"{path}: {person}'s ranking of {prompt!r} by {aspect} is not each of 1 to {len(of)} "
+                               f"once: {', '.join(f'''{r['method']} {r['rank']}''' for r in of)}.")
     return rows
 
 
@@ -140,23 +143,27 @@ def average_user_ranking(paths: str | Path | Iterable[str | Path], level: float 
             key = (row["aspect"], row["participant"], row["prompt"])
             count[key] = count.get(key, 0) + 1
             if source.setdefault(key, path) != path:
-                raise AnimkitError(f"{row['participant']}'s ranking of {row['prompt']!r} by {row['aspect']} stands in both "
-                                   f"{source[key]} and {path}: leave one out, or give participants names of their own.")
+                raise AnimkitError(f"{row['participant']}'s ranking of {row['prompt']!r} by {row['aspect']} stands in "
+                                   f"both {source[key]} and {path}: leave one out, or name participants apart.")
         for row in rows:
             key = (row["aspect"], row["participant"], row["prompt"])
             of = scores.setdefault(key[0], {}).setdefault(key[1], {}).setdefault(key[2], {})
             of[row["method"]] = count[key] + 1 - row["rank"]
-    compared = {tuple(sorted(of)) for people in scores.values() for prompts in people.values() for of in prompts.values()}
+    compared = {tuple(sorted(of)) for people in scores.values() for prompts in people.values()
+                for of in prompts.values()}
     if len(compared) != 1:
         raise AnimkitError(f"An average wants rankings of the same methods throughout; {len(source)} rankings in "
-                           f"{len(paths)} files compare: {'; '.join(', '.join(m) for m in sorted(compared)) or 'nothing'}.")
+                           f"{len(paths)} files compare: "
+                           f"{'; '.join(', '.join(m) for m in sorted(compared)) or 'nothing'}.")
     methods, rng = compared.pop(), np.random.default_rng(seed)
     result: dict[str, dict[str, Interval]] = {method: {} for method in methods}
     for aspect, people in ((a, scores[a]) for a in ASPECTS if a in scores):
-        table = [np.array([[of[m] for m in methods] for of in prompts.values()], float) for prompts in people.values()]
+        table = [np.array([[of[m] for m in methods] for of in prompts.values()], float)
+                 for prompts in people.values()]                                        # a person: prompts methods
         means = np.empty((rounds, len(methods)))
         for k in range(rounds):
-            drawn = [table[i][rng.integers(len(table[i]), size=len(table[i]))] for i in rng.integers(len(table), size=len(table))]
+            drawn = [table[i][rng.integers(len(table[i]), size=len(table[i]))]
+                     for i in rng.integers(len(table), size=len(table))]
             means[k] = np.concatenate(drawn).mean(0)
         low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)], axis=0)
         every = np.concatenate(table)

@@ -1,6 +1,6 @@
 """The user study's view (5.2): one page a prompt, clips A, B, C side by side, an order to choose for each aspect.
 
-    RankingStudy({"a red balloon rising": {"AnimateDiff": clip, "Tune-a-Video": clip, ...}, ...}, "answers/p01.csv", "p01")
+    RankingStudy({"a red balloon rising": {"AnimateDiff": clip, "Tune-a-Video": clip}, ...}, "answers/p01.csv", "p01")
 
 All it knows lies in study.py; every page is saved when it is left, and a study opened again goes on where it stopped.
 """
@@ -46,7 +46,8 @@ class RankingStudy(widgets.VBox):
         for aspect, question in ASPECTS.items():
             self.orders[aspect] = widgets.Dropdown(options=[("choose: the best first", None), *orders],
                                                    description=question, **wide)
-        self.next = widgets.Button(description="Save and go on", button_style="primary", tooltip="Save this page's answers")
+        self.next = widgets.Button(description="Save and go on", button_style="primary",
+                                   tooltip="Save this page's answers")
         self.next.on_click(lambda _: self.answer())
         self.form = widgets.VBox([*self.orders.values(), self.next])
         super().__init__([self.shown, self.form, self.said])
@@ -76,12 +77,14 @@ class RankingStudy(widgets.VBox):
             chooser.value = None
         self.said.value = ""
         if page is None:
-            self.shown.value = f'<p role="status">All {total} pages are answered, thank you. They are in {html.escape(str(self.path))}.</p>'
+            self.shown.value = (f'<p role="status">All {total} pages are answered, thank you. The answers are in '
+                                f'{html.escape(str(self.path))}.</p>')
             self.form.layout.display = "none"
             return
         films = "".join(_blind(self.clips[page.prompt][method], letter) for letter, method in page.letters.items())
         known = self.references.get(page.prompt)
-        strip = "" if known is None else f"<p>Reference pictures</p>{filmstrip(Clip(pixels(known), prompt='references'))._img()}"
+        strip = "" if known is None else ("<p>Reference pictures</p>"
+                                          + filmstrip(Clip(pixels(known), prompt="references"))._img())
         self.shown.value = (f"<p>Page {total - left + 1} of {total}</p><p><b>{html.escape(page.prompt)}</b></p>{strip}"
                             f'<div style="display:flex;flex-wrap:wrap;gap:1em">{films}</div>')
 

@@ -57,6 +57,6 @@ def watermark_score(clips, web, clean, mark: np.ndarray | None = None) -> np.nda
         raise AnimkitError(f"The watermark's scale wants web and clean clips; got {len(web)} and {len(clean)}.")
     full, none = (float(np.mean([mark_correlation(clip, mark) for clip in known])) for known in (web, clean))
     if full - none < 0.05:
-        raise AnimkitError(f"The web videos correlate with the mark no more than the clean ones ({full:.3f} and {none:.3f}): "
-                           "exchange the two, or give the mark that they show.")
+        raise AnimkitError(f"The web videos correlate with the mark no more than the clean ones ({full:.2f} and "
+                           f"{none:.2f}): exchange the two, or give the mark that they show.")
     return np.array([100 * (mark_correlation(clip, mark) - none) / (full - none) for clip in clips])
