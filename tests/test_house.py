@@ -131,7 +131,7 @@ def test_every_import_of_the_package_is_declared(repo, project):
     modules = {"decord2": "decord", "opencv-python-headless": "cv2", "pillow": "PIL", "pyyaml": "yaml"}
     wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
     known = {modules.get(n, n) for n in (Requirement(r).name for r in wanted)} | {
-        "animkit", "tokenizers",                                # comes with transformers
+        "animkit", "tokenizers", "huggingface_hub",             # come with transformers and diffusers
         "IPython", "jupyter_client", "traitlets"}               # with ipywidgets, jupyterlab and papermill
     unknown = set()
     for path in (repo / "animkit").rglob("*.py"):

@@ -56,7 +56,7 @@ def denoising_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: to
     t = randint(0, scheduler.config.num_train_timesteps, (b,), generator).to(z.device)  # one for all frames of a clip
     eps = randn(z.shape, generator).to(z)  # b c f h w: independent for each frame
     z_t = scheduler.add_noise(z, eps, t)  # sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps
-    with short_attention(z.device):
+    with short_attention(z.device, video_unet):
         predicted = video_unet(z_t, t, drop_captions(text, empty, drop, generator) if drop else text)
     kind = scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
@@ -66,10 +66,14 @@ def denoising_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: to
     return (error * min_snr_weight(scheduler, t, min_snr_gamma)).mean() if min_snr_gamma else error.mean()
 
 
-def short_attention(device: torch.device) -> AbstractContextManager:
+def short_attention(device: torch.device, model: nn.Module | None = None) -> AbstractContextManager:
     """On a CPU, attention by plain matrix products: torch's fused kernel is made for long rows, and its backward on the
-    16 to 64 tokens of small latents and of frames takes several times as long (benchmarks/attention.py). Same numbers."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+    16 to 64 tokens of small latents and of frames takes several times as long (benchmarks/attention.py). Same numbers.
+
+    Not for a model with gradient checkpointing: it computes again in backward, where this choice no longer holds.
+    """
+    again = model is not None and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" and not again else nullcontext()
 
 
 def drop_captions(text: Tensor, empty: Tensor | None, p: float, generator: torch.Generator) -> Tensor:

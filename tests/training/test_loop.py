@@ -393,7 +393,8 @@ def test_a_launch_that_starts_one_process_of_two_says_so(tmp_path, monkeypatch):
 
 # ---- what one sees ---------------------------------------------------------------------------------------------------
 
-def test_without_a_terminal_few_plain_lines(tmp_path, capfd):
+def test_without_a_terminal_few_plain_lines(tmp_path, capfd, monkeypatch):
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # other tests import it; no kernel runs here
     history = fit(tiny_model(), loss, batch, replace(CONFIG, log_every=5), tmp_path)
     lines = capfd.readouterr().err.strip().splitlines()
     assert len(lines) == 2 and lines[0].startswith("step 1/60  loss ") and lines[1].endswith("on cpu")

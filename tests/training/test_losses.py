@@ -243,7 +243,7 @@ def test_plain_attention_on_a_cpu_gives_the_fused_kernels_loss_and_gradients(mon
                                 down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
     video_unet = inflate(unet)
     found = []
-    for way in (losses.short_attention, lambda device: nullcontext()):
+    for way in (losses.short_attention, lambda device, model: nullcontext()):
         monkeypatch.setattr(losses, "short_attention", way)
         unet.zero_grad()
         loss = denoising_loss(video_unet, Z, TEXT, generator(), scheduler=SCHEDULER)
