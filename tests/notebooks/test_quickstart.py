@@ -67,6 +67,7 @@ def test_results_say_what_was_run_and_found(demo):
     assert results["parameters"] == {**SMALLEST, "looks": ["ink", "neon"]}
     change = results["metrics"]["change_per_frame"]
     assert list(change) == ["base", "ink", "neon", "motion module off"] and all(0 < c < 255 for c in change.values())
+    assert change["motion module off"] > 1.5 * change["base"], "the motion module holds a clip together"
     assert 0 < results["seconds"]["three_clips"] < results["seconds"]["all"]
     assert results["device"]["memory_gib"] < 2
 
