@@ -234,11 +234,17 @@ class Contrast:
 @torch.no_grad()
 def classify(clip, tokenizer, x, attribute: str, values=None) -> torch.Tensor:
     """Which value of an attribute each picture (b c h w, -1 to 1) shows: the mean of a value's wordings nearest to the picture. Indices into NAMES (or values)."""
+    return nearest(clip, tokenizer, torch.cat([embed_images(clip, part) for part in x.split(256)]), attribute, values)
+
+
+@torch.no_grad()
+def nearest(clip, tokenizer, images, attribute: str, values=None) -> torch.Tensor:
+    """classify, for pictures that are unit vectors b d already: many attributes are asked of one look at them."""
     values = list(values or NAMES[attribute])
     texts = torch.stack(
         [F.normalize(embed_text(clip, tokens(tokenizer, PHRASES[attribute][v])).mean(0), dim=-1) for v in values]
     )
-    return torch.cat([(embed_images(clip, part) @ texts.T).argmax(-1) for part in x.split(256)])
+    return (images @ texts.T).argmax(-1)
 
 
 def accuracy(clip, tokenizer, stills, attributes=tuple(PHRASES)) -> dict[str, float]:

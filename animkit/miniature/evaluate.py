@@ -18,16 +18,16 @@ from tqdm.auto import tqdm
 
 from .. import samples
 from ..errors import AnimkitError
+from ..metrics.intervals import share
 from ..record import record
 from ..show.filmstrip import Picture
 from ..show.sheet import sheet
 from ..world import BASE_LOOKS, LOOKS, MOTIONS, random_scene, render
 from ..world.captions import HELD_OUT, TEMPLATES, caption
 from .clip import COLOURLESS
-from .judge import TEXT, Judge, asked, moment, names_its_look, share, text_found, truth
+from .judge import TEXT, Judge, asked, moment, names_its_look, text_found, truth
 from .motion_clips import FRAMES, KINDS, incoherent, with_marks
 from .motion_judge import INCOHERENT, STILL, MotionJudge
-from .stills import NAMES
 
 COUNTS = {"stills": 200, "motion": 100, "judge": 1000}
 
@@ -51,8 +51,9 @@ def judge_stills(animator, judge: Judge, count: int = 200, seed: int = 0, batch:
     real = np.stack([moment(scene, k) for k, scene in enumerate(scenes)])[:, None]
     scores = {}
     for whose, clips in (("miniature", pictures), ("real renders", real)):
-        looks = np.array([found == s.look for found, s in zip(judge.picture(clips[:, 0], "look"), scenes)])
-        scores[whose] = {a: share(right) for a, right in text_found(judge, clips, scenes).items()}
+        shown = judge.pictures(clips[:, 0])
+        looks = np.array([found == s.look for found, s in zip(shown["look"], scenes)])
+        scores[whose] = {a: share(right) for a, right in text_found(shown, scenes).items()}
         scores[whose]["look, where named"] = share(looks[named])
     first = {look: [k for k in range(count) if scenes[k].look == look][:10] for look in BASE_LOOKS}
     rows = {look: {str(i + 1): pictures[k, 0] for i, k in enumerate(ks)} for look, ks in first.items()}
@@ -74,13 +75,13 @@ def judge_motion(animator, judge: Judge, count: int = 100, seed: int = 0, batch:
     drawn["real renders"] = np.stack([render(s if look is None else s.with_(look=look)).uint8 for s in scenes])
     scores, motions = {}, {}
     for whose, clips in drawn.items():
-        found = judge.motion(clips)
+        found, shown = judge.motion(clips), judge.pictures(clips.reshape(-1, *clips.shape[2:]))
         right = [f == name for f, name in zip(found, named)]
         scores[whose] = {"named motion": share(right), "still": share([f == "still" for f in found]),
                          "incoherent": share([f == "incoherent" for f in found]),
-                         **{a: share(r) for a, r in text_found(judge, clips, scenes, readable).items()}}
+                         **{a: share(r) for a, r in text_found(shown, scenes, readable).items()}}
         if look is not None:
-            looks = np.array([f == look for f in judge.picture(clips.reshape(-1, *clips.shape[2:]), "look")])
+            looks = np.array([found == look for found in shown["look"]])
             scores[whose]["look"] = share(looks.reshape(len(clips), -1).mean(1))
         motions[whose] = counted(found, named, MOTIONS)
     clips = drawn["with the module"]
@@ -96,8 +97,8 @@ def judge_judge(judge: Judge, count: int = 1000, seed: int = 0) -> dict:
     scenes = [scene for _, scene in asked(count, seed, looks=tuple(LOOKS))]
     bar = tqdm(scenes, desc="rendering pictures", unit="picture")
     pixels = np.stack([moment(scene, seed + k) for k, scene in enumerate(bar)])
-    scores = {a: share([found == truth(s, a) for found, s in zip(judge.picture(pixels, a), scenes)
-                        if a != "colour" or s.look not in COLOURLESS]) for a in NAMES}
+    scores = {a: share([f == truth(s, a) for f, s in zip(found, scenes) if a != "colour" or s.look not in COLOURLESS])
+              for a, found in judge.pictures(pixels).items()}
     scores["motion's marks"] = scores.pop("motion")
     rng = np.random.default_rng(seed)
     for said, templates in (("known wordings", TEMPLATES), ("wordings held out", HELD_OUT)):

@@ -14,7 +14,7 @@ from ..world.captions import LOOK, TEMPLATES, caption
 with quiet_libraries():
     from transformers import CLIPTokenizer
 
-    from .clip import ImageText, classify, embed_images, embed_text, tokens
+    from .clip import ImageText, embed_images, embed_text, nearest, tokens
     from .motion_clips import KINDS
     from .motion_judge import MotionJudge
     from .stills import NAMES
@@ -43,11 +43,12 @@ class Judge:
                                "the judge again.") from e
         return cls(clip, tokenizer, MotionJudge.load(Path(folder) / "motion.safetensors"))
 
-    def picture(self, pixels: np.ndarray, attribute: str) -> list[str]:
-        """What each picture (n h w 3, uint8) shows: an object, a colour, a setting, a look, a motion's marks."""
-        parts = np.array_split(pixels, -(-len(pixels) // 500))
-        found = [classify(self.clip, self.tokenizer, to_signal(torch.from_numpy(part)), attribute) for part in parts]
-        return [NAMES[attribute][k] for k in torch.cat(found)]
+    @torch.no_grad()
+    def pictures(self, pixels: np.ndarray, attributes=tuple(NAMES)) -> dict[str, list[str]]:
+        """Attribute -> what each picture (n h w 3, uint8) shows: object, colour, setting, look, its motion's marks."""
+        parts = np.array_split(pixels, -(-len(pixels) // 200))
+        images = torch.cat([embed_images(self.clip, to_signal(torch.from_numpy(part))) for part in parts])
+        return {a: [NAMES[a][k] for k in nearest(self.clip, self.tokenizer, images, a)] for a in attributes}
 
     def motion(self, clips: np.ndarray) -> list[str]:
         """What each clip (n 16 h w 3, uint8) shows: one of the ten motions, "still" or "incoherent"."""
@@ -88,11 +89,10 @@ def moment(scene: Scene, k: int) -> np.ndarray:
     return render(scene, u=[np.random.default_rng(k).random()]).uint8[0]
 
 
-def text_found(judge: Judge, clips: np.ndarray, scenes: list[Scene], attributes=TEXT) -> dict[str, np.ndarray]:
-    """Attribute -> for each clip (n f h w 3) the share of frames that show what the prompt says; also all at once."""
-    n, f = clips.shape[:2]
-    frames = clips.reshape(-1, *clips.shape[2:])
-    right = {a: np.array([found == truth(scenes[k // f], a) for k, found in enumerate(judge.picture(frames, a))])
-             for a in attributes}
-    right["all of these"] = np.logical_and.reduce(list(right.values()))
+def text_found(shown: dict[str, list[str]], scenes: list[Scene], attributes=TEXT) -> dict[str, np.ndarray]:
+    """From what judge.pictures found in all frames of n clips: attribute -> for each clip the share of its frames that
+    show what its prompt says; and all attributes at once."""
+    n, f = len(scenes), len(shown[attributes[0]]) // len(scenes)
+    right = {a: np.array([found == truth(scenes[k // f], a) for k, found in enumerate(shown[a])]) for a in attributes}
+    right["all of these"] = np.logical_and.reduce([right[a] for a in attributes])
     return {a: r.reshape(n, f).mean(1) for a, r in right.items()}
