@@ -327,6 +327,7 @@ def test_the_shipped_miniature_draws_what_is_asked(shipped):
     assert scores["setting"]["share"] >= 0.75 and scores["object"]["share"] >= 0.25  # of 8, by chance 1 in 16
 
 
+@pytest.mark.slow  # half a minute
 def test_the_shipped_module_moves_things(shipped):
     judge = Judge.from_pretrained(shipped / "judge")
     scores = judge_motion(evaluate.open_animator(shipped, motion=True), judge, 2, seed=3)[0]["scores"]
