@@ -71,7 +71,7 @@ STEPS = {
     "judge": 2400,
     "motion_judge": 1600,
     "coarse": 3000,
-    "unet": 7500,
+    "unet": 10_500,
     "decoder": 2500,
     "motion_coarse": 900,
     "motion": 900,
