@@ -237,7 +237,7 @@ def test_progress_says_the_device(moving, capsys):
     moving("a bird", frames=2, steps=2)
     assert "2 frames on cpu" in capsys.readouterr().err
     moving("a bird", frames=2, steps=2, progress=False)
-    assert capsys.readouterr().err == ""
+    assert "frames on" not in capsys.readouterr().err
 
 
 def test_decoding_in_slices_is_decoding_at_once(pipe):

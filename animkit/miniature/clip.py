@@ -163,6 +163,14 @@ def blur(x, generator):
     )
 
 
+def shift(x, generator, by: int = 3):
+    """Each picture moved by up to `by` pixels either way, its edges repeated: pictures never seen twice are not learned by heart."""
+    n, size = len(x), x.shape[-1]
+    x = F.pad(x, (by,) * 4, mode="replicate")
+    ys, xs = (torch.randint(2 * by + 1, (n,), generator=generator).tolist() for _ in range(2))
+    return torch.stack([picture[:, y : y + size, x : x + size] for picture, y, x in zip(x, ys, xs)])
+
+
 class Labelled(nn.Module):
     """The judge in training: plain classifiers on its picture tower, thrown away afterwards. By phrases alone it took objects in
     an order of magnitude later than settings: two towers that both know nothing have little to tell each other."""
@@ -212,7 +220,7 @@ class Contrast:
             for a in labels
         }
         clip, labelled = (clip.clip, clip) if isinstance(clip, Labelled) else (clip, None)
-        x = blur(x.cpu(), generator).to(x.device)
+        x = blur(shift(x.cpu(), generator), generator).to(x.device)
         features = clip.see(x)
         total = labelled.loss(features, labels) if labelled else 0
         with short_attention(x.device):

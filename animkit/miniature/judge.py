@@ -50,9 +50,9 @@ class Judge:
         images = torch.cat([embed_images(self.clip, to_signal(torch.from_numpy(part))) for part in parts])
         return {a: [NAMES[a][k] for k in nearest(self.clip, self.tokenizer, images, a)] for a in attributes}
 
-    def motion(self, clips: np.ndarray) -> list[str]:
-        """What each clip (n 16 h w 3, uint8) shows: one of the ten motions, "still" or "incoherent"."""
-        return [KINDS[k] for k in self.eye.which(clips)]
+    def motion(self, clips: np.ndarray, among: tuple[str, ...] = KINDS) -> list[str]:
+        """What each clip (n 16 h w 3, uint8) shows: one of the ten motions, "still" or "incoherent" (or one `among`)."""
+        return [KINDS[k] for k in self.eye.which(clips, among=among)]
 
     @torch.no_grad()
     def retrieved(self, pixels: np.ndarray, captions: list[str], pool: int = 100) -> np.ndarray:

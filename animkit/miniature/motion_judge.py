@@ -58,10 +58,12 @@ class MotionJudge(nn.Module):
         return self.head(self.drop(self.features(x).flatten(1)))
 
     @torch.no_grad()
-    def which(self, clips, size: int = 100) -> Tensor:
-        """Clips (b 16 H W 3, uint8, H and W multiples of 32) -> indices into KINDS, b."""
+    def which(self, clips, size: int = 100, among: tuple[str, ...] = KINDS) -> Tensor:
+        """Clips (b 16 H W 3, uint8, H and W multiples of 32) -> indices into KINDS, b; among: the only answers allowed."""
         self.eval()
-        return torch.cat([self(signal(np.asarray(clips[k:k + size]))).argmax(-1) for k in range(0, len(clips), size)])
+        shut = torch.tensor([kind not in among for kind in KINDS])
+        scores = [self(signal(np.asarray(clips[k:k + size]))) for k in range(0, len(clips), size)]
+        return torch.cat(scores).masked_fill(shut, -torch.inf).argmax(-1)
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:
         state = {k: v.to(dtype).contiguous() for k, v in self.state_dict().items()}

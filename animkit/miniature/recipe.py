@@ -13,7 +13,8 @@
     assemble   data_samples/miniature and data_samples/judge from the above
     adopt      the other way round: shipped weights into runs/, to go on from them
 
-Work lies in runs/miniature/<stage>. budget scales all steps: 1 is what made the shipped files.
+Work lies in runs/miniature/<stage>. budget scales all steps: 1 is what made the shipped files. `--more N` lets a stage that is done
+go on for N steps, under a learning rate that starts anew; what a stage took, its loss and its curve then tell of all its rounds.
 """
 
 import dataclasses
@@ -81,13 +82,16 @@ STEPS = {
 
 @dataclass
 class Recipe:
-    """Where the work lies, how much of it to do, and for how many seconds at most (None: to the end)."""
+    """Where the work lies, how much of it to do, and for how many seconds at most (None: to the end); more: steps on top of a stage that is done."""
 
     folder: Path = Path("runs/miniature")
     budget: float = 1.0
     seconds: float | None = None
+    more: int | None = None
 
     def steps(self, stage: str) -> int:
+        if self.more:
+            return self.more
         return max(1, round(STEPS[stage.split("-")[0]] * self.budget))  # every look takes what "look" says
 
     def stills(self, name: str, count: int, **how):
@@ -95,39 +99,44 @@ class Recipe:
 
     def train(self, stage: str, model, loss, batch, validate=None, parameters=None, keep=None, **settings):
         """fit, then write the averaged weights (of `keep`, else of the model) to <stage>.safetensors and what it took to <stage>.json."""
-        config = LoopConfig(
-            **{
-                **dict(
-                    steps=self.steps(stage),
-                    warmup=100,
-                    schedule="cosine",
-                    floor=0.02,
-                    mixed_precision="bf16",
-                    clip_norm=1.0,
-                ),
-                **settings,
-            }
-        )
-        history = fit(
-            model, loss, batch, config, self.folder / stage, validate=validate, stop=self.seconds, parameters=parameters
-        )
+        usual = dict(steps=self.steps(stage), warmup=100, schedule="cosine", floor=0.02, mixed_precision="bf16", clip_norm=1.0)
+        config = LoopConfig(**usual | settings)
+        before, folder = self.told(stage), self.folder / stage
+        if self.more:
+            self.read(stage, keep or model)
+            model.train()
+            folder = folder / f"more-{before.get('rounds', 1)}"  # the same command goes on in it until its steps are done
+        history = fit(model, loss, batch, config, folder, validate=validate, stop=self.seconds, parameters=parameters)
         if history.ema:
             history.ema.copy_to_model()
         save(keep or model, self.folder / f"{stage}.safetensors")
-        last = history.records[-1]
+        last, losses = history.records[-1], [r["loss"] for r in history.records[-50:]]
+        where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} thread(s)"
         told = {
             "stage": stage,
             "steps": last["step"],
             "of": config.steps,
             "seconds": round(last["seconds"]),
-            "loss": round(sum(r["loss"] for r in history.records[-50:]) / len(history.records[-50:]), 4),
-            "device": f"cpu, {torch.get_num_threads()} thread(s)"
-            if not torch.cuda.is_available()
-            else torch.cuda.get_device_name(),
+            "loss": round(sum(losses) / len(losses), 4),
+            "device": where,
             **{k: v for k, v in last.items() if k.startswith("validate/")},
         }
+        if self.more:
+            told |= {k: told[k] + before.get(k, 0) for k in ("steps", "of", "seconds")}
+            told["rounds"] = before.get("rounds", 1) + (history.ended == "finished")
         (self.folder / f"{stage}.json").write_text(json.dumps(told, indent=1))
         print(json.dumps(told))
+
+    def told(self, stage: str) -> dict:
+        """What a stage took so far, all its rounds together."""
+        path = self.folder / f"{stage}.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def curve(self, stage: str, points: int = 60) -> list[float]:
+        """The learning curve of a stage, over all its rounds, in so many means."""
+        folders = [self.folder / stage, *sorted((self.folder / stage).glob("more-*"), key=lambda p: int(p.name[5:]))]
+        losses = np.concatenate([History.of(folder).losses for folder in folders])
+        return [round(float(part.mean()), 4) for part in np.array_split(losses, min(points, len(losses)))]
 
     def read(self, stage: str, model):
         """Give a model a stage's weights."""
@@ -179,7 +188,7 @@ class Recipe:
     def clip(self):
         model, tokenizer = self.new_clip()
         attributes = ("object", "colour", "setting", "motion", "look")
-        task = clips.Contrast(self.stills("base", 40_000, seed=3), tokenizer, attributes, captioned=32)
+        task = clips.Contrast(self.stills("base", 120_000, seed=3), tokenizer, attributes, captioned=32)
 
         def validate(training, step):
             return clips.accuracy(model, tokenizer, self.test("base"), attributes[:4])
@@ -190,7 +199,7 @@ class Recipe:
     def judge(self):
         model, tokenizer = self.new_judge()
         task = clips.Contrast(
-            self.stills("judge", 30_000, looks=tuple(LOOKS), web=0.05, seed=5),
+            self.stills("judge", 100_000, looks=tuple(LOOKS), web=0.05, seed=5),
             tokenizer,
             tuple(clips.PHRASES),
             captioned=32,
@@ -348,9 +357,7 @@ class Recipe:
             if path.stem not in ("scaling_factor",)
         }
         for stage, told in made.items():  # the learning curve in about 60 means
-            history = History.of(self.folder / stage)
-            parts = np.array_split(history.losses, min(60, len(history.losses)))
-            told["curve"] = [round(float(p.mean()), 4) for p in parts]
+            told["curve"] = self.curve(stage)
         if (self.folder / "adopted").exists():  # what was done before stays on record
             before = json.loads((self.folder / "adopted").read_text())
             made = before | {stage: told | {"went on from": before.get(stage)} for stage, told in made.items()}
@@ -477,13 +484,14 @@ def add_arguments(parser):
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/miniature"), help="where the work lies")
     parser.add_argument("--seconds", type=float, help="stop a stage after this long in all (resumable)")
+    parser.add_argument("--more", type=int, metavar="STEPS", help="let stages that are done go on for so many steps")
     parser.add_argument("--threads", type=int, help="CPU threads")
 
 
 def run(args) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
-    recipe = Recipe(args.folder, args.budget, args.seconds)
+    recipe = Recipe(args.folder, args.budget, args.seconds, args.more)
     stages = STAGES if "all" in args.stage else args.stage
     for stage in stages:
         getattr(recipe, stage)()

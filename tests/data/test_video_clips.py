@@ -102,7 +102,7 @@ def test_bad_videos_are_skipped_counted_and_named(videos, tmp_path, capsys):
     text = str(clips.skipped)
     assert "3 of 31 videos" in text and "00_junk.mp4: unreadable" in text
     assert "00_short.mp4: 5 frames, 10 needed (4 at stride 3)" in text and "00_zero.mp4: no frames" in text
-    assert capsys.readouterr().err.count("were skipped") == 0
+    assert "00_short.mp4: 5 frames" not in capsys.readouterr().err  # other tests' datasets may be told of at any time
     del clips
     assert "00_short.mp4: 5 frames" in capsys.readouterr().err  # the end: named without anyone asking
 

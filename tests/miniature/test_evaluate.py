@@ -81,11 +81,11 @@ class Reader(Judge):
             return {a: ["?"] * len(pixels) for a in ATTRIBUTES}
         return {a: [NAMES[a][p[0, k, 0]] for p in pixels] for k, a in enumerate(ATTRIBUTES)}
 
-    def motion(self, clips):
+    def motion(self, clips, among=None):
         if clips.shape[2] != 32:
             return ["?"] * len(clips)
         k = ATTRIBUTES.index("motion")
-        return ["incoherent" if c[0, 1, 1, 0] else NAMES["motion"][c[0, 0, k, 0]] for c in clips]
+        return ["incoherent" if c[0, 1, 1, 0] and not among else NAMES["motion"][c[0, 0, k, 0]] for c in clips]
 
 
 class Painter:
@@ -148,6 +148,7 @@ def test_motion_is_counted_for_each_motion_and_without_the_module():
     module, without = report["scores"]["with the module"], report["scores"]["without it"]
     assert painter.removed == ["motion"] and painter.calls[0] == painter.calls[1], "the same prompts and noise"
     assert module["named motion"]["share"] == 0.9
+    assert without["if it must name one of ten"]["share"] == 0.9, "incoherent is no answer then"
     assert without["named motion"]["share"] == 0 and without["incoherent"]["share"] == 1
     assert module["object"]["share"] == pytest.approx(1 - 0.25 / 20, abs=1e-4)
     walking = report["motions"]["with the module"]["walking"]

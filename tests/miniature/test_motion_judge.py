@@ -104,6 +104,14 @@ def test_which_does_not_depend_on_the_batch(drawn):
     assert torch.equal(judge.which(drawn[0], size=5), judge.which(drawn[0]))
 
 
+def test_answers_can_be_limited(drawn):
+    judge = new_motion_judge()
+    only = judge.which(drawn[0], among=("rising", "falling"))
+    assert set(only.tolist()) <= {KINDS.index("rising"), KINDS.index("falling")}
+    scores = judge(signal(drawn[0]))[:, [KINDS.index("rising"), KINDS.index("falling")]]
+    assert torch.equal(only == KINDS.index("falling"), scores.argmax(-1) == 1)
+
+
 def test_weights_come_back_from_half_precision(tmp_path, drawn):
     judge = new_motion_judge().eval()
     judge.save(tmp_path / "motion.safetensors")

@@ -51,6 +51,18 @@ def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatc
     assert told["unet"]["steps"] == 1 and told["unet"]["went on from"]["steps"] == 2 and told["vae"]["steps"] == 2
 
 
+def test_a_stage_that_is_done_goes_on_and_tells_of_both_rounds(tiny):
+    tiny.vae()
+    first, told = tiny.read("vae", recipe.vaes.new_vae()).state_dict(), tiny.told("vae")
+    longer = recipe.Recipe(tiny.folder, budget=1e-6, more=3)
+    longer.vae()
+    after = longer.told("vae")
+    assert (told["steps"], after["steps"], after["rounds"]) == (1, 4, 2) and after["seconds"] >= told["seconds"]
+    assert len(longer.curve("vae")) == 4 and longer.curve("vae")[0] == pytest.approx(told["loss"], abs=1e-3)
+    step = longer.read("vae", recipe.vaes.new_vae()).state_dict()["decoder.conv_in.weight"] - first["decoder.conv_in.weight"]
+    assert 0 < step.abs().max() < 0.02, "it went on from the weights, not from fresh ones"
+
+
 def test_the_decoder_stage_leaves_the_latents_alone(tiny, monkeypatch):
     monkeypatch.setattr(tiny, "steps", lambda stage: 2)
     tiny.vae()
