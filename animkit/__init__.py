@@ -20,6 +20,7 @@ _PUBLIC = {
     "MotionModules": "animkit.motion_module",
     "record_attention": "animkit.motion_module",
     "LoRA": "animkit.lora",
+    "depth_pictures": "animkit.control",
     "open_checkpoint": "animkit.checkpoints",
     "save_checkpoint": "animkit.checkpoints",
     "new_domain_adapter": "animkit.domain_adapter",

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import ControlNetModel, DDIMScheduler
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import animkit
 from animkit.base import check_size, decode, find_checkpoint, open_base
+from animkit.control import Control, check_fits, check_pictures, matched, steer
 from animkit.errors import AnimkitError
 from animkit.inflation import VideoUNet, inflate
+from animkit.insertion import checked_alpha
 from animkit.prompts import check_prompt, encode_text
 from animkit.quiet import quiet_libraries
 from animkit.show.clip import Clip
@@ -31,7 +33,8 @@ Callback = Callable[[int, Tensor, Tensor], Any]
 @torch.no_grad()
 def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, steps: int = 25, guidance: float = 7.5,
            generators: list[torch.Generator] | None = None, callback: Callback | None = None, progress: bool = True,
-           added: dict[str, Tensor] | None = None) -> Tensor:
+           added: dict[str, Tensor] | None = None, control: Callable[..., dict] | None = None,
+           part: slice = slice(None)) -> Tensor:
     """From noise x_T (b c f h w) to a clip's latents x_0: 25 steps of DDIM in the paper, here any diffusers scheduler.
 
     text is [negative, positive] stacked (2b n d) when guidance is above 1, else b n d. Each step asks the video UNet
@@ -39,21 +42,24 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
 
         eps = eps(x, negative) + guidance * (eps(x, text) - eps(x, negative))
 
-    callback(step, t, x) sees each x. Ancestral schedulers draw fresh noise from generators, one for each clip.
+    callback(step, t, x) sees each x. Ancestral schedulers draw fresh noise from generators, one for each clip. control
+    (5.4) is asked at each step what to add inside the UNet: control.steer. part: which of the steps to take; after
+    slice(None, k), slice(k, None) goes on from what the first call gave, as its noise.
     """
     scheduler = copy.deepcopy(scheduler)  # a scheduler remembers the steps it took; the caller's stays fresh
     scheduler.set_timesteps(steps, device=noise.device)
     draws = "generator" in inspect.signature(scheduler.step).parameters
     extra = {"generator": generators} if draws and generators else {}
-    x = noise * scheduler.init_noise_sigma                                                  # b c f h w
-    bar = tqdm(scheduler.timesteps, desc=f"{x.shape[2]} frames on {x.device}", disable=not progress)
-    for step, t in enumerate(bar):
+    x = noise if part.start else noise * scheduler.init_noise_sigma                         # b c f h w
+    bar = tqdm(scheduler.timesteps[part], desc=f"{x.shape[2]} frames on {x.device}", disable=not progress)
+    for step, t in enumerate(bar, part.start or 0):
         z = scheduler.scale_model_input(x, t)
+        z = torch.cat([z, z]) if guidance > 1 else z
+        steering = control(z, t, text, added) if control else {}
+        eps = video_unet(z, t, text, added_cond_kwargs=added, **steering)
         if guidance > 1:
-            negative, positive = video_unet(torch.cat([z, z]), t, text, added_cond_kwargs=added).chunk(2)
+            negative, positive = eps.chunk(2)
             eps = negative + guidance * (positive - negative)
-        else:
-            eps = video_unet(z, t, text, added_cond_kwargs=added)
         x = scheduler.step(eps, t, x, **extra, return_dict=False)[0]                        # x_t -> x_{t-1}
         if callback is not None:
             callback(step, t, x)
@@ -61,27 +67,30 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
 
 
 class Alphas(Mapping):
-    """The paper's alpha of each inserted part by name, in the UNet and in the text encoder; assign to change it."""
+    """The paper's alpha of each inserted part by name, in the UNet, beside it, in the text encoder; assign to it."""
 
     def __init__(self, video_unet: VideoUNet):
-        self.video_unet, self.on_text = video_unet, {}
+        self.video_unet, self.on_text, self.controls = video_unet, {}, {}
 
     def __getitem__(self, name: str) -> float:
-        return self.video_unet.alpha[name]
+        return self.controls[name].alpha if name in self.controls else self.video_unet.alpha[name]
 
     def __setitem__(self, name: str, alpha: float) -> None:
+        if name in self.controls:
+            self.controls[name].alpha = checked_alpha(alpha, name)
+            return
         self.video_unet.alpha[name] = alpha
         for attached in self.on_text.get(name, ()):
             attached.alpha = alpha
 
     def __contains__(self, name: object) -> bool:
-        return name in self.video_unet.alpha
+        return name in self.controls or name in self.video_unet.alpha
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.video_unet.alpha)
+        return iter([*self.video_unet.alpha, *self.controls])
 
     def __len__(self) -> int:
-        return len(self.video_unet.alpha)
+        return len(self.video_unet.alpha) + len(self.controls)
 
     def __repr__(self) -> str:
         return repr(dict(self))
@@ -136,18 +145,24 @@ class Animator:
             animator.insert(checkpoint, alpha=alpha)
         return animator
 
-    # ---- what is inserted: motion modules, looks, domain adapters, MotionLoRAs
+    # ---- what is inserted: motion modules, looks, domain adapters, MotionLoRAs, ControlNets
 
     def insert(self, what: Any, alpha: float = 1.0, name: str | None = None) -> str:
         """Insert what `ak.open_checkpoint` returned, or the file or sample look of that name; -> the name it goes by.
 
-        A look that was trained on the text encoder too goes there as well. Raises AnimkitError, and changes nothing, if
-        it does not fit.
+        A look that was trained on the text encoder too goes there as well. A ControlNet (5.4; diffusers' own too)
+        stands beside the UNet and acts in calls that give control=. Raises AnimkitError, and changes nothing, if it
+        does not fit.
         """
         if isinstance(what, (str, Path)):
             from animkit.checkpoints import open_checkpoint
             path = find_checkpoint(what)
             what, name = open_checkpoint(path), name or (path.resolve().name if path.is_dir() else None)
+        if isinstance(what, ControlNetModel) or hasattr(what, "controlnet"):
+            return self._insert_control(what, alpha, name)
+        if (name or getattr(what, "name", None)) in self.alpha.controls:
+            name = name or what.name
+            raise AnimkitError(f"something is already inserted as {name!r}: remove it first, or choose another name")
         on_text = []
         if hasattr(what, "build_text"):
             what._for_animator = True  # it need not warn that a UNet alone takes only half of it
@@ -158,8 +173,22 @@ class Animator:
                                     for encoder, lora in on_text if lora is not None]
         return name
 
+    def _insert_control(self, what: Any, alpha: float, name: str | None) -> str:
+        name, unet = name or getattr(what, "name", None) or "control", self.pipe.unet
+        if name in self.alpha:
+            raise AnimkitError(f"something is already inserted as {name!r}: remove it first, or choose another name")
+        alpha = checked_alpha(alpha, name)
+        model = what if isinstance(what, ControlNetModel) else what.controlnet()
+        check_fits(model, unet, self.pipe.vae_scale_factor)
+        with quiet_libraries():  # as above: diffusers warns of nothing
+            model.to(unet.device, unet.dtype).eval()
+        self.alpha.controls[name] = Control(model, alpha)
+        return name
+
     def remove(self, name: str) -> None:
         """Take out what was inserted under this name; nothing of it stays. Raises AnimkitError for an unknown name."""
+        if self.alpha.controls.pop(name, None) is not None:
+            return
         self.video_unet.remove(name)
         for attached in self.alpha.on_text.pop(name, ()):
             attached.remove()
@@ -208,15 +237,18 @@ class Animator:
                  negative_prompt: str = "", steps: int | None = None, guidance: float | None = None,
                  height: int | None = None, width: int | None = None, scheduler: Any = None, clips_per_prompt: int = 1,
                  callback: Callback | None = None, progress: bool = True, latents: Tensor | None = None,
-                 fps: float | None = None) -> Clip | list[Clip]:
+                 fps: float | None = None, control: Any = None) -> Clip | list[Clip]:
         """Draw a clip; a list of prompts, or clips_per_prompt above 1, gives a list (the first prompt's clips first).
 
         frames: 1 to the motion module's positions. height, width: pixels. Clip i draws its noise with seed + i, on the
         CPU, so that each can be made again alone and on any device; latents (b c f h w, standard normal) take the
-        noise's place. What is None comes from the base's animkit.json, else from the paper's release: 16 frames, 25
-        steps, guidance 7.5. Raises AnimkitError for words, sizes or numbers that the base or the motion module cannot
-        take.
+        noise's place. control (5.4): for an inserted ControlNet, a picture a frame, or its depth (control.pictures_of
+        says in which forms); {name: pictures} for several. What is None comes from the control (frames), from the
+        base's animkit.json, else from the paper's release: 16 frames, 25 steps, guidance 7.5. Raises AnimkitError for
+        words, sizes or numbers that the base or the motion module cannot take.
         """
+        pictures = matched(self.alpha.controls, control)
+        frames = len(next(iter(pictures.values()))) if frames is None and pictures else frames
         given = {"frames": frames, "steps": steps, "guidance": guidance, "fps": fps}
         frames, steps, guidance, fps = (self.defaults[k] if v is None else v for k, v in given.items())
         scheduler = self.scheduler if scheduler is None else scheduler
@@ -224,8 +256,12 @@ class Animator:
         self._check(prompts, negative_prompt, seed, guidance, fps, scheduler,
                     {"frames": frames, "steps": steps, "clips_per_prompt": clips_per_prompt})
         h, w = check_size(self.pipe, self.defaults, height, width)
+        check_pictures(pictures, frames, h, w)
         prompts = [p for p in prompts for _ in range(clips_per_prompt)]
         unet, device = self.pipe.unet, self.device
+        controls = {name: self.alpha.controls[name] for name in pictures}
+        for one in controls.values():
+            one.model.to(device)
 
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         shape = (unet.config.in_channels, frames, h // self.pipe.vae_scale_factor, w // self.pipe.vae_scale_factor)
@@ -234,20 +270,25 @@ class Animator:
             raise AnimkitError(f"latents have the shape {tuple(noise.shape)}; this call needs b c f h w = "
                                f"{(len(prompts), *shape)}.")
         text, added = encode_text(self.pipe, prompts, negative_prompt, guidance > 1, (h, w), device)
-        x = sample(self.video_unet, noise.to(device, unet.dtype), text.to(unet.dtype), scheduler, steps, guidance,
-                   generators, callback, progress, added)
+        steering = steer([(controls[name], pictures[name].to(device)) for name in controls])
+        x = self._draw(noise.to(device, unet.dtype), text.to(unet.dtype), scheduler, steps, guidance, added=added,
+                       generators=generators, callback=callback, progress=progress, control=steering)
         if not torch.isfinite(x).all():
             raise AnimkitError(f"Sampling gave numbers that are not finite ({unet.dtype} on {device}): the weights are "
                                f"damaged, or the precision is too low; load the base again with dtype=torch.float32.")
-        pictures = decode(self.pipe.vae, x).numpy()
+        drawn = decode(self.pipe.vae, x).numpy()
         common = {"negative_prompt": negative_prompt, "steps": steps, "guidance": guidance, "frames": frames,
                   "height": h, "width": w, "base": self.base, "alpha": dict(self.alpha),
                   "scheduler": type(scheduler).__name__,
                   "scheduler_config": {k: v for k, v in scheduler.config.items() if not k.startswith("_")},
                   "noise": "seed" if latents is None else "latents", "device": str(device), "dtype": str(unet.dtype),
-                  "animkit": animkit.__version__}
-        clips = [Clip(p, fps, said, {"seed": seed + i, **common}) for i, (p, said) in enumerate(zip(pictures, prompts))]
+                  "animkit": animkit.__version__, **({"control": sorted(controls)} if controls else {})}
+        clips = [Clip(p, fps, said, {"seed": seed + i, **common}) for i, (p, said) in enumerate(zip(drawn, prompts))]
         return clips[0] if isinstance(prompt, str) and clips_per_prompt == 1 else clips
+
+    def _draw(self, noise: Tensor, text: Tensor, scheduler: Any, steps: int, guidance: float, **how) -> Tensor:
+        """Noise b c f h w -> latents; all that the methods which the paper compares with (5.2) do in another way."""
+        return sample(self.video_unet, noise, text, scheduler, steps, guidance, **how)
 
     def _check(self, prompts: list[str], negative: str, seed: int, guidance: float, fps: float, scheduler: Any,
                counts: dict[str, int]) -> None:

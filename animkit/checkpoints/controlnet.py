@@ -19,8 +19,9 @@ class ControlNetCheckpoint(Checkpoint):
     def build(self, video_unet: nn.Module | None = None) -> nn.Module:
         if video_unet is not None:
             raise AnimkitError(
-                f"{self.path}: a ControlNet stands beside the UNet, not in it: make it with .controlnet(), and give "
-                "its output to the video UNet, as down_block_additional_residuals and mid_block_additional_residual."
+                f"{self.path}: a ControlNet stands beside the UNet, not in it: insert it into an Animator, or make it "
+                "with .controlnet() and give its output to the video UNet, as down_block_additional_residuals and "
+                "mid_block_additional_residual."
             )
         return self.controlnet()
 
