@@ -1,0 +1,240 @@
+"""`animkit course release|solutions|grade DIR`: nbgrader in three commands, for a teacher who has never used it.
+
+DIR is a plain nbgrader course, in which nbgrader's own commands work as well:
+
+    source/ASSIGNMENT/*.ipynb                what a teacher writes, solutions and hidden tests in it
+    release/ASSIGNMENT/*.ipynb               what students get                                          animkit course release
+    solution/ASSIGNMENT/*.ipynb              run, with every answer                                     animkit course solutions
+    submitted/STUDENT/ASSIGNMENT/*.ipynb     what students hand in; put there by you, or in submitted/STUDENT/
+    autograded/, feedback/, gradebook.db     nbgrader's;  grades.csv, exercises.csv: the points         animkit course grade
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ..errors import AnimkitError
+from ..files import write_atomically
+
+SECONDS = 600  # for one cell; nbgrader's own limit is 30
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One exercise of one student: `by_hand` while a person has yet to read it."""
+    student: str
+    assignment: str
+    exercise: str
+    points: float
+    of: float
+    by_hand: bool = False
+
+
+class Course:
+    """A course folder. Raises AnimkitError where nbgrader or the folder's `source` is missing, or its config is broken."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder).resolve()
+        try:
+            traitlets, coursedir = import_module("traitlets.config"), import_module("nbgrader.coursedir")
+        except ImportError as error:
+            raise AnimkitError(f"coursework needs nbgrader ({error}): pip install 'animkit[course]'") from error
+        self.config = traitlets.Config()
+        self.config.Execute.timeout = SECONDS
+        self.config.OverwriteCells.add_missing_cells = True     # a deleted test counts as failed, not as never asked
+        self.config.IgnorePattern.enabled = True                # nbgrader takes a warning in a test's cell for a failure
+        self.config.IgnorePattern.pattern = "(?s).*"
+        if (self.folder / "nbgrader_config.py").is_file():      # what the course says itself goes first
+            try:
+                own = traitlets.PyFileConfigLoader("nbgrader_config.py", str(self.folder)).load_config()
+            except Exception as error:                          # it is a program, and may raise anything
+                raise AnimkitError(f"{self.folder / 'nbgrader_config.py'} cannot be run: {error}") from error
+            self.config.merge(own)
+        scripts = str(Path(sys.executable).parent)              # nbgrader calls `alembic` by its bare name, which is not
+        if scripts not in os.environ.get("PATH", "").split(os.pathsep):         # found where .venv is not activated
+            os.environ["PATH"] = os.pathsep.join([scripts, os.environ.get("PATH", "")])
+        self.coursedir = coursedir.CourseDirectory(config=self.config)
+        self.coursedir.root = str(self.folder)
+        self.source = self._place("source")
+        if not self.assignments():
+            raise AnimkitError(f"no assignment in {self.source}: a course folder has source/ASSIGNMENT/NOTEBOOK.ipynb")
+
+    def _place(self, what: str) -> Path:
+        return self.folder / getattr(self.coursedir, f"{what}_directory")
+
+    def assignments(self) -> list[str]:
+        """The assignments that have a source, in order."""
+        return sorted({path.parent.name for path in self.source.glob("*/*.ipynb")})
+
+    def choose(self, wanted: list[str]) -> list[str]:
+        """The wanted assignments, or all; AnimkitError for one that is not there."""
+        if unknown := [name for name in wanted if name not in self.assignments()]:
+            raise AnimkitError(f"{self.source} has no assignment {unknown[0]!r}; it has: {', '.join(self.assignments())}")
+        return wanted or self.assignments()
+
+    # ---- the three commands
+
+    def release(self, assignment: str) -> list[Path]:
+        """For students: solutions become stubs, hidden tests go; -> the files. AnimkitError says what stands in the way."""
+        self._run("generate_assignment", "GenerateAssignment", assignment, create_assignment=True)
+        return sorted((self._place("release") / assignment).glob("*.ipynb"))
+
+    def solutions(self, assignment: str) -> list[Path]:
+        """The sources, run; AnimkitError if one of them fails its own tests, which nbgrader would not say."""
+        if not self._known(assignment):
+            self.release(assignment)
+        self._run("generate_solution", "GenerateSolution", assignment)
+        files = sorted((self._place("solution") / assignment).glob("*.ipynb"))
+        for file in files:
+            for cell in import_module("nbformat").read(file, as_version=4).cells:
+                for output in cell.get("outputs", ()):
+                    if output.output_type == "error":
+                        raise AnimkitError(f"the source of {assignment} fails its own tests, in the cell "
+                                           f"{_name(cell)!r}: {output.ename}: {output.evalue}")
+        return files
+
+    def submissions(self, assignment: str) -> list[str]:
+        """Who handed it in. Notebooks that lie in submitted/STUDENT/ itself are first copied to their assignment."""
+        submitted = self._place("submitted")
+        for file in submitted.glob("*/*.ipynb"):
+            place = file.parent / assignment / file.name
+            if (self.source / assignment / file.name).exists() and not _newer(place, file):
+                place.parent.mkdir(exist_ok=True)
+                shutil.copy2(file, place)
+        return sorted(path.parent.name for path in submitted.glob(f"*/{assignment}") if path.is_dir()
+                      and not path.parent.name.startswith("."))
+
+    def grade(self, assignment: str, student: str, again: bool = False) -> str | None:
+        """Run one submission against the tests; None, or a sentence that says why there is no mark."""
+        handed, done = (self._place(what) / student / assignment for what in ("submitted", "autograded"))
+        missing = [file.name for file in (self.source / assignment).glob("*.ipynb") if not (handed / file.name).exists()]
+        if missing:
+            there = ", ".join(sorted(file.name for file in handed.glob("*.ipynb"))) or "no notebook"
+            return f"{student} handed in {there}; {missing[0]} is wanted: give the file that name, in {handed}"
+        if not again and all(_newer(done / file.name, file) for file in handed.glob("*.ipynb")) and any(done.iterdir()):
+            return None
+        try:
+            self._run("autograde", "Autograde", assignment, student)
+            self._run("generate_feedback", "GenerateFeedback", assignment, student, template="feedback")
+        except AnimkitError as error:
+            return f"{student}: {error}"
+        return None
+
+    def marks(self, assignment: str) -> Iterator[Mark]:
+        """Every exercise of every student, as the gradebook has it now, points given by hand among them."""
+        with self._gradebook() as book:
+            for submission in book.assignment_submissions(assignment):
+                for notebook in submission.notebooks:
+                    for grade in notebook.grades:
+                        yield Mark(submission.student.id, assignment, grade.cell.name, float(grade.score or 0),
+                                   float(grade.max_score), bool(grade.needs_manual_grade))
+
+    # ---- nbgrader
+
+    def _gradebook(self):
+        return import_module("nbgrader.api").Gradebook(self.coursedir.db_url, self.coursedir.course_id)
+
+    def _known(self, assignment: str) -> bool:
+        with self._gradebook() as book:
+            return any(known.name == assignment for known in book.assignments)
+
+    def _run(self, module: str, converter: str, assignment: str, student: str = "*", template: str = "",
+             **settings) -> None:
+        """One of nbgrader's converters on one assignment; AnimkitError with the last thing that it complained of."""
+        self.coursedir.assignment_id, self.coursedir.student_id = assignment, student
+        self.coursedir.notebook_id = "*"
+        app = getattr(import_module(f"nbgrader.converters.{module}"), converter)(
+            coursedir=self.coursedir, config=self.config)
+        if template:
+            app.config.HTMLExporter.template_name = template
+        app.force = True
+        for name, value in settings.items():
+            setattr(app, name, value)
+        app.log.setLevel(logging.INFO)
+        app.log.propagate = False
+        result = import_module("nbgrader.utils").capture_log(app)
+        if result["success"]:
+            return
+        if "KeyboardInterrupt" in result.get("error", "").splitlines()[-1:]:
+            raise KeyboardInterrupt
+        lines = [line.strip() for line in (result.get("log", "") + "\n" + result.get("error", "")).splitlines()]
+        causes = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Invalid\w*)\b", line)]
+        raise AnimkitError(f"nbgrader could not do {assignment}: {(causes or lines)[0]}")
+
+
+def write_marks(course: Course, marks: list[Mark]) -> list[Path]:
+    """exercises.csv, a line an exercise, and grades.csv, a line a student and assignment."""
+    totals: dict[tuple[str, str], list[Mark]] = {}
+    for mark in marks:
+        totals.setdefault((mark.student, mark.assignment), []).append(mark)
+    tables = {
+        "exercises.csv": [("student", "assignment", "exercise", "points", "of", "by hand")]
+        + [(m.student, m.assignment, m.exercise, f"{m.points:g}", f"{m.of:g}", "yes" * m.by_hand) for m in marks],
+        "grades.csv": [("student", "assignment", "points", "of", "still to be read")]
+        + [(*key, f"{sum(m.points for m in own):g}", f"{sum(m.of for m in own):g}", sum(m.by_hand for m in own))
+           for key, own in sorted(totals.items())]}
+    return [write_atomically(course.folder / name, _csv(rows)) for name, rows in tables.items()]
+
+
+def _csv(rows: list[tuple]) -> Callable[[str], None]:
+    def write(path: str) -> None:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+    return write
+
+
+def _newer(file: Path, than: Path) -> bool:
+    return file.exists() and file.stat().st_mtime >= than.stat().st_mtime
+
+
+def _name(cell: Any) -> str:
+    return cell.metadata.get("nbgrader", {}).get("grade_id") or cell.source.split("\n")[0]
+
+
+# ---- the command line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["release", "solutions", "grade"],
+                        help="release: what students get; solutions: the answers, run; grade: marks what was handed in")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the course, such as coursework")
+    parser.add_argument("assignments", nargs="*", metavar="ASSIGNMENT", help="only these (default: all)")
+    parser.add_argument("--again", action="store_true", help="grade: mark again what has been marked already")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it, say what was written and where; 1 if a submission could not be marked. Raises AnimkitError."""
+    course = Course(args.folder)
+    chosen = course.choose(args.assignments)
+    if args.what != "grade":
+        for assignment in chosen:
+            for file in getattr(course, args.what)(assignment):
+                print(file)
+        return 0
+    marks, problems = [], []
+    for assignment in chosen:
+        students = course.submissions(assignment)
+        if students and not course._known(assignment):
+            course.release(assignment)
+        for student in students:
+            print(f"{assignment}: {student}", file=sys.stderr, flush=True)
+            problems += [problem] if (problem := course.grade(assignment, student, args.again)) else []
+        marks += course.marks(assignment) if course._known(assignment) else []
+    if not marks and not problems:
+        raise AnimkitError(f"nothing to grade in {course._place('submitted')}: put each notebook that was handed in into "
+                           "submitted/STUDENT/")
+    files = write_marks(course, marks)
+    print("\n".join(" ".join(row) for row in csv.reader(files[1].open(encoding="utf-8"))))
+    for line in [*map(str, files), f"{course._place('feedback')}: a page for each student", *problems]:
+        print(line)
+    return int(bool(problems))

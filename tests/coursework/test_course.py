@@ -1,0 +1,134 @@
+"""release, solutions, grade: a round trip through nbgrader on a tiny course, right and wrong submissions."""
+import csv
+
+import nbformat
+import pytest
+from tiny_course import hand_in, write_course
+
+from animkit import cli
+from animkit.coursework.course import Course
+from animkit.errors import AnimkitError
+
+pytest.importorskip("nbgrader", reason="nbgrader is missing: pip install 'animkit[course]'")
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    """A course after all three commands: ada is right, bob wrong, cyd did nothing, dan's kernel dies, eve lost a test."""
+    folder = write_course(tmp_path_factory.mktemp("course"))
+    assert cli.main(["course", "release", str(folder)]) == 0
+    assert cli.main(["course", "solutions", str(folder)]) == 0
+    hand_in(folder, "ada", "return x + x")
+    hand_in(folder, "bob", "return x * x", loose=True)             # right for 2, wrong for the hidden case
+    hand_in(folder, "cyd", None)
+    hand_in(folder, "eve", "return 7", without="double-tests")
+    hand_in(folder, "fay", "return 2 * x", name="double (1).ipynb")
+    (folder / "submitted" / "gus" / "1_double").mkdir(parents=True)
+    (folder / "submitted" / "gus" / "1_double" / "double.ipynb").write_text("{ no notebook")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcome(graded):
+    import contextlib
+    import io
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        code = cli.main(["course", "grade", str(graded)])
+    return code, said.getvalue()
+
+
+def rows(path):
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_release_has_stubs_and_nothing_else_changes(graded):
+    source, release = (nbformat.read(graded / where / "1_double" / "double.ipynb", as_version=4)
+                       for where in ("source", "release"))
+    text = "\n".join(c.source for c in release.cells)
+    assert "secret_way" not in text and "hidden case" not in text and "SOLUTION" not in text
+    assert "raise NotImplementedError()" in text and "def double(x):" in text
+    assert [c.cell_type for c in source.cells] == [c.cell_type for c in release.cells]
+
+
+def test_solutions_are_run_and_whole(graded):
+    solution = nbformat.read(graded / "solution" / "1_double" / "double.ipynb", as_version=4)
+    assert "secret_way" in solution.cells[1].source and all(c.execution_count for c in solution.cells
+                                                            if c.cell_type == "code")
+
+
+def test_right_and_wrong_get_their_points(graded, outcome):
+    points = {(r["student"], r["exercise"]): float(r["points"]) for r in rows(graded / "exercises.csv")}
+    assert points["ada", "double-tests"] == 3, "a warning costs nothing"
+    assert points["bob", "double-tests"] == 0, "the hidden case found it"
+    assert points["cyd", "double-tests"] == 0 and points["eve", "double-tests"] == 0
+    grades = {r["student"]: r for r in rows(graded / "grades.csv")}
+    assert grades["ada"]["points"] == "3" and {r["of"] for r in grades.values()} == {"5"}
+    assert grades["ada"]["still to be read"] == "0" and grades["cyd"]["still to be read"] == "0"
+
+
+def test_what_cannot_be_graded_is_said_and_does_not_stop_the_rest(graded, outcome):
+    code, said = outcome
+    assert code == 1
+    assert "fay handed in double (1).ipynb; double.ipynb is wanted" in said
+    assert "gus: nbgrader could not do 1_double" in said
+    assert "ada 1_double 3 5 0" in said
+
+
+def test_everyone_graded_has_a_page(graded, outcome):
+    pages = {path.parts[-3] for path in (graded / "feedback").glob("*/1_double/double.html")}
+    assert pages >= {"ada", "bob", "cyd", "eve"}
+
+
+def test_grading_again_takes_only_what_is_new(graded, outcome, capsys):
+    before = {p: p.stat().st_mtime_ns for p in (graded / "autograded").rglob("*.ipynb")}
+    hand_in(graded, "bob", "return 2 * x", loose=True)
+    assert cli.main(["course", "grade", str(graded)]) == 1          # fay and gus still wait
+    after = {p: p.stat().st_mtime_ns for p in (graded / "autograded").rglob("*.ipynb")}
+    assert {p.parts[-3] for p in after if after[p] != before.get(p)} == {"bob"}
+    assert {r["student"]: r["points"] for r in rows(graded / "grades.csv")}["bob"] == "3"
+
+
+def test_points_given_by_hand_are_in_the_table(graded, outcome):
+    course = Course(graded)
+    with course._gradebook() as book:
+        grade = book.find_grade("why", "double", "1_double", "ada")
+        grade.manual_score, grade.needs_manual_grade = 2, False
+        book.db.commit()
+    assert {m.exercise: m.points for m in course.marks("1_double") if m.student == "ada"} == {"double-tests": 3, "why": 2}
+
+
+def test_nbgraders_own_command_works_in_the_folder(graded):
+    import subprocess
+    import sys
+    (graded / "nbgrader_config.py").write_text("c = get_config()\nc.Execute.timeout = 99\n")
+    done = subprocess.run([sys.executable, "-m", "nbgrader", "generate_assignment", "1_double", "--force"], cwd=graded,
+                          capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert Course(graded).config.Execute.timeout == 99
+
+
+def test_a_source_that_fails_its_own_tests_is_named(tmp_path):
+    folder = write_course(tmp_path)
+    file = folder / "source" / "1_double" / "double.ipynb"
+    file.write_text(file.read_text().replace("2 * x", "3 * x"))
+    with pytest.raises(AnimkitError, match="fails its own tests, in the cell 'double-tests': AssertionError"):
+        Course(folder).solutions("1_double")
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda f: None, "no assignment in .*source/ASSIGNMENT"),
+    (lambda f: write_course(f), "nothing to grade in .*submitted/STUDENT"),
+    (lambda f: (write_course(f) / "nbgrader_config.py").write_text("1/0"), "nbgrader_config.py cannot be run: division")])
+def test_bad_folders_are_refused_in_one_sentence(tmp_path, change, message, capsys):
+    change(tmp_path)
+    assert cli.main(["course", "grade", str(tmp_path)]) == 2
+    import re
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_an_unknown_assignment_is_refused(tmp_path, capsys):
+    write_course(tmp_path)
+    assert cli.main(["course", "release", str(tmp_path), "2_triple"]) == 2
+    assert "no assignment '2_triple'; it has: 1_double" in capsys.readouterr().err
