@@ -1,0 +1,51 @@
+"""One knob to turn: a slider over some values, and beside it what a plain function draws for each."""
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+
+from animkit.errors import AnimkitError
+
+
+class Knob(widgets.VBox):
+    """`.slider` and `.shown` (HTML); each value is drawn once, when it is first wanted, and kept in `.kept`."""
+
+    def __init__(self, draw: Callable[[Any], Any], values: Sequence[Any], value: Any, description: str):
+        self.draw, self.kept = draw, {}
+        self.slider = widgets.SelectionSlider(options=list(values), value=value, description=description,
+                                              continuous_update=False, style={"description_width": "initial"},
+                                              layout={"width": "32em"})
+        self.shown = widgets.HTML(self._drawn(value))
+        self.slider.observe(lambda change: self.turn(change["new"]), names="value")
+        super().__init__([self.slider, self.shown])
+
+    def __repr__(self) -> str:  # what an opened notebook says in the widget's place until the cell is run
+        return f"Knob '{self.slider.description}': run this cell to turn it; what stands above shows some of its settings."
+
+    def turn(self, value: Any) -> None:
+        """Show the drawing for a value; bad input shows its one sentence in the drawing's place."""
+        if value not in self.kept:
+            self.shown.value = f"<p>Drawing for {html.escape(str(value))} ...</p>"
+        self.shown.value = self._drawn(value)
+
+    def _drawn(self, value: Any) -> str:
+        try:
+            if value not in self.kept:
+                self.kept[value] = self.draw(value)
+            return self.kept[value]._repr_html_()
+        except AnimkitError as error:
+            return f'<p role="alert">{html.escape(str(error))}</p>'
+
+
+def knob(draw: Callable[[Any], Any], values: Sequence[Any], value: Any, description: str) -> Knob:
+    """A slider over `values`, at `value`, above what draw(value) gives: a Clip, a Picture, anything with HTML of its own.
+
+    Show a static picture of a few settings beside it: a knob lives only in a running notebook. Raises AnimkitError when
+    value is not among the values.
+    """
+    if value not in list(values):
+        raise AnimkitError(f"A knob starts at one of its values ({', '.join(map(str, values))}); {value!r} is none.")
+    return Knob(draw, values, value, description)
