@@ -10,6 +10,7 @@
     decoder    the VAE's decoder alone; its latents stay what they are         vae
     motion_coarse, motion   stage 2: the motion modules, at 8 x 8 and at 16 x 16 latents   unet
     look       personalised looks the base never saw: a LoRA on 40 pictures each           unet
+    control    a ControlNet on depth, from stills alone                         unet
     assemble   data_samples/miniature and data_samples/judge from the above
     adopt      the other way round: shipped weights into runs/, to go on from them
 
@@ -41,6 +42,7 @@ from ..training.history import History
 from ..training.losses import motion_module_loss
 from ..world import BASE_LOOKS, LOOKS
 from . import clip as clips
+from . import control as controls
 from . import motion_judge as eyes
 from . import unet as unets
 from . import vae as vaes
@@ -61,6 +63,7 @@ STAGES = [
     "motion_coarse",
     "motion",
     "look",
+    "control",
     "assemble",
 ]
 SHOWN_LOOKS = ("ink", "neon")  # the two of the first demo
@@ -76,6 +79,7 @@ STEPS = {
     "decoder": 2500,
     "motion_coarse": 900,
     "motion": 900,
+    "control": 2000,
     "look": 500,
 }
 
@@ -318,6 +322,9 @@ class Recipe:
             )
             attached.remove()
 
+    def control(self):
+        controls.train(self)
+
     def assemble(self, into: Path = Path("data_samples")):
         """Everything into data_samples/, in half precision: the pipeline, the judge, the motion modules, the looks."""
         tokenizer, text_encoder = self.text()
@@ -351,6 +358,8 @@ class Recipe:
                 {k: v.half() for k, v in load_file(path).items()},
                 into / "looks" / f"{path.stem.removeprefix('look-')}.safetensors",
             )
+        if (self.folder / "control.safetensors").exists():
+            self.read("control", controls.new_controlnet(unet.float())).half().save_pretrained(into / "control")
         made = {
             path.stem: json.loads(path.read_text())
             for path in sorted(self.folder.glob("*.json"))
@@ -387,6 +396,8 @@ class Recipe:
             )
         for look in (shipped / "looks").glob("*.safetensors"):
             save_file({k: v.float() for k, v in load_file(look).items()}, self.folder / f"look-{look.name}")
+        if (shipped / "control").exists():
+            save(controls.ControlNetModel.from_pretrained(shipped / "control").float(), self.folder / "control.safetensors")
         (self.folder / "adopted").write_text((shipped / "recipe.json").read_text())
 
     # ---- what they share
