@@ -427,5 +427,99 @@ def relative_change(answer: Callable[..., float]) -> None:
                 abs(alpha) * up.norm() * down.norm() / weight.norm(),
             "the ratio is upside down.": 1 / (abs(alpha) * size)})
 
+# ---- 07: animate anything
+
+@exercise("noise of a seed", "each clip has a seed of its own, and can be drawn again alone.")
+def noise_of_seeds(answer: Callable[..., Tensor]) -> None:
+    """answer(seed, n, shape) -> standard normal noise of n clips, n c f h w, that of clip i from seed + i alone; shape c f h w."""
+    def right(seed: int, n: int, shape: tuple[int, ...], step: int = 1) -> Tensor:
+        return torch.stack([_randn(*shape, seed=seed + step * i) for i in range(n)])
+    shape = (C, F, H, W)
+    for seed in (5, 0):
+        got = as_tensor("the noise", answer(seed, 2, shape))
+        if got.min() >= 0:
+            raise Wrong("the noise is never negative: it looks uniform (rand); it must be standard normal (randn).")
+        compare(f"the noise of seed {seed}", got, right(seed, 2, shape), "clip c f h w", {
+            "all clips are drawn by one generator: clip 1 depends on clip 0, and cannot be drawn again alone.":
+                _randn(2, *shape, seed=seed),
+            "all clips have the same noise: clip i has the seed seed + i.": right(seed, 2, shape, step=0),
+            "the first clip has the seed itself, not seed + 1.": right(seed + 1, 2, shape)})
+    if torch.equal(as_tensor("the noise", answer(5, 1, shape)), right(5, 1, shape).double()):
+        return
+    raise Wrong("one clip alone has other noise than the same clip among two.")
+
+
+@exercise("a clip laid on its side", "time runs to the right, and what stands still draws level lines.")
+def time_slice(answer: Callable[[Tensor, int], Tensor]) -> None:
+    """answer(video, column) -> that column of pixels of every frame, side by side, h f 3; video f h w 3, uint8."""
+    video = (_randn(F, H, W, 3).sigmoid() * 255).to(torch.uint8)
+    for column in (2, 0):
+        compare("your picture", answer(video.clone(), column), video[:, :, column].transpose(0, 1), "h f c", {
+            "time runs downwards: the columns must stand side by side, h first, then f.": video[:, :, column],
+            "that is a row of pixels, not a column: axis 1 is h, axis 2 is w.": video[:, column].transpose(0, 1),
+            "that is a row of pixels, and time runs downwards: take axis 2, then exchange the first two.": video[:, column],
+            "the last frame comes first: time runs to the right.": video[:, :, column].transpose(0, 1).flip(1)})
+
+
+@exercise("CLIP smoothness", "neighbouring frames, unit vectors, times 100: the paper's measure. A still has 100.")
+def clip_smoothness(answer: Callable[[Tensor], float]) -> None:
+    """answer(embeddings) -> 100 x mean cosine of each frame with the next; embeddings f d, of any length."""
+    from animkit.metrics.clip_scores import smooth_score
+    e = _randn(F, 6) + 2
+    unit = e / e.norm(dim=-1, keepdim=True)
+    pairs = unit @ unit.T
+    compare("the smoothness", answer(e.clone()), torch.tensor(smooth_score(unit)), "", {
+        "the embeddings are not of length 1: divide each by its length first.": 100 * (e[:-1] * e[1:]).sum(-1).mean(),
+        "times 100 is missing.": pairs.diagonal(1).mean(),
+        "that is the mean over all pairs of frames; take each with the next.": 100 * pairs.mean(),
+        "you compared every frame with the first; compare each with the next.": 100 * pairs[0, 1:].mean(),
+        "the products are not added over d: a cosine is a sum.": 100 * (unit[:-1] * unit[1:]).mean(),
+        "there are f - 1 pairs of neighbours, not f.": 100 * pairs.diagonal(1).sum() / F})
+
+
+# ---- 09: at full size
+
+@exercise("numbers of a motion module", "as the library builds it, to the last bias.")
+def module_numbers(answer: Callable[[int], int]) -> None:
+    """answer(c) -> how many parameters a motion module of width c has (two attentions, positions apart)."""
+    from animkit.motion_module import MotionModule
+    for c in (32, 64):
+        right = sum(p.numel() for p in MotionModule(c).parameters())
+        compare(f"the number for c = {c}", answer(c), torch.tensor(right), "", {
+            "one attention is missing: a block has two.": right - 4 * c * c - c - 2 * c,
+            "one attention is missing (its norm is there): a block has two.": right - 4 * c * c - c,
+            "q, k and v have no bias in the motion module.": right + 6 * c,
+            "all biases and norms are missing.": 22 * c * c,
+            "GEGLU has twice its inner width in front: c -> 8 c, then 4 c -> c.": right - 4 * c * c - 4 * c,
+            "proj_in and proj_out are missing.": right - 2 * c * c - 2 * c,
+            "the four norms are missing, 2 c each.": right - 8 * c})
+
+
+@exercise("memory of a training", "what is frozen costs its weights alone; what learns costs eight times as much a number.")
+def training_bytes(answer: Callable[[int, int], int]) -> None:
+    """answer(frozen, trained) -> bytes for so many parameters: frozen in bfloat16; trained, their gradients and Adam's two
+    averages in float32."""
+    for a, b in ((860, 417), (1000, 30)):
+        compare(f"the bytes for {a} frozen and {b} trained", answer(a, b), torch.tensor(2 * a + 16 * b), "", {
+            "what is frozen needs no gradient and nothing of Adam's.": 16 * a + 16 * b,
+            "Adam keeps two averages for each trained number, 4 bytes each.": 2 * a + 8 * b,
+            "4 bytes a trained number are missing: weight, gradient and two averages are 4 each.": 2 * a + 12 * b,
+                "frozen weights are in bfloat16, 2 bytes each.": 4 * a + 16 * b,
+                "the weights that learn are missing themselves.": 2 * a + 12 * b + 0.25})
+
+
+@exercise("days of a training", "twice the GPUs, half the days: as long as they can be fed.")
+def gpu_days(answer: Callable[..., float]) -> None:
+    """answer(clips, epochs, batch, gpus, seconds) -> days by the clock; batch clips a GPU and step, seconds a step."""
+    clips, epochs, batch, gpus, seconds = 10_000_000, 2, 4, 8, 1.5
+    steps = clips * epochs / (batch * gpus)
+    days = steps * seconds / 86400
+    compare("the days", answer(clips, epochs, batch, gpus, seconds), torch.tensor(days, dtype=torch.float64), "", {
+        "that is in seconds: a day has 86,400.": days * 86400, "that is in hours.": days * 24,
+        "the batch is missing: a step takes `batch` clips on each GPU.": days * batch,
+        "more GPUs must take less time: divide by their number.": days * gpus * gpus,
+        "the epochs are missing: each clip is seen so many times.": days / epochs,
+        "those are GPU-days, all GPUs' together; by the clock it is less.": days * gpus})
+
 
 __all__ = sorted(name for name, check in list(globals().items()) if hasattr(check, "exercise"))

@@ -60,6 +60,10 @@ def compose(x, weight, loras):
     return x @ weight.T + sum(alpha * x @ a.T @ b.T for a, b, alpha in loras)
 
 
+def normal(shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 RIGHT = {
     "add_noise": lambda z, eps, a: math.sqrt(a) * z + math.sqrt(1 - a) * eps,
     "guidance": lambda n, p, s: (1 - s) * n + s * p,
@@ -76,6 +80,12 @@ RIGHT = {
     "zoom_path": lambda f, amount: [(1 - amount) ** (i / (f - 1)) for i in range(f)],
     "compose_loras": compose,
     "relative_change": lambda w, a, b, alpha: abs(alpha) * torch.linalg.norm(b @ a) / torch.linalg.norm(w),
+    "noise_of_seeds": lambda seed, n, shape: torch.stack([normal(shape, seed + i) for i in range(n)]),
+    "time_slice": lambda video, column: video[:, :, column].swapaxes(0, 1),
+    "clip_smoothness": lambda e: 100 * torch.cosine_similarity(e[:-1], e[1:]).mean(),
+    "module_numbers": lambda c: 22 * c * c + 21 * c,
+    "training_bytes": lambda frozen, trained: 2 * frozen + 16 * trained,
+    "gpu_days": lambda clips, epochs, batch, gpus, s: clips * epochs / batch / gpus * s / 86400,
 }
 
 WRONG = [
@@ -158,6 +168,21 @@ WRONG = [
     ("relative_change", lambda w, a, b, al: al * (b @ a).norm() / w.norm(), "negative"),
     ("relative_change", lambda w, a, b, al: abs(al) * b.norm() * a.norm() / w.norm(), "norm of a product"),
     ("relative_change", lambda w, a, b, al: (b @ a).norm() / w.norm(), "no effect"),
+    ("noise_of_seeds", lambda s, n, shape: normal((n, *shape), s), "one generator"),
+    ("noise_of_seeds", lambda s, n, shape: normal(shape, s).expand(n, *shape), "same noise"),
+    ("noise_of_seeds", lambda s, n, shape: torch.rand(n, *shape), "uniform"),
+    ("time_slice", lambda v, column: v[:, :, column], "downwards"),
+    ("time_slice", lambda v, column: v[:, column].swapaxes(0, 1), "a row of pixels, not"),
+    ("time_slice", lambda v, column: v[:, :, column].swapaxes(0, 1).flip(1), "last frame comes first"),
+    ("clip_smoothness", lambda e: 100 * (e[:-1] * e[1:]).sum(-1).mean(), "length 1"),
+    ("clip_smoothness", lambda e: torch.cosine_similarity(e[:-1], e[1:]).mean(), "times 100"),
+    ("clip_smoothness", lambda e: 100 * torch.cosine_similarity(e[:1], e[1:]).mean(), "with the first"),
+    ("module_numbers", lambda c: 22 * c * c, "biases"), ("module_numbers", lambda c: 18 * c * c + 20 * c, "attention"),
+    ("module_numbers", lambda c: 22 * c * c + 27 * c, "no bias"),
+    ("training_bytes", lambda a, b: 16 * (a + b), "no gradient"), ("training_bytes", lambda a, b: 2 * a + 8 * b, "averages"),
+    ("training_bytes", lambda a, b: 4 * a + 16 * b, "bfloat16"),
+    ("gpu_days", lambda c, e, b, g, s: c * e / b / g * s, "seconds"), ("gpu_days", lambda c, e, b, g, s: c * e / b * s / 86400, "GPU-days"),
+    ("gpu_days", lambda c, e, b, g, s: c * e / g * s / 86400, "batch"),
 ]
 
 
