@@ -9,16 +9,15 @@
     unet       the UNet at 16 x 16 latents                                     coarse
     decoder    the VAE's decoder alone; its latents stay what they are         vae
     motion_coarse, motion   stage 2: the motion modules, at 8 x 8 and at 16 x 16 latents   unet
-    look       personalised looks the base never saw: a LoRA on 40 pictures each           unet
     control    a ControlNet on depth, from stills alone                         unet
-    assemble   data_samples/miniature and data_samples/judge from the above
+    assemble   data_samples/miniature, judge and motion_module from the above
+    adapter, motion_web, motion_plain, look, shots, zoo   the zoo that stands on what is assembled: see zoo.py
     adopt      the other way round: shipped weights into runs/, to go on from them
 
 Work lies in runs/miniature/<stage>. budget scales all steps: 1 is what made the shipped files. `--more N` lets a stage that is done
 go on for N steps, under a learning rate that starts anew; what a stage took, its loss and its curve then tell of all its rounds.
 """
 
-import dataclasses
 import json
 import time
 from dataclasses import dataclass
@@ -34,7 +33,6 @@ from tqdm.auto import tqdm
 from .. import samples
 from ..errors import AnimkitError
 from ..inflation import inflate
-from ..lora import LoRA
 from ..motion_module import MotionModules
 from ..training.draws import randint
 from ..training.loop import LoopConfig, fit
@@ -46,7 +44,7 @@ from . import control as controls
 from . import motion_judge as eyes
 from . import unet as unets
 from . import vae as vaes
-from . import words
+from . import words, zoo
 from .clip import ImageText
 from .motion import FRAMES
 from .motion import clips as render_clips
@@ -62,11 +60,10 @@ STAGES = [
     "decoder",
     "motion_coarse",
     "motion",
-    "look",
     "control",
     "assemble",
+    *zoo.STAGES,
 ]
-SHOWN_LOOKS = ("ink", "neon")  # the two of the first demo
 DEFAULTS = {"steps": 25, "guidance": 5.0, "frames": 16, "fps": 8}
 
 STEPS = {
@@ -80,7 +77,6 @@ STEPS = {
     "motion_coarse": 900,
     "motion": 900,
     "control": 2000,
-    "look": 500,
 }
 
 
@@ -92,11 +88,12 @@ class Recipe:
     budget: float = 1.0
     seconds: float | None = None
     more: int | None = None
+    samples: Path = Path("data_samples")  # where `assemble` puts the results, and what the zoo stands on
 
     def steps(self, stage: str) -> int:
         if self.more:
             return self.more
-        return max(1, round(STEPS[stage.split("-")[0]] * self.budget))  # every look takes what "look" says
+        return max(1, round(STEPS[stage] * self.budget))
 
     def stills(self, name: str, count: int, **how):
         return stills(self.folder / "data", name, max(1, round(count * self.budget)), **how)  # whole chunks
@@ -294,39 +291,12 @@ class Recipe:
             **settings,
         )
 
-    def look(self, names=SHOWN_LOOKS):
-        """Personalised models: rank 8 on all Linear layers, 40 pictures and captions that do not name the look."""
-        for name in names:
-            tokenizer, text_encoder = self.text()
-            pictures = self.stills(f"look-{name}", 1000, looks=(name,), seed=20 + list(LOOKS).index(name))
-            pictures = dataclasses.replace(pictures, pixels=pictures.pixels[:40], captions=pictures.captions[:40])
-            task = unets.Denoising(
-                vaes.encode(self.scaled_vae(), pictures.pixels),
-                unets.text_states(text_encoder, tokenizer, pictures.captions),
-                unets.text_states(text_encoder, tokenizer, [""]),
-                size=16,
-            )
-            unet = self.read("unet", unets.new_unet()).requires_grad_(False)
-            lora = LoRA.for_module(unet, lambda path: True, rank=8)
-            attached = lora.attach(unet)
-            self.train(
-                f"look-{name}",
-                Both(unet, lora),
-                lambda both, batch, generator: task.loss(both.unet, batch, generator),
-                task.batch,
-                parameters=lora.parameters(),
-                keep=lora,
-                steps=self.steps("look"),
-                lr=2e-3,
-                ema=0.99,
-            )
-            attached.remove()
-
     def control(self):
         controls.train(self)
 
-    def assemble(self, into: Path = Path("data_samples")):
-        """Everything into data_samples/, in half precision: the pipeline, the judge, the motion modules, the looks."""
+    def assemble(self, into: Path | None = None):
+        """Everything into data_samples/, in half precision: the pipeline, the judge, the motion module."""
+        into = into or self.samples
         tokenizer, text_encoder = self.text()
         vae = self.scaled_vae("decoder" if (self.folder / "decoder.safetensors").exists() else "vae")
         clip, judge_tokenizer = self.new_judge()
@@ -352,25 +322,19 @@ class Recipe:
             self.read("motion_judge", eyes.new_motion_judge()).save(into / "judge" / "motion.safetensors")
         if (self.folder / "motion.safetensors").exists():
             self.read("motion", new_motion_modules(unet.float())).half().save_pretrained(into / "motion_module")
-        for path in sorted(self.folder.glob("look-*.safetensors")):
-            (into / "looks").mkdir(exist_ok=True)
-            save_file(
-                {k: v.half() for k, v in load_file(path).items()},
-                into / "looks" / f"{path.stem.removeprefix('look-')}.safetensors",
-            )
         if (self.folder / "control.safetensors").exists():
             self.read("control", controls.new_controlnet(unet.float())).half().save_pretrained(into / "control")
         made = {
             path.stem: json.loads(path.read_text())
             for path in sorted(self.folder.glob("*.json"))
-            if path.stem not in ("scaling_factor",)
+            if path.stem != "scaling_factor" and not path.stem.startswith("look-")  # looks are the zoo's now
         }
         for stage, told in made.items():  # the learning curve in about 60 means
             told["curve"] = self.curve(stage)
         if (self.folder / "adopted").exists():  # what was done before stays on record
             before = json.loads((self.folder / "adopted").read_text())
             made = before | {stage: told | {"went on from": before.get(stage)} for stage, told in made.items()}
-        (into / "recipe.json").write_text(json.dumps(made, indent=1) + "\n")
+        zoo.add_to_recipe(made, into)
 
     def adopt(self, shipped: Path | None = None):
         """Start from what ships instead of from nothing: then `unet`, `motion`, `decoder` go on from the shipped weights, with steps of their own."""
@@ -394,8 +358,6 @@ class Recipe:
                 eyes.MotionJudge.load(shipped / "judge" / "motion.safetensors"),
                 self.folder / "motion_judge.safetensors",
             )
-        for look in (shipped / "looks").glob("*.safetensors"):
-            save_file({k: v.float() for k, v in load_file(look).items()}, self.folder / f"look-{look.name}")
         if (shipped / "control").exists():
             save(controls.ControlNetModel.from_pretrained(shipped / "control").float(), self.folder / "control.safetensors")
         (self.folder / "adopted").write_text((shipped / "recipe.json").read_text())
@@ -459,14 +421,6 @@ class Recipe:
         return load_file(path)["z"]
 
 
-class Both(torch.nn.Module):
-    """A frozen UNet and the LoRA at work in it, as one model for fit."""
-
-    def __init__(self, unet, lora):
-        super().__init__()
-        self.unet, self.lora = unet, lora
-
-
 def new_motion_modules(unet) -> MotionModules:
     """The miniature's: as the paper's v3, with heads 16 and more wide."""
     return MotionModules.for_unet(unet, version="v3", heads=4)
@@ -496,14 +450,18 @@ def add_arguments(parser):
     parser.add_argument("--folder", type=Path, default=Path("runs/miniature"), help="where the work lies")
     parser.add_argument("--seconds", type=float, help="stop a stage after this long in all (resumable)")
     parser.add_argument("--more", type=int, metavar="STEPS", help="let stages that are done go on for so many steps")
+    parser.add_argument("--samples", type=Path, default=Path("data_samples"), help="where the results go (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads")
 
 
 def run(args) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
-    recipe = Recipe(args.folder, args.budget, args.seconds, args.more)
+    recipe = Recipe(args.folder, args.budget, args.seconds, args.more, args.samples)
     stages = STAGES if "all" in args.stage else args.stage
     for stage in stages:
-        getattr(recipe, stage)()
+        if stage in zoo.STAGES:
+            zoo.run(stage, args.folder, args.samples, args.budget, args.seconds, args.more, args.threads)
+        else:
+            getattr(recipe, stage)()
     return 0

@@ -14,6 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, help="where the run lies (default runs/CONFIG-STAGE); the weights are "
                                                     "FOLDER/NAME.safetensors with the folder's own name")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--seconds", type=float, help="stop after this much training in all; the same command without "
+                                                      "it, or with more of it, goes on")
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -32,5 +34,6 @@ def run(args: argparse.Namespace) -> int:
     words += [word for override in args.overrides for word in ("--set", override)]
     words += ["--folder", str(args.folder)] if args.folder else []
     words += ["--threads", str(args.threads)] if args.threads else []
-    TRAIN[args.stage.replace("-", "_")](config, folder, quiet=args.quiet, command=shlex.join(words))
+    TRAIN[args.stage.replace("-", "_")](config, folder, quiet=args.quiet, seconds=args.seconds,
+                                         command=shlex.join(words))
     return 0

@@ -45,8 +45,9 @@ class Trained:
 class Stage:
     """One stage's run in a folder. Raises AnimkitError for settings that do not fit the base, before it trains."""
 
-    def __init__(self, kind: str, config: StageConfig, folder: str | Path, *, quiet: bool = False, command: str = ""):
-        self.kind, self.config, self.folder = kind, config, Path(folder)
+    def __init__(self, kind: str, config: StageConfig, folder: str | Path, *, quiet: bool = False, command: str = "",
+                 seconds: float | None = None):
+        self.kind, self.config, self.folder, self.seconds = kind, config, Path(folder), seconds
         self.quiet, self.command, self.began = quiet, command, time.monotonic()
         self.name = self.folder.resolve().name
         self.file = self.folder / f"{self.name}.safetensors"
@@ -175,11 +176,15 @@ class Stage:
         prepared = time.monotonic() - self.began
         history = fit(self.video_unet, lambda model, batch, draw: loss(model, *source.tensors(batch), draw, **fixed),
                       source.batch, config.training, self.folder, parameters=part.parameters(), quiet=self.quiet,
-                      validate=lambda _, step: self._sample(prompts, step), watch=_Watch(self.folder))
+                      validate=lambda _, step: self._sample(prompts, step), watch=_Watch(self.folder),
+                      stop=self.seconds)
         if history.ema:
             history.ema.copy_to_model()
         record = {}
-        if self.accelerator.is_main_process:
+        if history.ended == "stopped":
+            self._say(f"{self.folder}: stopped at step {history.records[-1]['step'] if history.records else '?'} of "
+                      f"{config.training.steps}; the same command goes on")
+        elif self.accelerator.is_main_process:
             record = self._write(part, history, source, prepared)
         self.accelerator.wait_for_everyone()
         return Trained(self.file, history, self.animator, record)
@@ -233,10 +238,13 @@ class Stage:
                   "animkit": animkit.__version__, "torch": torch.__version__, "settings": asdict(self.config)}
         record = json.loads(json.dumps(record))  # as it will be read
         write_atomically(path, lambda file: Path(file).write_text(json.dumps(record, indent=1) + "\n"))
-        if not self.quiet:
-            print(f"{self.file}: {self.kind}, {record['steps']} steps in {record['minutes']:g} minutes on "
-                  f"{record['device']}, loss {record['final_loss']:.4g}", file=sys.stderr)
+        self._say(f"{self.file}: {self.kind}, {record['steps']} steps in {record['minutes']:g} minutes on "
+                  f"{record['device']}, loss {record['final_loss']:.4g}")
         return record
+
+    def _say(self, what: str) -> None:
+        if self.accelerator.is_main_process and not self.quiet:
+            print(what, file=sys.stderr)
 
 
 class _Watch:

@@ -23,7 +23,8 @@ from animkit.training.stage import Stage, Trained
 def train_domain_adapter(config: DomainAdapterConfig, folder: str | Path, **how) -> Trained:
     """4.1: the adapter takes in the look of the videos, from single random frames, by the plain image loss.
 
-    how: quiet, command (what train.json says made it). Raises AnimkitError for settings that do not fit the base.
+    how: quiet, command (what train.json says made it), seconds (stop after so many; the same call goes on, and only a
+    run that has ended leaves its file). Raises AnimkitError for settings that do not fit the base.
     """
     stage = Stage("domain adapter", config, folder, **how)               # the base, frozen
     stage.needs_betas_of_base()
@@ -35,7 +36,7 @@ def train_domain_adapter(config: DomainAdapterConfig, folder: str | Path, **how)
 def train_motion_module(config: MotionModuleConfig, folder: str | Path, **how) -> Trained:
     """4.2: the motion module learns motion from clips; base and domain adapter, its alpha 1, are frozen, betas linear.
 
-    how: quiet, command. Raises AnimkitError for settings that do not fit the base.
+    how: quiet, command, seconds. Raises AnimkitError for settings that do not fit the base.
     """
     stage = Stage("motion module", config, folder, **how)
     stage.insert_frozen("domain_adapter", alpha=1)                       # or none: the ablation
@@ -51,7 +52,7 @@ def train_motion_module(config: MotionModuleConfig, folder: str | Path, **how) -
 def train_motion_lora(config: MotionLoRAConfig, folder: str | Path, **how) -> Trained:
     """4.3: MotionLoRA takes in one shot type from 20 to 50 clips, by the objective of 4.2; all else is frozen.
 
-    how: quiet, command. Raises AnimkitError for settings that do not fit the base or the motion module.
+    how: quiet, command, seconds. Raises AnimkitError for settings that do not fit the base or the motion module.
     """
     stage = Stage("MotionLoRA", config, folder, **how)
     stage.insert_frozen("domain_adapter", alpha=1)
@@ -65,7 +66,7 @@ def train_motion_lora(config: MotionLoRAConfig, folder: str | Path, **how) -> Tr
 def train_look(config: LookConfig, folder: str | Path, **how) -> Trained:
     """A personalised base: a LoRA on all of the UNet's Linear layers, or (full) all its weights, on captioned images.
 
-    how: quiet, command. Raises AnimkitError for settings that do not fit the base.
+    how: quiet, command, seconds. Raises AnimkitError for settings that do not fit the base.
     """
     stage = Stage("look", config, folder, **how)
     stage.needs_betas_of_base()

@@ -1,0 +1,136 @@
+"""The zoo: the paper's three stages and eight personalised looks, each trained by the very command that users have.
+
+    stage          `animkit train ...`                                                        leaves in data_samples/
+    adapter        domain-adapter: single random frames of watermarked web video              domain_adapter.safetensors
+    motion_web     motion-module: the same clips, the adapter in place with alpha 1           motion_modules/web.safetensors
+    motion_plain   motion-module: the ablation: same start, clips, steps, seed, no adapter    motion_modules/plain.safetensors
+    look           look: seven LoRAs and one full fine-tune, 40 pictures each                 looks/*.safetensors
+    shots          motion-lora: one for each shot type, 50 clips each, made by moving crops   motion_loras/*.safetensors
+    zoo            nothing: copies what has ended to data_samples/, and how it was made to recipe.json
+
+They stand on the base and the motion module in data_samples/ (`animkit miniature assemble` puts them there). Work lies
+in runs/miniature/zoo/; settings are those of configs/miniature.yaml and what stands here.
+"""
+import argparse
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..data.camera import SHOTS
+from ..errors import AnimkitError
+from ..files import write_atomically
+from ..training import command
+from ..training.history import History
+from ..world import BASE_LOOKS, LOOKS
+
+CONFIG = Path("configs/miniature.yaml")
+NEW_LOOKS = tuple(look for look in LOOKS if look not in BASE_LOOKS)
+FULL = "paper"  # the look that is a full fine-tune, as DreamBooth's; the others are LoRAs
+# Smaller steps for the whole UNet than for a LoRA; it has the same pictures and as many steps.
+FULL_SETTINGS = ("full=true", "training.lr=2e-4")
+STAGES = ["adapter", "motion_web", "motion_plain", "look", "shots", "zoo"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run of `animkit train`: its stage, what it sets on top of the config, its file in data_samples/."""
+    train: str
+    settings: tuple[str, ...]
+    file: str
+
+
+def parts(zoo: Path, samples: Path) -> dict[str, dict[str, Part]]:
+    """Stage of the zoo -> the runs it takes, by the name of their folder in `zoo`."""
+    base = () if samples == Path("data_samples") else (f"base={samples / 'miniature'}",)
+    module = "motion_module" if not base else str(samples / "motion_module")
+    # Stage 2 goes on from the module that learned clean clips: from nothing it takes an hour. Both from the same start.
+    motion = (*base, f"start={module}")
+    looks = {f"looks/{look}": Part("look", (*base, f"data.world.looks=[{look}]", f"data.world.seed={20 + k}",
+                                            *(FULL_SETTINGS if look == FULL else ())), f"looks/{look}.safetensors")
+             for k, look in enumerate(NEW_LOOKS)}
+    shots = {f"shots/{shot.replace(' ', '-')}": Part("motion-lora", (*base, f"motion_module={module}", f"shot={shot}"),
+                                                     f"motion_loras/{shot.replace(' ', '-')}.safetensors")
+             for shot in SHOTS}
+    return {
+        "adapter": {"domain_adapter": Part("domain-adapter", base, "domain_adapter.safetensors")},
+        "motion_web": {"motion_web": Part("motion-module", (*motion, f"domain_adapter={zoo / 'domain_adapter'}"),
+                                          "motion_modules/web.safetensors")},
+        "motion_plain": {"motion_plain": Part("motion-module", (*motion, "domain_adapter=null"),
+                                              "motion_modules/plain.safetensors")},
+        "look": looks,
+        "shots": shots,
+    }
+
+
+def run(stage: str, folder: Path, samples: Path = Path("data_samples"), budget: float = 1.0,
+        seconds: float | None = None, more: int | None = None, threads: int | None = None) -> None:
+    """Train all runs of a stage, one after another; each goes on where it was stopped, and one that has ended is kept.
+
+    budget: share of the steps and of the clips; seconds: at most, for each run; more: steps on top of those done.
+    Raises AnimkitError where what the stage stands on is not there yet.
+    """
+    if stage == "zoo":
+        return add_to_recipe(assemble(folder, samples), samples)
+    zoo = folder / "zoo"
+    config = CONFIG if CONFIG.exists() else Path(__file__).resolve().parents[2] / CONFIG
+    if not config.exists():
+        raise AnimkitError(f"The zoo's settings, {CONFIG}, are not here: run this in a clone of animkit.")
+    for name, part in parts(zoo, samples)[stage].items():
+        settings = [*part.settings, *_scaled(part, config, budget, zoo / name, more)]
+        words = [part.train, "--config", str(config), "--folder", str(zoo / name)]
+        words += [word for setting in settings for word in ("--set", setting)]
+        words += ["--seconds", str(seconds)] if seconds else []
+        words += ["--threads", str(threads)] if threads else []
+        parser = argparse.ArgumentParser()
+        command.add_arguments(parser)
+        command.run(parser.parse_args(words))
+
+
+def _scaled(part: Part, config: Path, budget: float, run: Path, more: int | None) -> list[str]:
+    """The overrides that a budget and `more` ask for; none where all is as the config says."""
+    from ..training.config import load_config
+    whole = load_config(config, part.train, part.settings)
+    steps = max(1, round(whole.training.steps * budget))
+    if (run / "train.json").exists():  # which is written at a run's end: what `more` had added before stays
+        steps = max(steps, json.loads((run / "train.json").read_text())["steps"]) + (more or 0)
+    scaled = [f"training.steps={steps}"] if steps != whole.training.steps else []
+    count = min(whole.data.count, max(whole.data.batch, round(whole.data.count * budget)))
+    return scaled + ([f"data.count={count}"] if count != whole.data.count else [])
+
+
+def assemble(folder: Path, into: Path = Path("data_samples")) -> dict[str, dict]:
+    """Copy the weights of the runs that have ended to data_samples/; -> how each was made, by its name in recipe.json.
+"""
+    made = {}
+    for stage, runs in parts(folder / "zoo", into).items():
+        for name, part in runs.items():
+            run = folder / "zoo" / name
+            if not (run / "train.json").exists():  # it is written at a run's end
+                continue
+            told = json.loads((run / "train.json").read_text())
+            write_atomically(into / part.file, lambda file: shutil.copyfile(run / told["file"], file))
+            curve = np.array_split(History.of(run).losses, min(60, told["steps"]))
+            made[recipe_name(part)] = {
+                "stage": stage, "file": part.file, "command": told["command"], "steps": told["steps"],
+                "of": told["steps"], "seconds": round(60 * told["minutes"]),
+                "minutes_preparing": told["minutes_preparing"], "peak_memory_mb": told["peak_memory_mb"],
+                "seed": told["seed"], "clips": told["clips"], "parameters": told["parameters"],
+                "loss": told["final_loss"], "device": told["device"],
+                "curve": [round(float(c.mean()), 4) for c in curve]}
+    return made
+
+
+def recipe_name(part: Part) -> str:
+    """The name of a part in recipe.json: "look-ink", "shot-zoom-in", "motion_web", "domain_adapter"."""
+    where, _, name = part.file.removesuffix(".safetensors").rpartition("/")
+    return {"looks": "look-", "motion_loras": "shot-", "motion_modules": "motion_", "": ""}[where] + name
+
+
+def add_to_recipe(made: dict[str, dict], into: Path) -> None:
+    """Put these parts into recipe.json, in the place of older ones of the same name; the rest stays."""
+    path = into / "recipe.json"
+    told = json.loads(path.read_text()) if path.exists() else {}
+    write_atomically(path, lambda file: Path(file).write_text(json.dumps(told | made, indent=1) + "\n"))
