@@ -15,6 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "miniature": ("animkit.miniature.recipe", "train the miniature from nothing, stage by stage"),
     "judge": ("animkit.miniature.evaluate", "how well the miniature draws and moves what is asked, in numbers"),
     "train": ("animkit.training.command", "train a domain adapter, a motion module, a MotionLoRA or a look"),
+    "reproduce": ("animkit.reproduce.workflow", "rerun the paper's experiments in the miniature, with one report"),
     "inspect": ("animkit.checkpoints.inspect", "what a weights file is: motion module, LoRA, base model, ..."),
     "course": ("animkit.coursework.course", "hand out, solve and grade the assignments, by nbgrader"),
     "demo": ("animkit.demo", "run the quickstart notebook; leaves a page and an mp4"),

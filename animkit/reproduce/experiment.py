@@ -1,0 +1,189 @@
+"""What a notebook of reproduce/ shares with the others: its preset, its clock, its verdicts, the files that it leaves."""
+import html
+import json
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from animkit.errors import AnimkitError
+from animkit.files import write_atomically
+from animkit.metrics.intervals import Interval
+from animkit.record import record
+from animkit.reproduce.claims import CLAIMS, VERDICTS
+
+PRESETS = ("smoke", "laptop", "paper")  # does it run; the answer on two cores; the paper's amounts
+
+
+class Experiment:
+    """One notebook's run: `.settings` of its preset, `.judge` each claim, `.finish` writes results.json.
+
+    presets: preset -> settings, "minutes" on two cores among them. given: settings that were asked for; None means the
+    preset's. out: where results.json, figure.png and clip.mp4 go; work: where trainings and drawn clips are kept, so
+    that a killed run goes on. Raises AnimkitError for an unknown notebook, preset or setting.
+    """
+
+    def __init__(self, notebook: str, preset: str, presets: Mapping[str, Mapping[str, Any]], *, seed: int = 0,
+                 out: str | Path, work: str | Path, given: Mapping[str, Any] | None = None):
+        if notebook not in CLAIMS:
+            raise AnimkitError(f"There is no experiment {notebook!r}; there are: {', '.join(CLAIMS)}.")
+        if preset not in PRESETS or set(presets) != set(PRESETS):
+            raise AnimkitError(f"There is no preset {preset!r} of {notebook}; a notebook has: {', '.join(PRESETS)}.")
+        chosen, given = dict(presets[preset]), {k: v for k, v in (given or {}).items() if v is not None}
+        if unknown := set(given) - set(chosen):
+            raise AnimkitError(f"{notebook} has no setting {sorted(unknown)[0]!r}; it has: {', '.join(chosen)}.")
+        self.notebook, self.preset, self.claims, self.seed = notebook, preset, CLAIMS[notebook], int(seed)
+        self.minutes = chosen.pop("minutes")
+        self.settings = SimpleNamespace(**chosen | given)
+        self.out, self.work = Path(out), Path(work)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.work.mkdir(parents=True, exist_ok=True)
+        (self.out / "results.json").unlink(missing_ok=True)  # so that what stands there is never an older run's
+        self.verdicts: dict[str, dict] = {}
+        self.seconds: dict[str, float] = {}
+        self.began, self.shown = time.perf_counter(), {}
+
+    def config(self, stage: str, changes: Mapping[str, Any], file: str | Path = "../configs/miniature.yaml") -> Any:
+        """The settings of a training stage (configs/), with changes such as {"training.steps": 500}; this run's seed.
+
+        Raises AnimkitError for an unknown setting.
+        """
+        from animkit.training.config import load_config
+        changes = {"training.seed": self.seed} | dict(changes)
+        return load_config(file, stage, [f"{name}={json.dumps(value)}" for name, value in changes.items()])
+
+    # ---- the clock
+
+    @contextmanager
+    def timed(self, what: str):
+        """with run.timed("drawing"): ... adds to the seconds of results.json."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - began
+
+    # ---- verdicts
+
+    def judge(self, claim: str, measured: Interval | None, verdict: str, said: str = "") -> None:
+        """Put down a claim's verdict (one of VERDICTS), the estimate that it rests on, and a sentence if one is needed.
+
+        A verdict that says something was measured wants an estimate. Raises AnimkitError.
+        """
+        if claim not in self.claims or verdict not in VERDICTS:
+            raise AnimkitError(f"{self.notebook} has the claims {', '.join(self.claims)}, a verdict is one of "
+                               f"{', '.join(VERDICTS)}; got {claim!r}, {verdict!r}.")
+        if verdict == "not run":
+            measured = None
+            if not said:
+                raise AnimkitError(f"{claim!r} was not run: say why.")
+        elif measured is None or not measured.n:
+            raise AnimkitError(f"The verdict {verdict!r} on {claim!r} rests on nothing: give what was measured, or say "
+                               "that it was not run.")
+        numbers = None if measured is None else {k: v if k == "n" or v is None else round(float(v), 4)
+                                                 for k, v in measured._asdict().items()}
+        self.verdicts[claim] = {"verdict": verdict, "measured": numbers, "said": said}
+
+    def not_run(self, claim: str, why: str) -> None:
+        """A claim that this run says nothing about, and why."""
+        self.judge(claim, None, "not run", why)
+
+    # ---- what is shown
+
+    def figure(self, figure: Any, alt: str) -> Any:
+        """Keep the run's figure (matplotlib's, or a Picture) as figure.png, alt beside it; -> what the notebook shows."""
+        from animkit.show.filmstrip import Picture
+        if not alt.strip():
+            raise AnimkitError("A figure needs alt, a sentence that says what it shows to those who cannot see it.")
+        if not isinstance(figure, Picture):
+            import io
+
+            import PIL.Image
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
+            figure = Picture(PIL.Image.open(buffer).convert("RGB").quantize(128), alt)
+        figure.alt = alt
+        figure.save(self.out / "figure.png")
+        self.shown["figure"] = alt
+        return figure
+
+    def clip(self, clip: Any) -> Any:
+        """Keep the run's clip as clip.mp4; -> the clip, which the notebook shows."""
+        clip.save(self.out / "clip.mp4")
+        self.shown["clip"] = clip.prompt
+        return clip
+
+    def _repr_markdown_(self) -> str:
+        """What is claimed, and by which rule it will be decided; what this run does."""
+        lines = ["| section | claim | the paper's | decided by |", "|---|---|---|---|"]
+        lines += [f"| {c.section} | {c.says} | {c.paper} | {c.rule} |" for c in self.claims.values()]
+        given = ", ".join(f"{name} = {value!r}" for name, value in vars(self.settings).items())
+        return "\n".join([*lines, "", f"**This run**: preset `{self.preset}`, about {self.minutes:g} minutes on two cores; "
+                          f"seed = {self.seed}, {given}"])
+
+    def __repr__(self) -> str:
+        return f"Experiment {self.notebook}, preset {self.preset}, seed {self.seed}"
+
+    # ---- the end
+
+    def finish(self, metrics: Mapping[str, Any], device: str = "cpu") -> "Verdicts":
+        """Write results.json, whole or not at all, and return the table of verdicts.
+
+        Raises AnimkitError if a claim has no verdict: what was not run is said to be so.
+        """
+        if forgotten := [claim for claim in self.claims if claim not in self.verdicts]:
+            raise AnimkitError(f"{self.notebook} ends without a verdict on {', '.join(forgotten)}: judge it, or say why "
+                               "it was not run.")
+        ordered = {claim: self.verdicts[claim] for claim in self.claims}
+        parameters = {"notebook": self.notebook, "preset": self.preset, "seed": self.seed, **vars(self.settings)}
+        record(self.out / "results.json", parameters,
+               {"claims": ordered, "shown": self.shown, **metrics},
+               {**self.seconds, "all": time.perf_counter() - self.began}, device)
+        return Verdicts(self.notebook, ordered)
+
+
+class Verdicts:
+    """The last table of a notebook: claim, the paper's, measured, interval, verdict."""
+
+    def __init__(self, notebook: str, verdicts: Mapping[str, Mapping]):
+        self.notebook, self.verdicts = notebook, verdicts
+
+    def _repr_markdown_(self) -> str:
+        lines = ["| section | claim | the paper's | measured here | 95 % interval | verdict |", "|---|---|---|---|---|---|"]
+        for name, claim in CLAIMS[self.notebook].items():
+            given = self.verdicts.get(name, {"verdict": "not run", "measured": None, "said": "the notebook was not run"})
+            m, said = given["measured"], html.escape(given["said"], quote=False).replace("|", "/")
+            value = "-" if m is None else f"{m['value']:.3g}"
+            interval = "-" if m is None or m["low"] is None else f"{m['low']:.3g} to {m['high']:.3g} (n = {m['n']})"
+            verdict = f"**{given['verdict']}**" + (f": {said}" if said else "")
+            lines.append(f"| {claim.section} | {claim.says} ({claim.rule}) | {claim.paper} | {value} | {interval} | {verdict} |")
+        return "\n".join(lines)
+
+    __repr__ = _repr_markdown_
+
+
+def read_results(folder: str | Path) -> dict | None:
+    """A run's results.json, None if there is none; AnimkitError if it is not one of an experiment here."""
+    path = Path(folder) / "results.json"
+    if not path.exists():
+        return None
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        parameters, claims = results["parameters"], results["metrics"]["claims"]
+        wrong = {"claims": set(claims) != set(CLAIMS[parameters["notebook"]]),
+                 "verdicts": any(c["verdict"] not in VERDICTS or (c["measured"] is None) != (c["verdict"] == "not run")
+                                 for c in claims.values()),
+                 "preset": parameters["preset"] not in PRESETS,
+                 "parts": not {"device", "versions", "seconds", "time"} <= set(results)}
+        if any(wrong.values()):
+            raise ValueError(f"its {next(name for name, bad in wrong.items() if bad)} are not those of a notebook here")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AnimkitError(f"{path} is not what a notebook of reproduce/ leaves ({error}): run the notebook again.") from error
+    return results
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """A text file, whole or not at all."""
+    return write_atomically(path, lambda beside: Path(beside).write_text(text, encoding="utf-8"))

@@ -1,0 +1,102 @@
+"""The report: every claim beside what was measured, made from the results.json files of a folder, and from nothing else.
+
+    <folder>/<notebook>/results.json, figure.png, clip.mp4      a missing one is "not run", and the report says so
+"""
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from animkit.errors import AnimkitError
+from animkit.reproduce.claims import CLAIMS, VERDICTS
+from animkit.reproduce.experiment import Verdicts, read_results
+
+WARNING = ("Numbers of the paper are of Stable Diffusion 1.5 at 512 pixels, judged by OpenAI's CLIP; ours are of a "
+           "miniature of 64 pixels, judged by a small model of the kit's own. The scales differ: compare who is ahead of "
+           "whom within a column, never a number of the paper with one of ours.")
+
+
+def collect(folder: str | Path) -> dict[str, dict | None]:
+    """Notebook -> its results.json, None where it was not run, in the order of the claims.
+
+    Raises AnimkitError if there is no such folder, or a file is not what a notebook here leaves.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise AnimkitError(f"There is no folder of results at {folder}: run `make reproduce PRESET=smoke` first.")
+    found = {notebook: read_results(folder / notebook) for notebook in CLAIMS}
+    for notebook, results in found.items():
+        if results and results["parameters"]["notebook"] != notebook:
+            raise AnimkitError(f"{folder / notebook} holds results of {results['parameters']['notebook']}.")
+    return found
+
+
+def overview(folder: str | Path) -> str:
+    """The report's beginning, in Markdown: how many claims have which verdict, on what machine, in how many minutes."""
+    found = collect(folder)
+    verdicts = Counter(given["verdict"] for claims in map(_claims, found, found.values()) for given in claims.values())
+    ran = {notebook: results for notebook, results in found.items() if results}
+    lines = [WARNING, ""]
+    presets = sorted({results["parameters"]["preset"] for results in ran.values()})
+    if "smoke" in presets:
+        lines += ["**A smoke run**: a few clips, and networks trained for a few steps. It shows that everything runs, and says "
+                  "nothing about any claim.", ""]
+    if len(presets) > 1:
+        lines += [f"**Mixed presets**: {', '.join(presets)}; each notebook's is told in its section.", ""]
+    lines += ["| verdict | claims | what it means |", "|---|---|---|"]
+    lines += [f"| {verdict} | {verdicts[verdict]} | {meaning} |" for verdict, meaning in VERDICTS.items()]
+    lines += ["", "| notebook | preset | verdicts | minutes | on | versions |", "|---|---|---|---|---|---|"]
+    for notebook, results in found.items():
+        counts = Counter(given["verdict"] for given in _claims(notebook, results).values())
+        said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+        lines.append(f"| {notebook} | - | {said} | - | - | - |" if results is None else
+                     f"| {notebook} | {results['parameters']['preset']} | {said} | {results['seconds']['all'] / 60:.1f} | "
+                     f"{_machine(results)} | {_versions(results)} |")
+    if missing := [notebook for notebook, results in found.items() if results is None]:
+        lines += ["", f"**Not run**: {', '.join(missing)}."]
+    return "\n".join(lines)
+
+
+def section(folder: str | Path, notebook: str) -> str:
+    """One notebook's part of the report, in Markdown: verdicts, what it was run with. Figure and clip: `shown`."""
+    results = collect(folder)[notebook]
+    lines = [f"## {notebook.replace('_', ' ').capitalize()}", "",
+             Verdicts(notebook, _claims(notebook, results))._repr_markdown_()]
+    if results is None:
+        return "\n".join([*lines, "", "Not run: no number stands here."])
+    given = ", ".join(f"{name} = {value!r}" for name, value in results["parameters"].items() if name != "notebook")
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["seconds"].items())
+    return "\n".join([*lines, "", f"Run with {given}. Time: {spent}; on {_machine(results)}; {results['time']}."])
+
+
+def shown(folder: str | Path, notebook: str) -> list[Any]:
+    """What a notebook left to look at: its figure (a Picture) and its clip (a Clip), where there are any."""
+    from PIL import Image
+
+    from animkit.show.clip import Clip
+    from animkit.show.filmstrip import Picture
+    folder, results, found = Path(folder) / notebook, collect(folder)[notebook], []
+    if results and (folder / "figure.png").exists() and results["metrics"]["shown"].get("figure"):
+        found.append(Picture(Image.open(folder / "figure.png").convert("P"), results["metrics"]["shown"]["figure"]))
+    if results and (folder / "clip.mp4").exists() and "clip" in results["metrics"]["shown"]:
+        found.append(Clip.load(folder / "clip.mp4"))
+    return found
+
+
+def markdown(folder: str | Path) -> str:
+    """All of it as one Markdown page, without pictures: for reading in a terminal or beside the code."""
+    return "\n\n".join(["# The paper's claims, rerun", overview(folder), *(section(folder, name) for name in CLAIMS)]) + "\n"
+
+
+def _claims(notebook: str, results: dict | None) -> dict[str, dict]:
+    if results is not None:
+        return results["metrics"]["claims"]
+    return {claim: {"verdict": "not run", "measured": None, "said": "the notebook was not run"} for claim in CLAIMS[notebook]}
+
+
+def _machine(results: dict) -> str:
+    device = results["device"]
+    return f"{device['name']}, {device['threads']} thread{'s' * (device['threads'] != 1)}, {device['machine']}"
+
+
+def _versions(results: dict) -> str:
+    return ", ".join(f"{name} {version}" for name, version in results["versions"].items() if name in ("animkit", "torch"))

@@ -1,0 +1,231 @@
+"""`animkit reproduce`: every notebook of reproduce/ and the report over them, by Snakemake (reproduce/Snakefile).
+
+What changed since the last run (a notebook, its parameters, the shipped weights, the package) is run again, the rest is
+kept; a killed run goes on: trainings from their checkpoints, clips from those that were drawn.
+"""
+import argparse
+import ast
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from animkit import notebooks, pages, samples
+from animkit.errors import AnimkitError
+from animkit.reproduce.claims import CLAIMS
+from animkit.reproduce.experiment import PRESETS, write_text
+
+FOLDER = Path(__file__).resolve().parents[2] / "reproduce"
+COMMON = ("preset", "seed", "out", "work")  # parameters that every notebook has; the workflow gives them
+UNSEEN = ("coursework", "show", "cli.py", "doctor.py", "demo.py", "pages.py", "report.py", "workflow.py")  # change no number
+DAYS = 3 * 24 * 3600  # seconds that a cell may take: a training from nothing at full size is one cell
+
+
+@dataclass
+class Plan:
+    """What is to be run, how, and where it goes. Raises AnimkitError for a notebook, preset or parameter that is not there."""
+    preset: str = "smoke"
+    out: str = ""                                      # results; default out/reproduce/PRESET
+    work: str = ""                                     # trainings and clips; default runs/reproduce/PRESET
+    seed: int = 0
+    threads: int = 1                                   # of each notebook
+    names: list[str] = field(default_factory=list)     # default: all
+    given: dict[str, dict[str, Any]] = field(default_factory=dict)  # notebook -> parameter -> value
+
+    def __post_init__(self):
+        there = available()
+        if self.preset not in PRESETS:
+            raise AnimkitError(f"There is no preset {self.preset!r}; there are {', '.join(PRESETS)}.")
+        for name in [*self.names, *self.given]:
+            if name not in there:
+                raise AnimkitError(f"There is no notebook {name!r} in reproduce/; there are: {', '.join(there)}.")
+        self.names = [name for name in there if name in (self.names or there)]
+        self.seed, self.threads = int(self.seed), int(self.threads)
+        root = FOLDER.parent
+        self.out = str(Path(self.out or root / "out" / "reproduce" / self.preset).resolve())
+        self.work = str(Path(self.work or root / "runs" / "reproduce" / self.preset).resolve())
+        for name in self.names:
+            if taken := sorted(set(self.given.get(name, ())) & set(COMMON)):
+                raise AnimkitError(f"{taken[0]!r} is given to all notebooks alike, by --{taken[0]}, not to {name} alone.")
+            self.parameters(name)
+
+    def parameters(self, name: str) -> dict[str, Any]:
+        """All parameters of a notebook's run, checked: an unknown one is refused before any kernel starts."""
+        common = {"preset": self.preset, "seed": self.seed, "out": f"{self.out}/{name}", "work": self.work}
+        return notebooks.checked(FOLDER / f"{name}.ipynb", common | self.given.get(name, {}))
+
+    def fingerprint(self, name: str) -> str:
+        """A hash of all that a notebook's numbers come from: its cells, the package, the shipped weights."""
+        nb = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
+        digest = hashlib.sha256(json.dumps([cell["source"] for cell in nb["cells"]]).encode())
+        package = Path(__file__).resolve().parents[1]
+        code = [p for p in sorted(package.rglob("*.py")) if not set(p.relative_to(package).parts) & set(UNSEEN)]
+        weights = [p for p in sorted(samples.root().rglob("*")) if p.suffix in (".safetensors", ".json")
+                   and "results" not in p.parts]
+        for path in [*code, *weights]:
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]
+
+
+def available() -> list[str]:
+    """The notebooks that are there, in the order of their claims. AnimkitError where there is no clone of the repo."""
+    if not (FOLDER / "Snakefile").is_file():
+        raise AnimkitError(f"The experiments run from a clone of the repo: there is no {FOLDER / 'Snakefile'}.")
+    return [name for name in CLAIMS if (FOLDER / f"{name}.ipynb").is_file()]
+
+
+def presets_of(name: str) -> dict[str, dict[str, Any]]:
+    """The presets that a notebook's own cell holds, read without running it."""
+    nb = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
+    for cell in nb["cells"]:
+        if cell["cell_type"] == "code":
+            for node in ast.walk(ast.parse("".join(cell["source"]))):
+                if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "PRESETS":
+                    return ast.literal_eval(node.value)
+    raise AnimkitError(f"{name}.ipynb holds no PRESETS.")
+
+
+# ---- one job: what the Snakefile calls
+
+def run_notebook(name: str, parameters: dict[str, Any], executed: str | Path, threads: int = 1) -> None:
+    """Run one notebook; it leaves results.json in its `out`. AnimkitError if it fails, or leaves none."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)       # the kernel inherits it: notebooks side by side share the cores
+    notebooks.execute(FOLDER / f"{name}.ipynb", executed, parameters, progress=False, cell_timeout=DAYS)
+    if not (Path(parameters["out"]) / "results.json").is_file():
+        raise AnimkitError(f"{name} ran, but left no results.json in {parameters['out']}")
+
+
+def write_report(out: str | Path) -> Path:
+    """report.ipynb, report.html and report.md over the results in `out`, missing ones named; -> the page."""
+    from animkit.reproduce.report import markdown
+    out = Path(out)
+    write_text(out / "report.md", markdown(out))       # first: it refuses damaged results before a kernel starts
+    executed = notebooks.execute(FOLDER / "report.ipynb", out / "report.ipynb", {"results": str(out.resolve())}, progress=False)
+    return pages.write_page(executed, out / "report.html")
+
+
+# ---- the command
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which notebooks, in which preset, where to."""
+    parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="which (default: all), such as comparison")
+    parser.add_argument("--preset", default="smoke", choices=PRESETS, help="smoke: does it run; laptop: the answer, in hours on "
+                                                                          "two cores; paper: the paper's amounts")
+    parser.add_argument("--out", default="", help="folder of the results (default: out/reproduce/PRESET)")
+    parser.add_argument("--work", default="", help="folder of trainings and clips (default: runs/reproduce/PRESET)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], metavar="NOTEBOOK.PARAMETER=VALUE", dest="settings",
+                        help="a parameter of a notebook, such as comparison.prompts=20 (may be repeated)")
+    parser.add_argument("-j", "--jobs", type=int, default=1, help="notebooks side by side (default: 1)")
+    parser.add_argument("--threads", type=int, help="CPU threads of each (default: all cores over the jobs)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be run, and run nothing")
+    parser.add_argument("--list", action="store_true", help="the notebooks, their claims and minutes")
+    parser.add_argument("--report", action="store_true", help="only write the report anew, from the results that are there")
+    parser.add_argument("--snakemake", default="", metavar="ARGUMENTS",
+                        help='further arguments of Snakemake, such as "--executor slurm"')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run what is to be run, then write the report over all that is there; 1 if a notebook failed."""
+    if args.list:
+        for name in available():
+            minutes = ", ".join(f"{preset} {of['minutes']:g}" for preset, of in presets_of(name).items())
+            print(f"{name}\n  minutes on two cores: {minutes}")
+            print("\n".join(f"  {claim.section}: {claim.says}" for claim in CLAIMS[name].values()))
+        return 0
+    given: dict[str, dict[str, str]] = {}
+    for setting in args.settings:
+        found = re.fullmatch(r"(\w+)\.(\w+)=(.*)", setting, re.S)
+        if not found:
+            raise AnimkitError(f"A setting reads NOTEBOOK.PARAMETER=VALUE, such as comparison.prompts=20; {setting!r} does not.")
+        given.setdefault(found[1], {})[found[2]] = found[3]
+    if args.jobs < 1 or (args.threads or 1) < 1:
+        raise AnimkitError(f"--jobs and --threads are at least 1; got {args.jobs} and {args.threads}.")
+    threads = args.threads or max(1, len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())) // args.jobs)
+    plan = Plan(args.preset, args.out, args.work, args.seed, threads, args.names, given)
+    out = Path(plan.out)
+    if args.report:
+        print(f"Report: {write_report(out)}")
+        return 0
+    failed = _snakemake(plan, args.jobs, args.dry_run, shlex.split(args.snakemake))
+    if args.dry_run:
+        return failed
+    if failed:  # Snakemake left the report out then; what there is, is reported all the same
+        out.mkdir(parents=True, exist_ok=True)
+        write_report(out)
+        print(f"Something failed; all that was said is in {Path(plan.work) / 'snakemake.log'}", file=sys.stderr)
+    print(f"Report: {out / 'report.html'}")
+    return failed
+
+
+def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
+    """Snakemake over the plan, its talk in work/snakemake.log, a bar and the errors on the screen; -> 0, or 1."""
+    from tqdm.auto import tqdm
+    notebooks.needs("snakemake")
+    work = Path(plan.work)
+    work.mkdir(parents=True, exist_ok=True)
+    write_text(work / "plan.json", json.dumps(asdict(plan)))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(FOLDER / "Snakefile"), "--directory", str(work),
+               "--configfile", str(work / "plan.json"), "--cores", str(jobs * plan.threads), "--keep-going",
+               "--rerun-incomplete", "--nolock", "--nocolor", *(["--dry-run"] if dry else []), *further]
+    with _alone(work), open(work / "snakemake.log", "a", encoding="utf-8") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        try:
+            with tqdm(total=len(plan.names) + 1, desc="experiments", unit="notebook", disable=dry) as bar:
+                for line in process.stdout:
+                    log.write(line)
+                    if dry and re.match(r"\s*(rule |notebook:|output:|reason:|Nothing to be done)", line):
+                        print(line.rstrip())
+                    if line.startswith("animkit: ") or "Exception" in line or "Error:" in line:
+                        tqdm.write(line.rstrip(), file=sys.stderr)
+                    if done := re.match(r"\s*(\d+) of (\d+) steps", line):
+                        bar.total = int(done[2])
+                        bar.update(int(done[1]) - bar.n)
+        except KeyboardInterrupt:
+            process.wait()                             # it had the same signal, and stops its notebooks
+            raise
+    return int(process.wait() != 0)
+
+
+class _alone:
+    """One workflow at a time in a work folder. Snakemake's own lock would outlive a run that is killed."""
+
+    def __init__(self, work: Path):
+        self.path = work / "lock"
+
+    def __enter__(self) -> None:
+        self.file = open(self.path, "w")
+        try:
+            import fcntl                               # not on Windows: there nobody checks
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass
+        except OSError as error:
+            self.file.close()
+            raise AnimkitError(f"Another run works in {self.path.parent}: wait for it, or give --work.") from error
+
+    def __exit__(self, *error) -> None:
+        self.file.close()
+
+
+def main(argv: list[str]) -> int:
+    """One job of the Snakefile: notebook NAME PARAMETERS EXECUTED THREADS, or report OUT."""
+    try:
+        if argv[0] == "notebook":
+            run_notebook(argv[1], json.loads(argv[2]), argv[3], int(argv[4]))
+        else:
+            write_report(argv[1])
+    except AnimkitError as error:
+        print(f"animkit: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
