@@ -62,6 +62,9 @@ def _exporter():
         def latex_environment(self, name: str, body: str) -> str:
             return mathml(f"\\begin{{{name}}}{body}\\end{{{name}}}", display=True)
 
+        def _html_embed_images(self, html: str) -> str:    # would close a <details> whose inside is Markdown
+            return super()._html_embed_images(html) if "<img" in html else html
+
     class Page(HTMLExporter):
         def markdown2html(self, context, source: str) -> str:       # nbconvert finds the context by this name
             cell, path = context.get("cell", {}), context.get("resources", {}).get("metadata", {}).get("path", "")

@@ -101,3 +101,11 @@ def test_a_page_that_would_load_from_the_network_is_not_written(tmp_path):
     with pytest.raises(AnimkitError, match="https://example.org/a.png"):
         pages.write_page(path, tmp_path / "n.html")
     assert not (tmp_path / "n.html").exists()
+
+
+def test_what_is_folded_in_a_notebook_is_folded_on_its_page(tmp_path):
+    text = "# A page\n\n<details>\n<summary>Hint</summary>\n\nLook at **axis** 1.\n\n</details>\n\nAfter it."
+    path = write(tmp_path / "n.ipynb", [v4.new_markdown_cell(text)])
+    html = pages.write_page(path, tmp_path / "n.html").read_text()
+    inside = html.split("<details>")[1].split("</details>")[0]
+    assert "<strong>axis</strong>" in inside and "After it" not in inside
