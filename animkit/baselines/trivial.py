@@ -1,0 +1,26 @@
+"""Two methods of our own in the comparison (5.2), which bound it: whatever wins a metric against them, or loses to them,
+shows what the metric sees. Frames drawn each alone have all the motion there can be, and no clip; a still is perfectly
+smooth, and does not move.
+"""
+from typing import Any
+
+from einops import repeat
+from torch import Tensor
+
+from animkit.baselines.baseline import Baseline
+
+
+class IndependentFrames(Baseline):
+    """Every frame is a picture of its own, from noise of its own: the inflated base with nothing in it."""
+
+    method = "frames sampled independently"
+
+
+class RepeatedStill(Baseline):
+    """One picture, that of the noise's first frame, shown f times."""
+
+    method = "one still repeated"
+
+    def _draw(self, noise: Tensor, text: Tensor, scheduler: Any, steps: int, guidance: float, **how) -> Tensor:
+        x = super()._draw(noise[:, :, :1], text, scheduler, steps, guidance, **how)
+        return repeat(x, "b c 1 h w -> b c f h w", f=noise.shape[2])
