@@ -86,18 +86,18 @@ class TuneAVideo(DDIMBaseline):
         def loss(_: nn.Module, z: Tensor, generator: torch.Generator) -> Tensor:
             return denoising_loss(self.video_unet, z, self.text, generator, scheduler=self.scheduler)
 
+        self._made = {"source": _digest(self.source.array.tobytes()), "source_caption": self.caption,
+                      "tuning_steps": config.steps, "lr": config.lr, "tuning_seed": config.seed}
         looks = [self.animator.video_unet._inserted[name].module for name in self.looks]
         model = nn.ModuleList([self.tuned, self.pipe.unet, *looks])
         with tempfile.TemporaryDirectory() as passing:
             run = Path(passing)
             if folder is not None:  # a run's own place there, by all that it depends on
-                key = (self.z.cpu().float().numpy().tobytes(), self.caption, self.looks, *map(fingerprint_of, model[1:]))
-                run = Path(folder) / f"tune-a-video-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}"
+                key = (self._made, config.fixed(), self.looks, *map(fingerprint_of, model[1:]))
+                run = Path(folder) / f"tune-a-video-{_digest(repr(key).encode())}"
             self.history = fit(model, loss, lambda k, generator: self.z, config, run, quiet=quiet,
                                parameters=self.tuned.trainable())
         self.tuned.requires_grad_(False)
-        self._made = {"source_caption": self.caption, "tuning_steps": config.steps, "lr": config.lr,
-                      "tuning_seed": config.seed}
 
     # ---- drawing
 
@@ -136,6 +136,10 @@ class TuneAVideo(DDIMBaseline):
 
     def _settings(self) -> dict[str, Any]:
         return {**self._made, "noise": "the source's, inverted"} if self.inverted else self._made
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 class Tuned(nn.Module):

@@ -1,5 +1,6 @@
 """Tune-a-Video: its attention and its temporal layer by hand, what is trained, the inversion and its error, bad input."""
 import gc
+from functools import partial
 
 import diffusers
 import numpy as np
@@ -150,17 +151,32 @@ def test_the_loss_falls_on_the_clip(tuned):
     assert error(tuned.video_unet) < error(fresh)
 
 
-def test_a_killed_run_goes_on_and_each_source_has_its_own(tmp_path, tuned):
-    own = make_pipe()
-    options = dict(folder=tmp_path, lr=1e-3, progress=False)
-    whole = TuneAVideo(own, square(), "a red bird", steps=4, **options)
-    TuneAVideo(own, square(), "a blue bird", steps=2, **options)
-    assert len(list(tmp_path.iterdir())) == 2
-    again = TuneAVideo(own, square(), "a red bird", steps=4, **options)  # found, not trained again
-    assert equal_states(whole.tuned.state_dict(), again.tuned.state_dict()) and len(again.history.losses) == 4
-    half = TuneAVideo(own, square(), "a blue bird", steps=4, **options)
-    straight = TuneAVideo(own, square(), "a blue bird", steps=4, lr=1e-3, progress=False)
+def test_a_killed_run_goes_on_and_each_source_has_its_own(tmp_path, monkeypatch):
+    from animkit.baselines import tune_a_video as module
+    own, loss, calls = make_pipe(), module.denoising_loss, []
+
+    def killed(*args, **how):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("killed")
+        return loss(*args, **how)
+
+    def tune(caption, folder=tmp_path, steps=4):
+        return TuneAVideo(own, square(), caption, steps=steps, lr=1e-3, folder=folder, progress=False)
+
+    monkeypatch.setattr(module, "LoopConfig", partial(module.LoopConfig, checkpoint_seconds=0))
+    straight = tune("a red bird", folder=None)
+    monkeypatch.setattr(module, "denoising_loss", killed)
+    with pytest.raises(RuntimeError, match="killed"):
+        tune("a red bird")
+    half = tune("a red bird")
+    assert len(calls) == 3 + 2, "it went on after the second of four steps"
     assert equal_states(half.tuned.state_dict(), straight.tuned.state_dict())
+    again = tune("a red bird")
+    assert len(calls) == 5 and len(again.history.losses) == 4, "found, not trained again"
+    assert equal_states(again.tuned.state_dict(), straight.tuned.state_dict())
+    tune("a blue bird"), tune("a red bird", steps=2)
+    assert len(calls) == 5 + 4 + 2 and len(list(tmp_path.iterdir())) == 3
 
 
 # ---- inversion
