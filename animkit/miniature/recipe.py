@@ -123,8 +123,11 @@ class Recipe:
             **{k: v for k, v in last.items() if k.startswith("validate/")},
         }
         if self.more:
-            told |= {k: told[k] + before.get(k, 0) for k in ("steps", "of", "seconds")}
+            earlier = before.get("earlier") or {k: before.get(k, 0) for k in ("steps", "of", "seconds")}
+            told |= {k: told[k] + earlier[k] for k in earlier}
             told["rounds"] = before.get("rounds", 1) + (history.ended == "finished")
+            if history.ended != "finished":
+                told["earlier"] = earlier  # what this round's own numbers are to be added to when it goes on
         (self.folder / f"{stage}.json").write_text(json.dumps(told, indent=1))
         print(json.dumps(told))
 

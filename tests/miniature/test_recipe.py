@@ -54,7 +54,10 @@ def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatc
 def test_a_stage_that_is_done_goes_on_and_tells_of_both_rounds(tiny):
     tiny.vae()
     first, told = tiny.read("vae", recipe.vaes.new_vae()).state_dict(), tiny.told("vae")
-    longer = recipe.Recipe(tiny.folder, budget=1e-6, more=3)
+    longer = recipe.Recipe(tiny.folder, budget=1e-6, more=3, seconds=1e-9)
+    longer.vae()  # stopped after its first step
+    assert (longer.told("vae")["steps"], longer.told("vae")["rounds"]) == (2, 1)
+    longer.seconds = None
     longer.vae()
     after = longer.told("vae")
     assert (told["steps"], after["steps"], after["rounds"]) == (1, 4, 2) and after["seconds"] >= told["seconds"]
