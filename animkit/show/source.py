@@ -63,7 +63,7 @@ def beside(thing: Any, equations: Mapping[str, str]) -> Source:
 def _lines(thing: Any) -> tuple[list[str], int, str]:
     try:
         lines, start = inspect.getsourcelines(thing)
-        file = Path(inspect.getsourcefile(thing)).resolve()
+        file = Path(inspect.getsourcefile(inspect.unwrap(thing))).resolve()  # of the function, not of its decorator
     except (TypeError, OSError) as error:
         raise AnimkitError(f"there is no source to show of {_name(thing)}: give a function or class, not a value") from error
     return lines, start or 1, (file.relative_to(_ROOT) if file.is_relative_to(_ROOT) else Path(file.name)).as_posix()
