@@ -172,16 +172,19 @@ def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
     work.mkdir(parents=True, exist_ok=True)
     write_text(work / "plan.json", json.dumps(asdict(plan)))
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(FOLDER / "Snakefile"), "--directory", str(work),
-               "--configfile", str(work / "plan.json"), "--cores", str(jobs * plan.threads), "--keep-going",
-               "--rerun-incomplete", "--nolock", "--nocolor", *(["--dry-run"] if dry else []), *further]
+               "--configfile", str(work / "plan.json"), "--cores", str(jobs * plan.threads), "--jobs", str(jobs * plan.threads),
+               "--keep-going", "--rerun-incomplete", "--nolock", "--nocolor", *(["--dry-run"] if dry else []), *further]
     with _alone(work), open(work / "snakemake.log", "a", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         try:
+            said = "all"
             with tqdm(total=len(plan.names) + 1, desc="experiments", unit="notebook", disable=dry) as bar:
                 for line in process.stdout:
                     log.write(line)
-                    if dry and re.match(r"\s*(rule |notebook:|output:|reason:|Nothing to be done)", line):
-                        print(line.rstrip())
+                    if dry and (told := re.match(r"\s*(output|reason): (.*)", line)):
+                        said = f"{said}: {told[2]}" if told[1] == "reason" else told[2]
+                        if told[1] == "reason":
+                            print(said.removeprefix(f"{plan.out}/"))
                     if line.startswith("animkit: ") or "Exception" in line or "Error:" in line:
                         tqdm.write(line.rstrip(), file=sys.stderr)
                     if done := re.match(r"\s*(\d+) of (\d+) steps", line):

@@ -1,0 +1,104 @@
+"""What a notebook's run keeps: its preset, its verdicts, results.json; and what it refuses."""
+import json
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+import animkit as ak
+from animkit.errors import AnimkitError
+from animkit.metrics import Interval
+from animkit.reproduce import CLAIMS, Experiment
+from animkit.reproduce.experiment import read_results
+
+PRESETS = {name: {"minutes": 1, "prompts": k + 1, "steps": 4} for k, name in enumerate(("smoke", "laptop", "paper"))}
+FOUND = Interval(0.5, 0.25, 0.75, 12)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Experiment("motion_modules_per_resolution", "laptop", PRESETS, seed=3, out=tmp_path / "out", work=tmp_path / "work",
+                      given={"prompts": None, "steps": 9})
+
+
+def test_settings_are_the_presets_unless_given(run):
+    assert (run.settings.prompts, run.settings.steps, run.minutes) == (2, 9, 1)
+    said = run._repr_markdown_()
+    claim = CLAIMS["motion_modules_per_resolution"]["coarse"]
+    assert claim.says in said and claim.rule in said and "steps = 9" in said and "`laptop`" in said
+
+
+def test_results_hold_all_that_the_report_needs(run, tmp_path):
+    with run.timed("drawing"):
+        pass
+    run.judge("coarse", FOUND, "holds", "level 1")
+    run.clip(ak.Clip(np.zeros((4, 64, 64, 3), np.uint8), prompt="a red ball"))
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    run.figure(figure, "a line that rises")
+    table = run.finish({"levels": {"all": {"amount": 1.5}}})
+    results = read_results(tmp_path / "out")
+    assert results == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["parameters"] == {"notebook": "motion_modules_per_resolution", "preset": "laptop", "seed": 3, "prompts": 2,
+                                     "steps": 9}
+    assert results["metrics"]["claims"]["coarse"] == {"verdict": "holds", "said": "level 1", "measured": FOUND._asdict()}
+    assert results["metrics"]["levels"] == {"all": {"amount": 1.5}}
+    assert {"drawing", "all"} <= set(results["seconds"]) and {"torch", "animkit"} <= set(results["versions"])
+    assert results["metrics"]["shown"] == {"figure": "a line that rises", "clip": "a red ball"}
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 500 and (tmp_path / "out" / "clip.mp4").exists()
+    assert "| 0.5 | 0.25 to 0.75 (n = 12) | **holds**: level 1 |" in table._repr_markdown_()
+
+
+def test_a_forgotten_claim_is_refused_and_leaves_no_file(run, tmp_path):
+    with pytest.raises(AnimkitError, match="without a verdict on coarse"):
+        run.finish({})
+    assert not (tmp_path / "out" / "results.json").exists()
+    run.not_run("coarse", "no weights")
+    assert "**not run**: no weights" in run.finish({})._repr_markdown_()
+
+
+def test_an_older_result_does_not_outlive_a_run_that_fails(run, tmp_path):
+    run.not_run("coarse", "no weights")
+    run.finish({})
+    Experiment("motion_modules_per_resolution", "smoke", PRESETS, out=tmp_path / "out", work=tmp_path / "work")
+    assert read_results(tmp_path / "out") is None
+
+
+@pytest.mark.parametrize("claim, measured, verdict, said, message", [
+    ("fine", FOUND, "holds", "", "has the claims coarse"), ("coarse", FOUND, "true", "", "a verdict is one of"),
+    ("coarse", None, "holds", "", "rests on nothing"), ("coarse", Interval(None, None, None, 0), "undecided", "", "rests on nothing"),
+    ("coarse", None, "not run", "", "say why")])
+def test_verdicts_without_ground_are_refused(run, claim, measured, verdict, said, message):
+    with pytest.raises(AnimkitError, match=message):
+        run.judge(claim, measured, verdict, said)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"notebook": "other"}, "no experiment 'other'"), ({"preset": "quick"}, "no preset 'quick'"),
+    ({"presets": {"smoke": PRESETS["smoke"]}}, "has: smoke, laptop, paper"), ({"given": {"clips": 3}}, "no setting 'clips'")])
+def test_what_is_not_there_is_refused(tmp_path, change, message):
+    how = {"notebook": "comparison", "preset": "smoke", "presets": PRESETS, "out": tmp_path, "work": tmp_path} | change
+    with pytest.raises(AnimkitError, match=message):
+        Experiment(**how)
+
+
+def test_a_stages_settings_come_from_its_config_with_changes_and_the_runs_seed(run, repo):
+    config = run.config("motion_module", {"training.steps": 7, "domain_adapter": None, "prompts": ["a red ball"]},
+                        repo / "configs" / "miniature.yaml")
+    assert (config.training.steps, config.training.seed, config.domain_adapter, config.prompts) == (7, 3, None, ("a red ball",))
+    with pytest.raises(AnimkitError, match="no setting 'training.stepz'"):
+        run.config("motion_module", {"training.stepz": 7}, repo / "configs" / "miniature.yaml")
+
+
+@pytest.mark.parametrize("damage", [lambda r: r["metrics"]["claims"].pop("coarse"), lambda r: r.pop("device"),
+                                    lambda r: r["parameters"].update(preset="big"), lambda r: r["parameters"].pop("notebook"),
+                                    lambda r: r["metrics"]["claims"]["coarse"].update(measured=None)])
+def test_damaged_results_are_refused(run, tmp_path, damage):
+    run.judge("coarse", FOUND, "holds")
+    run.finish({})
+    path = tmp_path / "out" / "results.json"
+    results = json.loads(path.read_text())
+    damage(results)
+    path.write_text(json.dumps(results))
+    with pytest.raises(AnimkitError, match="results.json is not what a notebook"):
+        read_results(tmp_path / "out")

@@ -1,0 +1,195 @@
+"""The notebooks of reproduce/: their form, the plan of their jobs, and one of them run through the whole workflow."""
+import ast
+import json
+import re
+
+import nbformat
+import pytest
+
+from animkit import cli, notebooks, samples
+from animkit.errors import AnimkitError
+from animkit.pages import network_loads
+from animkit.reproduce import CLAIMS, workflow
+from animkit.reproduce.experiment import PRESETS, read_results
+
+THERE = workflow.available()
+needs_weights = pytest.mark.skipif(not {"miniature", "motion_module", "looks", "judge"} <= set(samples.names()),
+                                   reason="the miniature's weights are not in data_samples/ yet")
+
+
+def source(name):
+    return nbformat.read(workflow.FOLDER / f"{name}.ipynb", as_version=4)
+
+
+def code(name):
+    return "\n".join(cell.source for cell in source(name).cells if cell.cell_type == "code")
+
+
+# ---- form
+
+def test_every_claim_has_its_notebook_and_no_notebook_is_without_claims():
+    found = {path.stem for path in workflow.FOLDER.glob("*.ipynb")} - {"report"}
+    assert found <= set(CLAIMS)
+    assert set(CLAIMS) - found <= {"control"}, "control is written apart; every other one must be there"
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_form(name):
+    nb = source(name)
+    first, parameters = nb.cells[0], nb.cells[1]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    assert parameters.metadata.tags == ["parameters"]
+    declared = notebooks.parameters(workflow.FOLDER / f"{name}.ipynb")
+    assert list(declared)[:4] == ["preset", "seed", "out", "work"] and declared["preset"]["default"] == '"smoke"'
+    assert all(parameter["help"] for parameter in declared.values())
+    assert declared["out"]["default"] == f'"../out/reproduce/smoke/{name}"'
+    assert [cell.id for cell in nb.cells if cell.cell_type == "code" and (cell.outputs or cell.execution_count)] == []
+    assert nb.cells[-1].source.startswith("run.finish("), "the last cell writes results.json and shows the verdicts"
+    assert f'reproduce.Experiment("{name}"' in code(name)
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_presets_agree_with_what_the_first_cell_says(name):
+    presets = workflow.presets_of(name)
+    assert tuple(presets) == PRESETS
+    assert len({tuple(settings) for settings in presets.values()}) == 1, "every preset has the same settings"
+    first = source(name).cells[0].source
+    for preset, settings in presets.items():
+        assert re.search(rf"^\| {preset} \| {settings['minutes']:g} \|", first, re.M), f"{preset}: minutes"
+    assert presets["smoke"]["minutes"] <= 2
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_every_claim_is_judged_or_said_to_be_not_run(name):
+    """By its name, or by a loop over names: each stands in the code as a word of its own."""
+    words = {node.value for node in ast.walk(ast.parse(code(name))) if isinstance(node, ast.Constant)}
+    assert set(CLAIMS[name]) <= words
+
+
+@pytest.mark.parametrize("name", [*THERE, "report"])
+def test_notebooks_hold_no_classes_and_only_short_functions(name):
+    for node in ast.walk(ast.parse(code(name))):
+        assert not isinstance(node, ast.ClassDef), "that belongs into the package"
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 8, f"{node.name} belongs into the package"
+
+
+# ---- the plan
+
+def dry_run(tmp_path, *further):
+    """What would be run, told by Snakemake's own plan of jobs."""
+    assert cli.main(["reproduce", "--dry-run", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), *further]) == 0
+    return (tmp_path / "work" / "snakemake.log").read_text()
+
+
+def test_a_dry_run_plans_every_notebook_and_the_report(tmp_path, capsys):
+    log = dry_run(tmp_path, "--preset", "laptop", "--jobs", "2", "--threads", "1")
+    planned = re.findall(r"^    wildcards: notebook=(\w+)", log, re.M)
+    assert sorted(planned) == sorted(THERE) and re.search(r"^report +1$", log, re.M)
+    said = capsys.readouterr().out
+    assert all(f"{name}/results.json: Missing output files" in said for name in THERE)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["comparison", "--set", "comparison.promts=3"], "comparison.ipynb has no parameter 'promts'"),
+    (["--set", "comparison.preset=paper"], "given to all notebooks alike, by --preset"),
+    (["--set", "comparison.prompts"], "reads NOTEBOOK.PARAMETER=VALUE"),
+    (["--set", "gen2.prompts=3"], "no notebook 'gen2'"), (["gen2"], "no notebook 'gen2'"), (["--jobs", "0"], "at least 1")])
+def test_what_is_not_there_is_refused_before_a_kernel_starts(tmp_path, capsys, arguments, message):
+    where = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    assert cli.main(["reproduce", *arguments, *where]) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_settings_reach_their_notebook_alone():
+    plan = workflow.Plan("laptop", seed=2, given={"comparison": {"prompts": "7"}})
+    assert plan.parameters("comparison")["prompts"] == 7
+    assert plan.parameters("noise_schedule") == {"preset": "laptop", "seed": 2, "out": f"{plan.out}/noise_schedule",
+                                                 "work": plan.work}
+
+
+def test_a_fingerprint_is_of_what_numbers_come_from(monkeypatch, tmp_path):
+    plan = workflow.Plan("smoke")
+    before = plan.fingerprint("comparison")
+    assert before == plan.fingerprint("comparison") != plan.fingerprint("noise_schedule")
+    (tmp_path / "Snakefile").touch()
+    nb = source("comparison")
+    nbformat.write(nb, tmp_path / "comparison.ipynb")
+    monkeypatch.setattr(workflow, "FOLDER", tmp_path)
+    nb.cells[-2].source += "."
+    nbformat.write(nb, tmp_path / "comparison.ipynb")
+    assert plan.fingerprint("comparison") != before
+
+
+def test_the_list_names_claims_and_minutes(capsys):
+    assert cli.main(["reproduce", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in THERE) and "minutes on two cores: smoke" in said
+
+
+# ---- run
+
+SMALLEST = "motion_modules_per_resolution"
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """One notebook at its very smallest, run as `make reproduce` runs all."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    arguments = ["reproduce", SMALLEST, "--out", str(folder / "out"), "--work", str(folder / "work"),
+                 "--set", f"{SMALLEST}.prompts=1", "--set", f"{SMALLEST}.steps=1"]
+    assert cli.main(arguments) == 0, (folder / "work" / "snakemake.log").read_text()[-3000:]
+    return folder, arguments
+
+
+@needs_weights
+def test_a_notebook_leaves_its_results_and_the_report_shows_them(ran):
+    out = ran[0] / "out"
+    results = read_results(out / SMALLEST)
+    assert results["parameters"]["prompts"] == 1 and results["parameters"]["preset"] == "smoke"
+    assert results["metrics"]["claims"]["coarse"]["verdict"] == "undecided", "one clip decides nothing"
+    levels = results["metrics"]["levels"]
+    assert levels["none"] != levels["all levels"] and len(levels) == 2 + 2 * len(results["metrics"]["modules"])
+    executed = nbformat.read(out / SMALLEST / f"{SMALLEST}.ipynb", as_version=4)
+    assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
+    page = (out / "report.html").read_text()
+    assert network_loads(page) == [] and "data:video/mp4;base64," in page
+    assert all(claim.says.replace("'", "&#39;") in page or claim.says in page
+               for claims in CLAIMS.values() for claim in claims.values())
+    assert "Not run" in page and (out / "report.md").read_text().count("**not run**") > 20
+
+
+@needs_weights
+def test_what_did_not_change_is_kept_and_a_changed_parameter_runs_again(ran):
+    folder, arguments = ran
+    made = (folder / "out" / SMALLEST / "results.json").stat().st_mtime_ns
+    assert cli.main(arguments) == 0
+    assert (folder / "out" / SMALLEST / "results.json").stat().st_mtime_ns == made
+    log = folder / "work" / "snakemake.log"
+    before = len(log.read_text())
+    assert cli.main([*arguments, "--seed", "1", "--dry-run"]) == 0
+    assert "Params have changed" in log.read_text()[before:]
+
+
+@needs_weights
+@pytest.mark.slow
+@pytest.mark.parametrize("name", THERE)
+def test_every_notebook_runs_in_smoke(name, tmp_path):
+    plan = workflow.Plan("smoke", str(tmp_path / "out"), str(tmp_path / "work"), names=[name])
+    workflow.run_notebook(name, plan.parameters(name), tmp_path / "run.ipynb")
+    results = read_results(tmp_path / "out" / name)
+    shown = {path.name for path in (tmp_path / "out" / name).iterdir()}
+    assert {"results.json", "figure.png", "clip.mp4"} <= shown
+    assert all(claim["verdict"] != "not run" or claim["said"] for claim in results["metrics"]["claims"].values())
+    assert json.dumps(results)
+
+
+def test_a_notebook_that_leaves_nothing_is_an_error(tmp_path, monkeypatch):
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1")],
+                                  metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    nbformat.write(nb, tmp_path / "comparison.ipynb")
+    monkeypatch.setattr(workflow, "FOLDER", tmp_path)
+    monkeypatch.setattr(notebooks, "execute", lambda *args, **how: tmp_path)
+    with pytest.raises(AnimkitError, match="left no results.json"):
+        workflow.run_notebook("comparison", {"out": str(tmp_path)}, tmp_path / "run.ipynb")
