@@ -64,7 +64,7 @@ STAGES = [
     "assemble",
     *zoo.STAGES,
 ]
-DEFAULTS = {"steps": 25, "guidance": 5.0, "frames": 16, "fps": 8}
+DEFAULTS = {"steps": 25, "guidance": 3.0, "frames": 16, "fps": 8}
 
 STEPS = {
     "vae": 2000,
