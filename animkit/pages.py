@@ -15,7 +15,10 @@ TEMPLATE = """{%- extends 'index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
-{%- block jupyter_widgets -%}{%- endblock -%}"""
+{%- block jupyter_widgets -%}{%- endblock -%}
+{%- block html_head_css -%}{{ super() }}
+<style>.jp-RenderedMarkdown pre { font-family: var(--jp-code-font-family); font-size: var(--jp-code-font-size); }</style>
+{%- endblock -%}"""
 
 
 def write_page(notebook: str | os.PathLike, page: str | os.PathLike) -> Path:

@@ -1,0 +1,155 @@
+"""The course's notebooks: what each must have, solutions that are right, one run of a small one; all of them when slow."""
+import ast
+import json
+import re
+
+import nbformat
+import pytest
+
+from animkit import notebooks
+from animkit.coursework import checks
+from animkit.coursework.verdict import Verdict
+
+# Notebook -> its smallest preset.
+SMALLEST = {
+    "01_image_diffusion": {"steps": 3, "pictures": 2},
+    "02_inflation": {"frames": 3, "steps": 2},
+    "03_motion_module": {"frames": 4, "steps": 2},
+    "04_domain_adapter": {"steps": 2, "training_steps": 3, "batch": 2, "videos": 4, "scenes": 2},
+    "05_training_the_motion_module": {"steps": 2, "training_steps": 3, "batch": 1, "videos": 4, "frames": 4},
+}
+HERE = list(SMALLEST)
+
+
+@pytest.fixture(scope="module", params=HERE)
+def book(request, repo):
+    return nbformat.read(repo / "notebooks" / f"{request.param}.ipynb", as_version=4)
+
+
+def text_of(book) -> str:
+    return "\n".join(cell.source for cell in book.cells if cell.cell_type == "markdown")
+
+
+def code_of(book) -> str:
+    return "\n".join(cell.source for cell in book.cells if cell.cell_type == "code")
+
+
+def cell(book, id):
+    return next(c for c in book.cells if c.id == id)
+
+
+def solution(book, n) -> str:
+    return re.search(r"```python\n(.*?)```", cell(book, f"solution-{n}").source, re.S).group(1)
+
+
+def exercises(book) -> list[int]:
+    return [int(c.id.removeprefix("exercise-")) for c in book.cells if c.id.startswith("exercise-")]
+
+
+def test_the_first_cell_says_what_comes_and_what_it_costs(book):
+    first = book.cells[0].source
+    assert first.startswith("# ") and "When you leave this page you can" in first and "**You need to know**" in first
+    head = re.search(r"^\|(.*)\|$", first, re.M).group(1)
+    assert [c.strip() for c in head.split("|")] == ["to read", "to run", "exercises", "memory", "to download"]
+    assert re.search(r"minutes? on two CPU cores", first)
+    assert "parameters" in book.cells[1].metadata.get("tags", [])
+
+
+def test_it_has_every_part_of_a_lesson(book):
+    text, code = text_of(book), code_of(book)
+    headings = re.findall(r"^## (.+)$", text, re.M)
+    assert headings[-4:] == ["What the paper found, and what we measure", "Summary", "Exercises", "Where to read on"]
+    assert text.count("> **Guess first.**") >= 3, "questions before the cells that answer them"
+    assert "beside(" in code and "drawn(" in code and re.search(r"\bknob\(", code)
+    assert sum(map(code.count, ("drawn(", "sheet(", "filmstrip(", "side_by_side("))) >= 4, "pictures, with words"
+    assert "autoplay" not in code
+
+
+def test_guesses_come_before_the_cell_that_answers(book):
+    for here, following in zip(book.cells, book.cells[1:]):
+        if "**Guess first.**" in here.source:
+            assert following.cell_type == "code", here.id
+
+
+def test_a_widget_has_a_static_picture_before_it(book):
+    for c in book.cells:
+        if c.cell_type == "code" and re.search(r"^knob\(", c.source, re.M):
+            assert c.source.index("display(") < c.source.index("knob(draw"), c.id
+
+
+def test_it_stands_in_the_repo_as_a_lesson_not_as_a_run(book):
+    assert [c.id for c in book.cells if c.cell_type == "code" and (c.outputs or c.execution_count)] == []
+    assert "widgets" not in book.metadata
+
+
+def test_lines_of_code_fit_the_page(book):
+    long = [(c.id, line) for c in book.cells if c.cell_type == "code" for line in c.source.splitlines() if len(line) > 130]
+    assert long == []
+
+
+def test_paths_that_it_names_exist(book, repo):
+    named = set(re.findall(r"`((?:animkit|notebooks|data_samples|docs|tests|configs|benchmarks)/[\w./-]+)`", text_of(book)))
+    assert [path for path in named if not (repo / path).exists()] == []
+    beside = set(re.findall(r"`(\d\d_\w+\.ipynb)`", text_of(book)))
+    assert [n for n in beside if not (repo / "notebooks" / n).exists()] == []
+
+
+def test_nothing_of_the_library_is_written_twice(book, repo):
+    """The notebook shows the package's code; a function of three lines and more is nowhere a copy of it."""
+    library = " ".join("".join(p.read_text().split()) for p in (repo / "animkit").rglob("*.py"))
+    for c in book.cells:
+        if c.cell_type != "code":
+            continue
+        for node in ast.walk(ast.parse(c.source)):
+            if isinstance(node, ast.FunctionDef) and len(node.body) >= 3:
+                body = "".join("".join(ast.unparse(statement).split()) for statement in node.body)
+                assert body not in library, f"{c.id}: {node.name}"
+
+
+def test_exercises_say_how_hard_how_important_how_long(book):
+    found = exercises(book)
+    assert found == list(range(1, len(found) + 1)) and len(found) >= 3
+    for n in found:
+        task = cell(book, f"exercise-{n}").source
+        assert re.search(r"^### Exercise %d: .+\n\*Difficulty [1-5] of 5 · importance [1-5] of 5 · \d+ minutes\*$" % n, task, re.M)
+        assert "<details>\n<summary>Hint</summary>\n\n" in task and "\n\n</details>" in task
+        assert cell(book, f"solution-{n}").source.startswith(f"<details>\n<summary>Solution of exercise {n}</summary>\n\n")
+
+
+def run(book, n, code) -> Verdict:
+    """The exercise's cell with its stub replaced by `code`: what its last line says."""
+    source = cell(book, f"answer-{n}").source
+    *stub, check = ast.parse(source).body
+    space = {"checks": checks}
+    exec("import math\nimport numpy as np\nimport torch\nfrom einops import rearrange, repeat\nfrom torch import nn", space)
+    exec(code if code is not None else "\n".join(map(ast.unparse, stub)), space)
+    return eval(ast.unparse(check), space)
+
+
+def test_solutions_are_right_and_stubs_are_to_do(book):
+    for n in exercises(book):
+        assert run(book, n, None).state == "to do", n
+        verdict = run(book, n, solution(book, n))
+        assert verdict.ok, f"{n}: {verdict}"
+
+
+def execute(name, repo, tmp_path):
+    out = notebooks.execute(repo / "notebooks" / f"{name}.ipynb", tmp_path / "run.ipynb", SMALLEST[name], progress=False)
+    book = nbformat.read(out, as_version=4)
+    said = [o["data"]["text/plain"] for c in book.cells if c.id.startswith("answer-") for o in c.outputs]
+    assert len(said) == len(exercises(book)) and all(s.startswith("To do") for s in said)
+    warned = [o.text for c in book.cells if c.cell_type == "code" for o in c.outputs if o.get("name") == "stderr"]
+    assert not [w for w in warned if "Traceback" in w]
+    images = re.findall(r"<img[^>]*>", json.dumps([c.outputs for c in book.cells if c.cell_type == "code"]))
+    assert len(images) >= 4 and all(re.search(r'alt=\\"[^"]{10,}', image) for image in images)
+
+
+def test_a_short_one_runs(repo, tmp_path):
+    execute("02_inflation", repo, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", [name for name in HERE if name != "02_inflation"])
+def test_each_runs_at_its_smallest(name, repo, tmp_path):
+    execute(name, repo, tmp_path)
