@@ -78,7 +78,8 @@ def cache_latents(vae: nn.Module, clips: Any, folder: str | Path, *, views: int 
     random windows and crops of each clip to take. Raises AnimkitError for latents that are not finite, a full disk, a
     damaged cache.
     """
-    key = _digest(clips.fingerprint(), views, fingerprint_of(vae))
+    # a decoder that was trained on leaves the latents what they are
+    key = _digest(clips.fingerprint(), views, fingerprint_of(vae, without=("decoder.", "post_quant_conv.")))
     path = Path(folder) / f"latents-{key}.safetensors"
     if not path.exists():
         write_atomically(path, lambda temporary: _write_latents(temporary, vae, clips, views, frames_at_once, quiet))
@@ -114,12 +115,15 @@ def encode(vae: nn.Module, video: Tensor, frames_at_once: int = 16) -> Tensor:
     return ((z.float() - (vae.config.shift_factor or 0)) * vae.config.scaling_factor).transpose(0, 1)
 
 
-def fingerprint_of(module: nn.Module) -> str:
-    """A hash of a model's configuration and weights."""
+def fingerprint_of(module: nn.Module, without: tuple[str, ...] = ()) -> str:
+    """A hash of a model's configuration and weights, wherever they lie; without: beginnings of names of weights."""
     config = getattr(module, "config", {})
     config = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # of transformers, of diffusers
+    config = {name: value for name, value in config.items() if not name.startswith("_")}  # _name_or_path: its folder
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):
+        if name.startswith(without):
+            continue
         digest.update(name.encode() + str(tensor.dtype).encode() + str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -16,7 +16,7 @@ _PUBLIC = {
     "Motion": "motion", "optical_flow": "motion", "exact_flow": "motion",
     "motion_of": "motion", "motion_found": "motion",
     "CameraPath": "camera", "camera_path": "camera", "camera_path_of_flow": "camera",
-    "name_shot": "camera", "fit_similarity": "camera",
+    "name_shot": "camera", "fit_similarity": "camera", "stabilised": "stabilise",
     "MaskReader": "masks", "overlap": "masks", "follows": "masks", "reader_of": "masks", "through": "masks",
     "mark_correlation": "watermark", "watermark_score": "watermark",
     "frechet_distance": "frechet", "motion_judge_features": "frechet", "frechet_extrapolated": "frechet",

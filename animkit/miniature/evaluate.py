@@ -4,6 +4,7 @@
     motion   100 prompts, ten for each motion, 16 frames: does the thing move as named? And, from the same noise,
              without the motion module?
     judge    the judge itself, on real renders that it never saw, where every answer is known
+    adapter, looks, shots, cost   the zoo: see evaluate_zoo.py
 
 Prompts are a fixed list that a seed makes; steps and guidance are the shipped ones. Real renders of the very same
 scenes, judged by the same judge, stand beside the miniature's numbers: no model can be measured better than that.
@@ -30,6 +31,7 @@ from .motion_clips import FRAMES, KINDS, incoherent, with_marks
 from .motion_judge import INCOHERENT, STILL, MotionJudge
 
 COUNTS = {"stills": 200, "motion": 100, "judge": 1000}
+ZOO = ("adapter", "looks", "shots", "cost")
 
 
 def draw(animator, prompts: list[str], frames: int, seed: int, batch: int = 20, said: str = "") -> np.ndarray:
@@ -192,22 +194,27 @@ def open_animator(folder: Path, motion: bool = False, look: str | None = None):
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("what", choices=list(COUNTS), help="what is judged")
+    parser.add_argument("what", choices=[*COUNTS, *ZOO], help="what is judged")
     parser.add_argument("--count", type=int, help="how many prompts (stills: 200, motion: 100) or pictures (judge: "
-                                                  "1000); a small one for a quick look")
-    parser.add_argument("--look", help="motion: insert this look of looks/")
+                                                  "1000; the zoo: 20); a small one for a quick look")
+    parser.add_argument("--look", help="motion, adapter: insert this look of looks/; looks: judge only this one")
     parser.add_argument("--folder", type=Path, help="where miniature/, judge/, motion_module/ and looks/ lie "
                                                     "(default: the shipped samples)")
     parser.add_argument("--out", type=Path, help="where results go (default: results/ in that folder)")
     parser.add_argument("--batch", type=int, default=20, help="prompts drawn at once (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another list of prompts and other noise")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--steps", type=int, help="the zoo: steps of the sampler (default: the base's own)")
+    parser.add_argument("--bf16", action="store_true", help="the zoo: draw in bfloat16 where layers gain from it")
 
 
 def run(args) -> int:
     """Judge, write WHAT.json (and a sheet WHAT.png), print the table. AnimkitError for missing or damaged weights."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.what in ZOO:
+        from . import evaluate_zoo  # which stands on this
+        return evaluate_zoo.run(args)
     what, look, start = args.what, args.look, time.monotonic()
     count = COUNTS[what] if args.count is None else args.count
     if count < 1 or args.batch < 1:

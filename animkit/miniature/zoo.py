@@ -1,11 +1,11 @@
 """The zoo: the paper's three stages and eight personalised looks, each trained by the very command that users have.
 
-    stage          `animkit train ...`                                                        leaves in data_samples/
-    adapter        domain-adapter: single random frames of watermarked web video              domain_adapter.safetensors
-    motion_web     motion-module: the same clips, the adapter in place with alpha 1           motion_modules/web.safetensors
-    motion_plain   motion-module: the ablation: same start, clips, steps, seed, no adapter    motion_modules/plain.safetensors
-    look           look: seven LoRAs and one full fine-tune, 40 pictures each                 looks/*.safetensors
-    shots          motion-lora: one for each shot type, 50 clips each, made by moving crops   motion_loras/*.safetensors
+    stage          `animkit train ...`                                                      file in data_samples/
+    adapter        domain-adapter: single random frames of watermarked web video            domain_adapter.safetensors
+    motion_web     motion-module: the same clips, the adapter in place with alpha 1         motion_modules/web...
+    motion_plain   motion-module: the ablation: same start, clips, steps, seed, no adapter  motion_modules/plain...
+    look           look: seven LoRAs and one full fine-tune, 40 pictures each               looks/ink...
+    shots          motion-lora: one a shot type, 50 clips each, made by moving crops        motion_loras/zoom-in...
     zoo            nothing: copies what has ended to data_samples/, and how it was made to recipe.json
 
 They stand on the base and the motion module in data_samples/ (`animkit miniature assemble` puts them there). Work lies

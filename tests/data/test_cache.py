@@ -75,8 +75,21 @@ def test_another_setting_video_or_weight_is_another_cache(vae, clips, tmp_path):
     with torch.no_grad():
         vae.encoder.conv_in.bias[0] += 1e-3
     assert cache.fingerprint_of(vae) != before
+    assert cache_latents(vae, clips, tmp_path, quiet=True).path != one
     with torch.no_grad():
         vae.encoder.conv_in.bias[0] -= 1e-3
+        vae.decoder.conv_in.bias[0] += 1e-3  # which latents do not depend on
+    assert cache.fingerprint_of(vae) != before and cache_latents(vae, clips, tmp_path, quiet=True).path == one
+    with torch.no_grad():
+        vae.decoder.conv_in.bias[0] -= 1e-3
+
+
+def test_a_model_is_the_same_in_another_folder(vae, tmp_path):
+    prints = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        vae.save_pretrained(folder)
+        prints.append(cache.fingerprint_of(type(vae).from_pretrained(folder)))
+    assert prints == [cache.fingerprint_of(vae)] * 2
 
 
 def test_bad_videos_are_left_out_and_views_take_turns(videos, vae, tmp_path):

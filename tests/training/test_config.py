@@ -32,11 +32,11 @@ def test_the_papers_numbers():
 
 
 def test_overrides_reach_their_setting():
-    overrides = ["training.steps=500", "training.lr=2e-3", "rank=4", "data.count=null", "training.betas=[0.9, 0.95]"]
+    overrides = ["training.steps=500", "training.lr=3e-3", "rank=4", "data.count=null", "training.betas=[0.9, 0.95]"]
     config = load_config(CONFIGS / "miniature.yaml", "look", overrides)
-    assert (config.training.steps, config.training.lr, config.rank, config.data.count) == (500, 2e-3, 4, None)
+    assert (config.training.steps, config.training.lr, config.rank, config.data.count) == (500, 3e-3, 4, None)
     assert config.training.betas == (0.9, 0.95)
-    assert load_config(CONFIGS / "miniature.yaml", "look").training.lr == 1e-3
+    assert load_config(CONFIGS / "miniature.yaml", "look").training.lr == 2e-3
 
 
 @pytest.mark.parametrize("override, message", [

@@ -1,0 +1,334 @@
+"""`animkit judge adapter|looks|shots|cost`: does the zoo do what the paper says? Every bar with the numbers behind it.
+
+    adapter   4.1: the watermark and the look in clips, with the adapter's alpha at 0, .25, .5, .75, 1, and of the
+              module that was trained without an adapter; 100 is the training videos' own mark, 0 clean renders'
+    looks     5.1: one motion module in the base and in each look: motion, look and text, beside that look's stills
+    shots     4.3: the camera's move, estimated from the clip, with each MotionLoRA; two at once; three alphas; none
+    cost      minutes and memory of what was trained, out of recipe.json
+
+The same prompts and the same noise in every column, so that columns differ by what is named alone.
+"""
+import json
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import samples
+from ..data import camera
+from ..errors import AnimkitError
+from ..metrics.camera import FULL, LEAST, NAMES, camera_path, name_shot
+from ..metrics.intervals import bootstrap, share
+from ..metrics.stabilise import stabilised
+from ..metrics.watermark import watermark_score
+from ..record import record
+from ..show.filmstrip import Picture
+from ..world import render
+from ..world.web import degrade
+from .clip import COLOURLESS
+from .evaluate import FRAMES, draw, in_rows, open_animator
+from .judge import TEXT, Judge, asked, names_its_look, text_found, truth
+from .zoo import NEW_LOOKS
+
+COUNTS = {"adapter": 20, "looks": 20, "shots": 20, "cost": 0}
+ALPHAS = (1.0, 0.75, 0.5, 0.25, 0.0)
+COMPOSED = ("zoom in", "roll clockwise")
+FEW = 4  # prompts on which a MotionLoRA's alpha is tried, and real clips of each shot type
+
+
+def judge_adapter(folder: Path, judge: Judge, count: int, seed: int, batch: int, look: str | None,
+                  steps: int | None) -> tuple[dict, Picture]:
+    """4.1: what is left of the web videos' look, for each alpha; the ablation's module has no adapter to turn down."""
+    web, plain = (_file(folder, f"motion_modules/{name}.safetensors", f"motion_{name}") for name in ("web", "plain"))
+    adapter = _file(folder, "domain_adapter.safetensors", "adapter")
+    prompts, scenes = map(list, zip(*asked(count, seed, look=look is None)))
+    scenes = [s if look is None else s.with_(look=look) for s in scenes]
+    named = np.array([look is not None or names_its_look(*each) for each in zip(prompts, scenes)])
+    animator = open_animator(folder, look=look)
+    animator.insert(web, name="motion")
+    animator.insert(adapter, name="domain adapter")
+    drawn = {}
+    for alpha in ALPHAS:
+        animator.alpha["domain adapter"] = alpha
+        drawn[f"alpha {alpha:g}"] = _draw(animator, prompts, FRAMES, seed, batch, steps, f"alpha {alpha:g}")
+    animator.remove("domain adapter")
+    animator.insert(plain, name="motion")
+    drawn["trained without"] = _draw(animator, prompts, FRAMES, seed, batch, steps, "trained without")
+
+    clean = [render(scene, FRAMES, drawn["trained without"].shape[2]).rgb for scene in scenes]
+    mark = {"clean renders": _uint8(clean), "web video": _uint8([degrade(rgb) for rgb in clean])}
+
+    scores = {}
+    for whose, clips in {**drawn, **mark}.items():
+        shown = judge.pictures(_frames(clips))
+        looks = _each([found == scenes[k // FRAMES].look for k, found in enumerate(shown["look"])])
+        found = judge.motion(clips)
+        scores[whose] = {"watermark": _number(watermark_score(clips, mark["web video"], mark["clean renders"])),
+                         "look": share(looks[named]),
+                         "named motion": share([f == truth(s, "motion") for f, s in zip(found, scenes)]),
+                         **{a: share(r) for a, r in text_found(shown, scenes, _readable(look)).items()}}
+    marks = {whose: column["watermark"]["mean"] for whose, column in scores.items()}
+    curve = [marks[f"alpha {alpha:g}"] for alpha in ALPHAS]
+    faithful = [scores[f"alpha {alpha:g}"]["look"]["share"] or 0 for alpha in ALPHAS]  # of no named look: 0 of 0
+    bars = [_bar("watermark at alpha 1", ">= 60", curve[0], curve[0] >= 60),
+            _bar("watermark at alpha 0", "<= 10", curve[-1], curve[-1] <= 10),
+            _bar("watermark from alpha 1 to 0", "falls at each step", curve,
+                 all(a > b for a, b in zip(curve, curve[1:]))),
+            _bar("watermark of the module trained without the adapter", ">= 25", marks["trained without"],
+                 marks["trained without"] >= 25),
+            _bar("look accuracy from alpha 1 to 0", "rises", faithful,
+                 faithful[-1] > faithful[0] and all(b >= a - 0.02 for a, b in zip(faithful, faithful[1:])))]
+    rows = {whose: {f"frame {j + 1}": clips[0, j] for j in range(0, FRAMES, 4)}
+            for whose, clips in {**drawn, **mark}.items()}
+    said = f"One prompt, one noise: {prompts[0]}; the adapter's alpha from 1 to 0, the module without it, real renders"
+    return {"scores": scores, "bars": bars}, in_rows(rows, said)
+
+
+def judge_looks(folder: Path, judge: Judge, count: int, seed: int, batch: int, only: str | None,
+                steps: int | None) -> tuple[dict, Picture]:
+    """5.1: the same motion module in the base and in each look (or only one), beside the stills of the same prompts."""
+    there = [look for look in NEW_LOOKS if (folder / "looks" / f"{look}.safetensors").exists()]
+    if not there:
+        raise AnimkitError(f"There is no look in {folder / 'looks'}: train them with `animkit miniature look zoo`.")
+    scores, rows, bars = {}, {}, []
+    for look in [only] if only else [None, *there]:
+        prompts, scenes = map(list, zip(*asked(count, seed, look=look is None)))
+        scenes = [s if look is None else s.with_(look=look) for s in scenes]
+        named = np.array([look is not None or names_its_look(*each) for each in zip(prompts, scenes)])
+        animator = open_animator(folder, look=look)
+        stills = _draw(animator, prompts, 1, seed, batch, steps, f"{look or 'base'}, stills")
+        open_motion = open_animator(folder, motion=True, look=look)
+        clips = _draw(open_motion, prompts, FRAMES, seed, batch, steps, f"{look or 'base'}, clips")
+        whose = look or "base"
+        scores[whose] = {}
+        for said, pictures in (("stills", stills), ("clips", clips)):
+            shown = judge.pictures(_frames(pictures))
+            f = pictures.shape[1]
+            looks = _each([found == scenes[k // f].look for k, found in enumerate(shown["look"])], f)
+            text = text_found(shown, scenes, _readable(look))
+            scores[whose] |= {f"{said}: look": share(looks[named]), f"{said}: text": share(text["all of these"]),
+                              **{f"{said}: {a}": share(text[a]) for a in _readable(look)}}
+        found = judge.motion(clips)
+        scores[whose]["named motion"] = share([f == truth(s, "motion") for f, s in zip(found, scenes)])
+        rows[whose] = {"still": stills[0, 0], **{f"frame {j + 1}": clips[0, j] for j in range(0, FRAMES, 3)}}
+        got = {name: column["share"] for name, column in scores[whose].items()}
+        bars.append(_bar(f"{whose}: named motion", ">= 80 %", got["named motion"], got["named motion"] >= 0.8))
+        for name in ("look", "text"):
+            if got[f"clips: {name}"] is not None:
+                lost = got[f"stills: {name}"] - got[f"clips: {name}"]
+                bars.append(_bar(f"{whose}: {name} accuracy, stills less clips", "within 10 points", 100 * lost,
+                                 abs(lost) <= 0.1))
+    if not only:
+        bars.append(_bar("looks", "8", len(there), len(there) == 8))
+    return {"scores": scores, "bars": bars}, in_rows(rows, f"One prompt, one noise, in each look: {prompts[0]}")
+
+
+def judge_shots(folder: Path, judge: Judge, count: int, seed: int, batch: int,
+                steps: int | None) -> tuple[dict, Picture]:
+    """4.3: which way the camera goes with each MotionLoRA and how far; do objects still do what the prompt says?"""
+    files = {shot: folder / "motion_loras" / f"{shot.replace(' ', '-')}.safetensors" for shot in camera.SHOTS}
+    files = {shot: file for shot, file in files.items() if file.exists()}
+    if not files:
+        raise AnimkitError(f"There is no MotionLoRA in {folder / 'motion_loras'}: train them with `animkit miniature "
+                           "shots zoo`.")
+    prompts, scenes = map(list, zip(*asked(count, seed, look=False)))
+    named = [truth(s, "motion") for s in scenes]
+    animator = open_animator(folder, motion=True)
+
+    def drawn(shots: dict[str, float], said: str, only: int | None = None) -> np.ndarray:
+        for shot, alpha in shots.items():
+            animator.insert(files[shot], alpha=alpha, name=shot)
+        clips = _draw(animator, prompts[:only], FRAMES, seed, batch, steps, said)
+        for shot in shots:
+            animator.remove(shot)
+        return clips
+
+    clips = {"no MotionLoRA": drawn({}, "no MotionLoRA")}
+    clips |= {shot: drawn({shot: 1.0}, shot) for shot in files}
+    if set(COMPOSED) <= set(files):
+        clips[" + ".join(COMPOSED)] = drawn(dict.fromkeys(COMPOSED, 1.0), " + ".join(COMPOSED))
+    moves = {whose: [camera_path(clip).moves for clip in each] for whose, each in clips.items()}
+    scores = {whose: _shot_scores(judge, each, moves[whose], named, whose) for whose, each in clips.items()}
+    real, shots, motions = zip(*_real(FEW, seed, clips["no MotionLoRA"].shape[2]))
+    paths = [camera_path(clip).moves for clip in real]
+    right = [name_shot(m, 0)[0] == shot for m, shot in zip(paths, shots)]
+    scores["real clips, moved by crops"] = {
+        "shot type": share(right), **_object_motion(judge, np.stack(real), motions),
+        **{name: _number([abs(m[name]) for m, s in zip(paths, shots) if s in NAMES[name]]) for name in FULL}}
+
+    amounts, bars = {}, []
+    for shot in files:
+        name, sign = next((n, 1 - 2 * two.index(shot)) for n, two in NAMES.items() if shot in two)
+        few = min(FEW, count)
+        tried = {0.0: clips["no MotionLoRA"][:few], 1.0: clips[shot][:few]}
+        tried |= {alpha: drawn({shot: alpha}, f"{shot}, alpha {alpha:.2g}", few) for alpha in (1 / 3, 2 / 3)}
+        far = {alpha: np.mean([sign * camera_path(c).moves[name] for c in each]) for alpha, each in tried.items()}
+        amounts[shot] = {f"{alpha:.2g}": round(float(far[alpha]), 4) for alpha in sorted(far)}
+        curve = list(amounts[shot].values())
+        bars.append(_bar(f"{shot}: its move at alpha 0, 1/3, 2/3, 1", "rises at each step", curve,
+                         all(a < b for a, b in zip(curve, curve[1:]))))
+    all_right = np.concatenate([scores[s]["shot type"]["right"] for s in files])
+    all_moving = np.concatenate([scores[s]["named motion"]["right"] for s in files])
+    summary = {"shot type": share(all_right), "named motion": share(all_moving)}
+    bars = [_bar("MotionLoRAs", "8", len(files), len(files) == 8),
+            _bar("the right shot type out of eight", ">= 90 %", summary["shot type"]["share"], all_right.mean() >= 0.9),
+            _bar("object's motion as prompted", ">= 70 %", summary["named motion"]["share"], all_moving.mean() >= 0.7),
+            *bars, *_still_bars(moves, files)]
+    if " + ".join(COMPOSED) in scores:
+        both = scores[" + ".join(COMPOSED)]["shot type"]["share"]
+        bars.append(_bar(" + ".join(COMPOSED), "both in most clips (>= 50 %)", both, both >= 0.5))
+    for column in scores.values():
+        for score in column.values():
+            score.pop("right", None)
+    rows = {whose: {f"frame {j + 1}": each[0, j] for j in range(0, FRAMES, 3)} for whose, each in clips.items()}
+    return {"scores": scores, "all MotionLoRAs": summary, "moves by alpha": amounts, "bars": bars}, in_rows(
+        rows, f"One prompt, one noise, with each MotionLoRA: {prompts[0]}")
+
+
+def _shot_scores(judge: Judge, clips: np.ndarray, moves: list[dict], named: list[str], whose: str) -> dict:
+    """Of clips drawn with one MotionLoRA, with two ("a + b"), or with none, which has no shot type to name."""
+    wanted = set(whose.split(" + ")) & set(camera.SHOTS)
+    least = 0 if len(wanted) == 1 else LEAST  # one of eight: the largest move; of two, both must be moves
+    right = [set(name_shot(m, least)[:len(wanted)]) == wanted for m in moves] if wanted else []
+    return {"shot type": share(right) | {"right": np.array(right, float)}, **_object_motion(judge, clips, named),
+            **{name: _number([abs(m[name]) for m in moves]) for name in FULL}}
+
+
+def _object_motion(judge: Judge, clips: np.ndarray, named) -> dict:
+    """As the judge sees it once the camera's move, as estimated, is taken out; and with it in."""
+    steady = [f == n for f, n in zip(judge.motion(np.stack([stabilised(clip) for clip in clips])), named)]
+    as_is = [f == n for f, n in zip(judge.motion(clips), named)]
+    return {"named motion": share(steady) | {"right": np.array(steady, float)},
+            "named motion, camera's move left in": share(as_is)}
+
+
+def _still_bars(moves: dict[str, list[dict]], files: dict) -> Iterator[dict]:
+    """Without a MotionLoRA each kind of move is under a tenth of what its two MotionLoRAs make."""
+    for name, two in NAMES.items():
+        if trained := [shot for shot in two if shot in files]:
+            with_it = np.mean([abs(m[name]) for shot in trained for m in moves[shot]])
+            without = np.mean([abs(m[name]) for m in moves["no MotionLoRA"]])
+            yield _bar(f"|{name}| without a MotionLoRA, of |{name}| with", "< 10 %", without / max(with_it, 1e-6),
+                       without < 0.1 * with_it)
+
+
+def _real(each: int, seed: int, size: int) -> Iterator[tuple[np.ndarray, str, str]]:
+    """Real clips of every shot type, by the rule that made the MotionLoRAs' own, of scenes that these never saw."""
+    for k, (_, scene) in enumerate(asked(each * 8, seed + 1)):
+        shot = camera.SHOTS[k % 8]
+        large = torch.from_numpy(render(scene, FRAMES, 2 * size).uint8).permute(3, 0, 1, 2)
+        moved = camera.apply(large, camera.crop_path(shot, FRAMES, 0.3), size)
+        yield moved.permute(1, 2, 3, 0).numpy(), shot, truth(scene, "motion")
+
+
+def judge_cost(folder: Path) -> dict:
+    """What was trained, in how many minutes and how much memory, against the issue's bars for two cores."""
+    told = json.loads((folder / "recipe.json").read_text())
+    most = {"look": 3, "shots": 6}
+    scores, bars = {}, []
+    for name, part in told.items():
+        if "command" in part:
+            minutes = part["seconds"] / 60
+            scores[name] = {"minutes": round(minutes, 2), "minutes preparing": part["minutes_preparing"],
+                            "steps": part["steps"], "peak memory MB": part["peak_memory_mb"], "device": part["device"]}
+            if limit := most.get(part["stage"]):
+                bars.append(_bar(f"{name}: minutes", f"<= {limit}", minutes, minutes <= limit))
+    motion = [told[stage]["seconds"] / 60 for stage in ("motion_coarse", "motion") if stage in told]
+    result = folder / "results" / "motion.json"
+    if len(motion) == 2 and result.exists():
+        found = json.loads(result.read_text())["metrics"]["scores"]["with the module"]["named motion"]["share"]
+        bars.append(_bar("a motion module from nothing: minutes, motions found", "<= 30 minutes, >= 60 %",
+                         [sum(motion), found], sum(motion) <= 30 and found >= 0.6))
+    return {"scores": scores, "bars": bars}
+
+
+# ---- small things
+
+def _judge(folder: Path) -> Judge:
+    return Judge.from_pretrained(folder / "judge")
+
+
+def _file(folder: Path, name: str, stage: str) -> Path:
+    if not (folder / name).exists():
+        raise AnimkitError(f"There is no {folder / name}: train it with `animkit miniature {stage} zoo`.")
+    return folder / name
+
+
+def _draw(animator, prompts, frames, seed, batch, steps, said) -> np.ndarray:
+    animator.defaults |= {"steps": steps} if steps else {}
+    return draw(animator, prompts, frames, seed, batch, said)
+
+
+def _uint8(clips) -> np.ndarray:
+    return (np.stack(clips) * 255 + 0.5).astype(np.uint8)
+
+
+def _frames(clips: np.ndarray) -> np.ndarray:
+    return clips.reshape(-1, *clips.shape[2:])
+
+
+def _each(right: list[bool], frames: int = FRAMES) -> np.ndarray:
+    """For each clip the share of its frames."""
+    return np.array(right, float).reshape(-1, frames).mean(1)
+
+
+def _readable(look: str | None) -> tuple[str, ...]:
+    return tuple(a for a in TEXT if a != "colour" or look not in COLOURLESS)
+
+
+def _number(values) -> dict:
+    """{"mean", "low", "high", "n"}: not a share, but as sure."""
+    value, low, high, n = bootstrap(values)
+    named = {"mean": value, "low": low, "high": high}
+    return {name: None if v is None else round(v, 4) for name, v in named.items()} | {"n": n}
+
+
+def _bar(bar: str, wanted: str, found, holds) -> dict:
+    return {"bar": bar, "wanted": wanted, "found": np.round(found, 4).tolist(), "holds": bool(holds)}
+
+
+def run(args) -> int:
+    """Judge, write WHAT.json and the sheet WHAT.png, print the table. AnimkitError for what is missing."""
+    what, start = args.what, time.monotonic()
+    count = COUNTS[what] if args.count is None else args.count
+    if what != "cost" and min(count, args.batch) < 1:
+        raise AnimkitError(f"--count and --batch are at least 1; got {count} and {args.batch}.")
+    if args.look and what not in ("adapter", "looks"):
+        raise AnimkitError(f"--look does not go with `animkit judge {what}`.")
+    folder, picture = samples.root() if args.folder is None else args.folder, None
+    # bf16: where layers gain from it, as the zoo is trained; else float32, as users draw
+    with torch.autocast("cpu", torch.bfloat16) if args.bf16 else nullcontext():
+        if what == "cost":
+            report = judge_cost(folder)
+        elif what == "shots":
+            report, picture = judge_shots(folder, _judge(folder), count, args.seed, args.batch, args.steps)
+        else:
+            report, picture = {"adapter": judge_adapter, "looks": judge_looks}[what](
+                folder, _judge(folder), count, args.seed, args.batch, args.look, args.steps)
+    out, name = folder / "results" if args.out is None else args.out, f"{what}-{args.look}" if args.look else what
+    options = {"look": args.look, "count": count or None, "seed": args.seed if count else None, "steps": args.steps}
+    said = f"animkit judge {what}" + "".join(f" --{k} {v}" for k, v in options.items() if v is not None)
+    record(out / f"{name}.json", {"command": said + " --bf16" * args.bf16, **options, "bf16": args.bf16}, report,
+           {"all": time.monotonic() - start})
+    written = [out / f"{name}.json"] if picture is None else [out / f"{name}.json", picture.save(out / f"{name}.png")]
+    print(f"{table(report)}\n\n{', '.join(map(str, written))}")
+    return 0
+
+
+def table(report: dict) -> str:
+    """The bars, then every score, a line each."""
+    def cell(s):
+        if not isinstance(s, dict):
+            return f"{s}"
+        if "mean" in s:
+            return f"{s['mean']:.3g} ({s['low']:.3g} to {s['high']:.3g})" if s["n"] else "-"
+        return f"{100 * s['share']:.1f} % ({100 * s['low']:.0f} to {100 * s['high']:.0f})" if s["n"] else "-"
+
+    lines = [f"{'holds' if bar['holds'] else 'FAILS'}  {bar['bar']}: {bar['found']}, wanted {bar['wanted']}"
+             for bar in report["bars"]]
+    for whose, column in report["scores"].items():
+        lines += ["", whose, *[f"  {name:40} {cell(score)}" for name, score in column.items()]]
+    return "\n".join(lines)

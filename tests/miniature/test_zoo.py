@@ -1,0 +1,248 @@
+"""The zoo at toy size: each stage is a command that resumes, what ends is copied and told of, each bar is measured."""
+import json
+import shlex
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from animkit import cli, open_checkpoint
+from animkit.errors import AnimkitError
+from animkit.metrics.camera import NAMES
+from animkit.miniature import evaluate_zoo, recipe, zoo
+from animkit.world import LOOKS, SHOTS
+
+SETTINGS = """
+base: miniature
+domain_adapter:
+  rank: 2
+  data: &clips {source: world, batch: 2, size: 32, frames: 3, count: 8, world: {web: true}}
+  noise: {beta_schedule: scaled_linear}
+  sample_steps: 1
+  training: &training {steps: 8, lr: 1e-2, device: cpu}
+motion_module: {domain_adapter: domain_adapter, heads: 1, data: *clips, sample_steps: 1, training: *training}
+motion_lora:
+  motion_module: motion_module
+  shot: zoom in
+  rank: 2
+  data: {source: world, batch: 2, size: 32, frames: 3, count: 2}
+  sample_steps: 1
+  training: *training
+look:
+  rank: 2
+  data: {source: world, batch: 2, size: 32, count: 4, world: {looks: [ink]}}
+  noise: {beta_schedule: scaled_linear}
+  sample_steps: 1
+  training: *training
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def toy(folder, tmp_path_factory):
+    """(samples, work) with the whole zoo trained on toy samples, by the command, at a quarter of its steps."""
+    samples, work = tmp_path_factory.mktemp("zoo") / "samples", tmp_path_factory.mktemp("work")
+    shutil.copytree(folder, samples)
+    shutil.rmtree(samples / "looks")
+    (samples / "recipe.json").write_text(json.dumps({"unet": {"stage": "unet", "steps": 7}, "look-ink": {"old": True}}))
+    patch = pytest.MonkeyPatch()
+    patch.setattr(zoo, "CONFIG", work / "toy.yaml")
+    zoo.CONFIG.write_text(SETTINGS)
+    command(samples, work, *zoo.STAGES)
+    yield samples, work
+    patch.undo()
+
+
+def command(samples, work, *stages, more=()):
+    where = ["--folder", str(work), "--samples", str(samples), "--budget", "0.25", "--threads", "1"]
+    assert cli.main(["miniature", *stages, *where, *more]) == 0
+
+
+def test_everything_of_the_zoo_ships_with_what_made_it(toy):
+    samples, work = toy
+    files = {str(p.relative_to(samples)) for p in samples.rglob("*.safetensors")}
+    new = {f"looks/{look}.safetensors" for look in ("ink neon pixel blueprint night paper chalk sepia").split()}
+    shots = {f"motion_loras/{shot.replace(' ', '-')}.safetensors" for shot in SHOTS}
+    both = {"motion_modules/web.safetensors", "motion_modules/plain.safetensors", "domain_adapter.safetensors"}
+    assert new | shots | both <= files and len(zoo.NEW_LOOKS) == 8 and set(zoo.NEW_LOOKS) < set(LOOKS)
+    told = json.loads((samples / "recipe.json").read_text())
+    assert told.pop("unet") == {"stage": "unet", "steps": 7} and len(told) == len(new | shots | both)
+    for part in told.values():
+        assert part["steps"] == 2 and part["seed"] == 0 and np.isfinite([*part["curve"], part["loss"]]).all()
+        assert (samples / part["file"]).exists() and part["command"].startswith("animkit train ")
+    assert open_checkpoint(samples / told["look-paper"]["file"]).kind == "UNet"
+    assert open_checkpoint(samples / told["look-ink"]["file"]).kind == "LoRA"
+    assert open_checkpoint(samples / told["domain_adapter"]["file"]).kind == "domain adapter"
+    assert open_checkpoint(samples / told["shot-zoom-in"]["file"]).kind == "MotionLoRA"
+
+
+def test_the_ablation_differs_by_the_adapter_alone(toy):
+    samples, work = toy
+    web, plain = (json.loads((work / "zoo" / f"motion_{name}" / "train.json").read_text())["settings"]
+                  for name in ("web", "plain"))
+    assert web["domain_adapter"] == str(work / "zoo" / "domain_adapter") and plain["domain_adapter"] is None
+    assert {**web, "domain_adapter": None} == plain and web["data"]["world"]["web"] and web["start"]
+
+
+def test_the_command_told_is_the_command_that_makes_it(toy, tmp_path):
+    samples, work = toy
+    told = json.loads((samples / "recipe.json").read_text())["shot-roll-clockwise"]
+    words = shlex.split(told["command"])
+    words[words.index("--folder") + 1] = str(tmp_path / "shots" / "roll-clockwise")
+    assert cli.main(words[1:]) == 0
+    again = (tmp_path / "shots" / "roll-clockwise" / "roll-clockwise.safetensors").read_bytes()
+    assert again == (samples / told["file"]).read_bytes()
+
+
+def test_a_stage_that_is_done_stays_and_more_goes_on(toy, tmp_path):
+    samples, work = toy[0], shutil.copytree(toy[1], tmp_path / "work")
+    file = work / "zoo" / "looks" / "neon" / "neon.safetensors"
+    before, made = file.read_bytes(), file.stat().st_mtime_ns
+    command(samples, work, "look")
+    assert file.read_bytes() == before and file.stat().st_mtime_ns == made
+    command(samples, work, "look", more=("--more", "1"))
+    command(samples, work, "look")  # what was added stays
+    assert file.read_bytes() != before
+    assert zoo.assemble(work, tmp_path / "samples")["look-neon"]["steps"] == 3
+
+
+def test_a_run_that_was_stopped_goes_on_and_does_not_ship_before(toy, tmp_path):
+    samples, work = toy
+    fresh = tmp_path / "work"
+    command(samples, fresh, "adapter", more=("--seconds", "1e-9"))
+    assert not (fresh / "zoo" / "domain_adapter" / "train.json").exists()
+    assert zoo.assemble(fresh, tmp_path / "samples") == {}
+    with pytest.raises(AnimkitError, match="has not ended yet"):
+        zoo.run("motion_web", fresh, samples, 0.25)
+    command(samples, fresh, "adapter")
+    whole = (work / "zoo" / "domain_adapter" / "domain_adapter.safetensors").read_bytes()
+    assert (fresh / "zoo" / "domain_adapter" / "domain_adapter.safetensors").read_bytes() == whole
+
+
+def test_what_is_shipped_is_trained_by_the_plain_commands():
+    """On data_samples/ itself, settings stand out as far as they differ from configs/miniature.yaml, no further."""
+    from pathlib import Path
+    told = zoo.parts(Path("runs/miniature/zoo"), Path("data_samples"))
+    assert told["adapter"]["domain_adapter"].settings == ()
+    assert told["motion_web"]["motion_web"].settings == ("start=motion_module",
+                                                         "domain_adapter=runs/miniature/zoo/domain_adapter")
+    assert [stage for stage in zoo.STAGES if stage not in recipe.STAGES] == []
+    assert sum("full=true" in part.settings for part in told["look"].values()) == 1
+
+
+# --- the bars -------------------------------------------------------------------------------------------------------
+
+def judged(samples, out, what, *more):
+    words = ["judge", what, "--folder", str(samples), "--out", str(out), "--batch", "2", "--threads", "1", *more]
+    assert cli.main(words) == 0
+    name = what if "--look" not in more else f"{what}-{more[more.index('--look') + 1]}"
+    return json.loads((out / f"{name}.json").read_text())
+
+
+def test_judge_adapter(toy, tmp_path, capsys):
+    report = judged(toy[0], tmp_path, "adapter", "--count", "2")
+    scores = report["metrics"]["scores"]
+    assert list(scores) == ["alpha 1", "alpha 0.75", "alpha 0.5", "alpha 0.25", "alpha 0", "trained without",
+                            "clean renders", "web video"]
+    assert scores["clean renders"]["watermark"]["mean"] == pytest.approx(0, abs=0.1)
+    assert scores["web video"]["watermark"]["mean"] == pytest.approx(100, abs=0.1)
+    assert scores["alpha 1"]["watermark"] != scores["alpha 0"]["watermark"]
+    bars = {bar["bar"]: bar for bar in report["metrics"]["bars"]}
+    assert bars["watermark at alpha 1"]["found"] == scores["alpha 1"]["watermark"]["mean"] and len(bars) == 5
+    assert not bars["watermark at alpha 1"]["holds"], "of an untrained toy"
+    assert (tmp_path / "adapter.png").exists() and "FAILS  watermark at alpha 1" in capsys.readouterr().out
+
+
+def test_judge_looks(toy, tmp_path):
+    report = judged(toy[0], tmp_path, "looks", "--count", "1", "--steps", "1", "--bf16")
+    assert list(report["metrics"]["scores"]) == ["base", *zoo.NEW_LOOKS]
+    bars = [bar["bar"] for bar in report["metrics"]["bars"]]
+    assert {f"{look}: named motion" for look in ("base", *zoo.NEW_LOOKS)} <= set(bars)
+    assert {f"{look}: look accuracy, stills less clips" for look in zoo.NEW_LOOKS} <= set(bars)
+    assert "clips: colour" not in report["metrics"]["scores"]["ink"], "no one can tell colours there"
+    one = judged(toy[0], tmp_path, "looks", "--count", "1", "--look", "neon", "--steps", "1", "--bf16")
+    assert one["metrics"]["scores"]["neon"] == report["metrics"]["scores"]["neon"]
+    assert one["parameters"]["command"] == "animkit judge looks --look neon --count 1 --seed 0 --steps 1 --bf16"
+
+
+def test_judge_shots(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate_zoo, "FEW", 1)
+    report = judged(toy[0], tmp_path, "shots", "--count", "1", "--steps", "1")["metrics"]
+    assert set(report["scores"]) == {"no MotionLoRA", *SHOTS, "zoom in + roll clockwise", "real clips, moved by crops"}
+    assert report["scores"]["real clips, moved by crops"]["shot type"]["n"] == 8
+    assert report["scores"]["real clips, moved by crops"]["shot type"]["share"] >= 0.7
+    assert report["all MotionLoRAs"]["shot type"]["n"] == 8 and set(report["moves by alpha"]) == set(SHOTS)
+    assert all(list(moves) == ["0", "0.33", "0.67", "1"] for moves in report["moves by alpha"].values())
+    assert len(report["bars"]) == 3 + 8 + 4 + 1
+
+
+def test_judge_cost(toy, tmp_path):
+    report = judged(toy[0], tmp_path, "cost")["metrics"]
+    assert report["scores"]["look-ink"]["steps"] == 2 and report["scores"]["look-ink"]["minutes"] < 3
+    bars = {bar["bar"]: bar["holds"] for bar in report["bars"]}
+    assert len(bars) == 16 and all(bars.values())
+
+
+@pytest.mark.parametrize("gone, what, message", [
+    ("motion_modules", "adapter", "animkit miniature motion_web zoo"), ("looks", "looks", "animkit miniature look zoo"),
+    ("domain_adapter.safetensors", "adapter", "animkit miniature adapter zoo"),
+    ("motion_loras", "shots", "animkit miniature shots zoo")])
+def test_what_is_missing_is_named(toy, tmp_path, capsys, gone, what, message):
+    samples = shutil.copytree(toy[0], tmp_path / "samples")
+    shutil.rmtree(samples / gone) if (samples / gone).is_dir() else (samples / gone).unlink()
+    assert cli.main(["judge", what, "--count", "1", "--folder", str(samples)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_mark_that_fades_with_alpha_holds_every_bar(monkeypatch, toy):
+    """The bars' arithmetic, on clips whose mark is known: drawn by alpha, not by a model."""
+    from animkit.miniature.judge import Judge, asked
+    from animkit.world import render, web_video
+    from animkit.world.web import degrade
+    scenes = [scene for _, scene in asked(2, 0)]
+    clean = [render(scene).rgb for scene in scenes]
+
+    def draw(animator, prompts, frames, seed, batch, steps, said):
+        alpha = 0.6 if said == "trained without" else float(said.split()[1])
+        return evaluate_zoo._uint8([degrade(rgb, mark=0.45 * alpha) if alpha else rgb for rgb in clean])
+
+    monkeypatch.setattr(evaluate_zoo, "_draw", draw)
+    judge = Judge.from_pretrained(toy[0] / "judge")
+    report, _ = evaluate_zoo.judge_adapter(toy[0], judge, 2, 0, 2, None, None)
+    holds = {bar["bar"]: bar["holds"] for bar in report["bars"]}
+    assert [holds[bar] for bar in holds if bar.startswith("watermark")] == [True] * 4
+    assert web_video(scenes[0]).rgb.shape == clean[0].shape
+    monkeypatch.setattr(evaluate_zoo, "_draw", lambda *a: evaluate_zoo._uint8(clean))
+    report, _ = evaluate_zoo.judge_adapter(toy[0], judge, 2, 0, 2, None, None)
+    holds = {bar["bar"]: bar["holds"] for bar in report["bars"]}
+    assert not holds["watermark at alpha 1"] and holds["watermark at alpha 0"]
+    assert not holds["watermark from alpha 1 to 0"] and not holds["look accuracy from alpha 1 to 0"]
+
+
+def test_scores_of_shots_ask_for_all_that_is_named():
+    def moves(**big):
+        return {name: big.get(name, 0.0) for name in NAMES}
+
+    class Eye:
+        def motion(self, clips):
+            return ["rising"] * len(clips)
+
+    clips = np.zeros((2, 16, 32, 32, 3), np.uint8)
+    named = ["rising", "falling"]
+    one = evaluate_zoo._shot_scores(Eye(), clips, [moves(zoom=0.1), moves(zoom=0.1, pan=-0.4)], named, "zoom in")
+    assert one["shot type"]["right"].tolist() == [1, 0] and one["named motion"]["share"] == 0.5
+    two = [moves(zoom=0.5, roll=0.4), moves(zoom=0.5, roll=0.1)]
+    both = evaluate_zoo._shot_scores(Eye(), clips, two, named, "zoom in + roll clockwise")
+    assert both["shot type"]["right"].tolist() == [1, 0]
+    none = evaluate_zoo._shot_scores(Eye(), clips, [moves(), moves(pan=0.3)], named, "no MotionLoRA")
+    assert none["shot type"]["n"] == 0 and none["pan"]["mean"] == pytest.approx(0.15)
+    with_it = {"no MotionLoRA": [moves(pan=0.05)], "pan left": [moves(pan=-1)], "zoom in": [moves(zoom=0.3, pan=0.2)]}
+    bars = {b["bar"]: b["holds"] for b in evaluate_zoo._still_bars(with_it, {"pan left": 0, "zoom in": 0})}
+    assert list(bars.values()) == [True, True] and len(bars) == 2
+    with_it["no MotionLoRA"] = [moves(pan=0.15)]
+    assert not list(evaluate_zoo._still_bars(with_it, {"pan left": 0}))[0]["holds"]
