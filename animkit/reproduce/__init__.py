@@ -11,11 +11,12 @@ from importlib import import_module
 _PUBLIC = {
     "CLAIMS": "claims", "Claim": "claims", "VERDICTS": "claims", "above": "claims", "below": "claims",
     "Experiment": "experiment",
-    "asked_moving": "measures", "drawn": "measures", "measured": "measures", "summary": "measures", "table": "measures",
+    "asked_moving": "drawing", "drawn": "drawing", "shipped": "drawing",
+    "measured": "measures", "summary": "measures", "table": "measures",
     "lead": "measures", "resampled": "measures", "rank_correlation": "measures", "steadiness": "measures",
     "move_made": "measures",
     "held_out_loss": "measures", "power_law": "measures", "only_levels": "measures", "levels_of": "measures",
-    "shipped": "measures", "bars": "figures", "curves": "figures",
+    "bars": "figures", "curves": "figures",
     "collect": "report", "overview": "report", "section": "report", "shown": "report", "markdown": "report",
 }
 __all__ = sorted(_PUBLIC)

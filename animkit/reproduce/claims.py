@@ -26,84 +26,119 @@ CLAIMS: dict[str, dict[str, Claim]] = {
         "object": Claim("ours", "The miniature draws the object that is named", "-", "share of stills, 90 % or more"),
         "colour": Claim("ours", "... in its colour", "-", "share of stills, 90 % or more"),
         "setting": Claim("ours", "... in its place", "-", "share of stills, 95 % or more"),
-        "motion": Claim("4.2", "Trained on clips over a frozen image model, the motion module moves what is named as it is "
-                        "named", "no number", "share of clips with the named motion, less the same without the module, above 0"),
+        "motion": Claim("4.2",
+                        "Trained on clips over a frozen image model, the motion module moves what is named as it is "
+                        "named",
+                        "no number",
+                        "share of clips with the named motion, less the same without the module, above 0"),
     },
     "qualitative": {
-        "look": Claim("5.1", "One motion module animates personalised models that it never met, and each keeps its look",
-                      "eight models, by eye", "share of frames in the look with the module, 80 % or more"),
-        "motion": Claim("5.1", "... and they move as the prompt says", "by eye",
-                        "share of clips with the named motion, over all looks, less the same without the module, above 0"),
-        "shots": Claim("4.3, 5.1", "A MotionLoRA makes the camera move of its shot type", "eight types, by eye",
+        "look": Claim("5.1",
+                      "One motion module animates personalised models that it never met, and each keeps its look",
+                      "eight models, by eye",
+                      "share of frames in the look with the module, 80 % or more"),
+        "motion": Claim("5.1", "... and they move as the prompt says",
+                        "by eye",
+                        "share of clips with the named motion, over all looks, less the same without the module, "
+                        "above 0"),
+        "shots": Claim("4.3, 5.1", "A MotionLoRA makes the camera move of its shot type",
+                       "eight types, by eye",
                        "share of clips whose camera makes that move, less the same without the LoRA, above 0"),
-        "composition": Claim("4.3, 5.1", "MotionLoRAs compose: two at once make both moves", "one pair, by eye",
-                             "share of clips with both moves among the two largest, less the same without LoRAs, above 0"),
+        "composition": Claim("4.3, 5.1", "MotionLoRAs compose: two at once make both moves",
+                             "one pair, by eye",
+                             "share of clips with both moves among the two largest, less the same without LoRAs, "
+                             "above 0"),
     },
     "comparison": {
-        "smooth": Claim("5.2", "AnimateDiff is the smoothest of the three methods", "CLIP smooth 98.00, against 97.42 "
-                        "(Tune-a-Video) and 96.57 (Text2Video-Zero)",
+        "smooth": Claim("5.2", "AnimateDiff is the smoothest of the three methods",
+                        "CLIP smooth 98.00, against 97.42 (Tune-a-Video) and 96.57 (Text2Video-Zero)",
                         "CLIP smooth less the better of the two others, prompt by prompt, above 0"),
-        "domain": Claim("5.2", "... and keeps the personalised model's look best", "CLIP domain 87.29, against 84.84 "
-                        "(Text2Video-Zero) and 80.68 (Tune-a-Video)",
+        "domain": Claim("5.2", "... and keeps the personalised model's look best",
+                        "CLIP domain 87.29, against 84.84 (Text2Video-Zero) and 80.68 (Tune-a-Video)",
                         "CLIP domain less the better of the two others, prompt by prompt, above 0"),
-        "text": Claim("5.2", "... but is not the closest to the text by CLIP", "CLIP text 31.39, against 35.98 "
-                      "(Tune-a-Video) and 32.04 (Text2Video-Zero)",
+        "text": Claim("5.2", "... but is not the closest to the text by CLIP",
+                      "CLIP text 31.39, against 35.98 (Tune-a-Video) and 32.04 (Text2Video-Zero)",
                       "CLIP text less the worse of the two others, prompt by prompt, below 0"),
-        "users": Claim("5.2", "People rank it first for smoothness and text, second for domain", "average user ranking "
-                       "2.825 smoothness, 2.210 text, 2.280 domain (Text2Video-Zero 2.620)",
+        "users": Claim("5.2", "People rank it first for smoothness and text, second for domain",
+                       "average user ranking 2.825 smoothness, 2.210 text, 2.280 domain (Text2Video-Zero 2.620)",
                        "mean rank score of smoothness less the better of the two others, above 0"),
-        "still": Claim("ours", "CLIP smooth alone does not tell animation from a still", "-",
+        "still": Claim("ours", "CLIP smooth alone does not tell animation from a still",
+                       "-",
                        "CLIP smooth of one still repeated, less AnimateDiff's, above 0"),
     },
     "domain_adapter": {
         "alpha": Claim("4.1, 5.3", "As alpha falls from 1 to 0, the videos' look fades, their watermark above all",
-                       "by eye", "watermark at alpha 1 less at alpha 0, prompt by prompt, above 0"),
-        "monotone": Claim("4.1, 5.3", "... steadily", "by eye", "rank correlation of alpha and the mean watermark, over "
-                          "resampled prompts, above 0"),
-        "stage": Claim("4.1", "With the adapter in place in training, the motion module does not learn the videos' look",
-                       "no number", "watermark of a module trained without stage 1, less that of one trained on top of it "
-                       "(alpha 0), above 0"),
-        "look": Claim("5.3", "... so that the personalised model's own look returns at alpha 0", "by eye",
+                       "by eye",
+                       "watermark at alpha 1 less at alpha 0, prompt by prompt, above 10 points"),
+        "monotone": Claim("4.1, 5.3", "... steadily",
+                          "by eye",
+                          "rank correlation of alpha and the mean watermark, over resampled prompts, above 0, where "
+                          "it fades at all"),
+        "stage": Claim("4.1",
+                       "With the adapter in place in training, the motion module does not learn the videos' look",
+                       "no number",
+                       "watermark of a module trained without stage 1, less that of one trained on top of it (alpha "
+                       "0), above 0"),
+        "look": Claim("5.3", "... so that the personalised model's own look returns at alpha 0",
+                      "by eye",
                       "CLIP domain at alpha 0 less at alpha 1, prompt by prompt, above 0"),
     },
     "motion_module_design": {
-        "amount": Claim("5.3", "A temporal convolution of equal size makes all frames nearly the same, with no motion",
-                        "by eye", "amount of motion, convolution over Transformer, below 40 %"),
-        "named": Claim("4.2, 5.3", "... where the temporal Transformer moves what is named", "by eye",
+        "amount": Claim("5.3",
+                        "A temporal convolution of equal size makes all frames nearly the same, with no motion",
+                        "by eye",
+                        "amount of motion, convolution over Transformer, below 40 %; only if most of the "
+                        "Transformer's clips are coherent"),
+        "named": Claim("4.2, 5.3", "... where the temporal Transformer moves what is named",
+                       "by eye",
                        "share of clips with the named motion, Transformer less convolution, above 0"),
-        "equal": Claim("5.3", "The two are of equal size", "equal", "parameters of the convolution over the Transformer's"),
+        "equal": Claim("5.3", "The two are of equal size",
+                       "equal",
+                       "parameters of the convolution over the Transformer's"),
     },
     "motion_lora_efficiency": {
-        "rank": Claim("5.3", "A small rank does nearly as well as a large one", "rank 2 (1 M) and rank 128 (36 M), by eye",
-                      "shot accuracy, the small rank less the largest, above -10 points"),
-        "few": Claim("5.3", "Five clips are too few", "N = 5 degrades, N = 50 works, by eye",
+        "rank": Claim("5.3", "A small rank does nearly as well as a large one",
+                      "rank 2 (1 M) and rank 128 (36 M), by eye",
+                      "shot accuracy, the small rank less the largest, above -10 points; only if the largest learned"
+                      " it"),
+        "few": Claim("5.3", "Five clips are too few",
+                     "N = 5 degrades, N = 50 works, by eye",
                      "shot accuracy at N = 50 less at N = 5, above 0"),
     },
     "control": {
-        "mask": Claim("5.4", "A ControlNet of the base steers the clip frame by frame, with no further training", "by eye",
+        "mask": Claim("5.4", "A ControlNet of the base steers the clip frame by frame, with no further training",
+                      "by eye",
                       "overlap (IoU) of the object found and the object given, 0.7 or more"),
-        "look": Claim("5.4", "... while the look follows the prompt", "by eye", "share of frames in the look asked for, "
-                      "80 % or more"),
+        "look": Claim("5.4", "... while the look follows the prompt",
+                      "by eye",
+                      "share of frames in the look asked for, 80 % or more"),
     },
     "noise_schedule": {
-        "mismatch": Claim("first version, 4.2", "Sampling motion on the base's scaled_linear betas costs steady colours",
-                          "by eye", "drift of the mean colour, scaled_linear less linear, prompt by prompt, above 0"),
-        "trained": Claim("first version", "A motion module trained on linear betas flickers less than one trained on "
-                         "scaled_linear ones", "by eye", "warp error, trained and sampled on scaled_linear less on linear, "
-                         "prompt by prompt, above 0"),
+        "mismatch": Claim("first version, 4.2",
+                          "Sampling motion on the base's scaled_linear betas costs steady colours",
+                          "by eye",
+                          "drift of the mean colour, scaled_linear less linear, prompt by prompt, above 0"),
+        "trained": Claim("first version",
+                         "A motion module trained on linear betas flickers less than one trained on scaled_linear "
+                         "ones",
+                         "by eye",
+                         "warp error, trained and sampled on scaled_linear less on linear, prompt by prompt, above 0"),
     },
     "motion_modules_per_resolution": {
-        "coarse": Claim("ours", "Motion is carried by the modules at the coarser resolutions more than by the finest", "-",
-                        "loss of named motions without the most needed coarser level, less the loss without the finest, above 0"),
+        "coarse": Claim("ours", "Motion is carried by the modules at the coarser resolutions more than by the finest",
+                        "-",
+                        "loss of named motions without the most needed coarser level, less the loss without the "
+                        "finest, above 0"),
     },
     "how_much_data": {
-        "loss": Claim("ours", "More clips lower the loss on clips never seen", "-",
+        "loss": Claim("ours", "More clips lower the loss on clips never seen",
+                      "-",
                       "held-out loss at the fewest clips less at the most, clip by clip, above 0"),
-        "motion": Claim("ours", "... and more of the named motions are there", "-",
+        "motion": Claim("ours", "... and more of the named motions are there",
+                        "-",
                         "share of clips with the named motion, most clips less fewest, above 0"),
     },
 }
-
 
 LEAST = 10  # clips: a bootstrap of fewer is far too narrow to decide anything
 

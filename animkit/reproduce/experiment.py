@@ -1,4 +1,4 @@
-"""What a notebook of reproduce/ shares with the others: its preset, its clock, its verdicts, the files that it leaves."""
+"""What a notebook of reproduce/ shares with the others: its preset, its clock, its verdicts, the files it leaves."""
 import html
 import json
 import time
@@ -93,7 +93,7 @@ class Experiment:
     # ---- what is shown
 
     def figure(self, figure: Any, alt: str) -> Any:
-        """Keep the run's figure (matplotlib's, or a Picture) as figure.png, alt beside it; -> what the notebook shows."""
+        """Keep the run's figure (matplotlib's, or a Picture), alt its words, as figure.png; -> what the notebook shows."""
         from animkit.show.filmstrip import Picture
         if not alt.strip():
             raise AnimkitError("A figure needs alt, a sentence that says what it shows to those who cannot see it.")
@@ -120,8 +120,8 @@ class Experiment:
         lines = ["| section | claim | the paper's | decided by |", "|---|---|---|---|"]
         lines += [f"| {c.section} | {c.says} | {c.paper} | {c.rule} |" for c in self.claims.values()]
         given = ", ".join(f"{name} = {value!r}" for name, value in vars(self.settings).items())
-        return "\n".join([*lines, "", f"**This run**: preset `{self.preset}`, about {self.minutes:g} minutes on two cores; "
-                          f"seed = {self.seed}, {given}"])
+        return "\n".join([*lines, "", f"**This run**: preset `{self.preset}`, about {self.minutes:g} minutes on two "
+                          f"cores; seed = {self.seed}, {given}"])
 
     def __repr__(self) -> str:
         return f"Experiment {self.notebook}, preset {self.preset}, seed {self.seed}"
@@ -134,8 +134,8 @@ class Experiment:
         Raises AnimkitError if a claim has no verdict: what was not run is said to be so.
         """
         if forgotten := [claim for claim in self.claims if claim not in self.verdicts]:
-            raise AnimkitError(f"{self.notebook} ends without a verdict on {', '.join(forgotten)}: judge it, or say why "
-                               "it was not run.")
+            raise AnimkitError(f"{self.notebook} ends without a verdict on {', '.join(forgotten)}: judge it, or say "
+                               "why it was not run.")
         ordered = {claim: self.verdicts[claim] for claim in self.claims}
         parameters = {"notebook": self.notebook, "preset": self.preset, "seed": self.seed, **vars(self.settings)}
         record(self.out / "results.json", parameters,
@@ -151,14 +151,15 @@ class Verdicts:
         self.notebook, self.verdicts = notebook, verdicts
 
     def _repr_markdown_(self) -> str:
-        lines = ["| section | claim | the paper's | measured here | 95 % interval | verdict |", "|---|---|---|---|---|---|"]
+        lines = ["| section | claim | the paper's | measured here | 95 % interval | verdict |", "|---" * 6 + "|"]
         for name, claim in CLAIMS[self.notebook].items():
-            given = self.verdicts.get(name, {"verdict": "not run", "measured": None, "said": "the notebook was not run"})
+            given = self.verdicts[name]
             m, said = given["measured"], html.escape(given["said"], quote=False).replace("|", "/")
             value = "-" if m is None else f"{m['value']:.3g}"
             interval = "-" if m is None or m["low"] is None else f"{m['low']:.3g} to {m['high']:.3g} (n = {m['n']})"
             verdict = f"**{given['verdict']}**" + (f": {said}" if said else "")
-            lines.append(f"| {claim.section} | {claim.says} ({claim.rule}) | {claim.paper} | {value} | {interval} | {verdict} |")
+            said = f"{claim.says} ({claim.rule})"
+            lines.append(f"| {claim.section} | {said} | {claim.paper} | {value} | {interval} | {verdict} |")
         return "\n".join(lines)
 
     __repr__ = _repr_markdown_
@@ -180,7 +181,7 @@ def read_results(folder: str | Path) -> dict | None:
         if any(wrong.values()):
             raise ValueError(f"its {next(name for name, bad in wrong.items() if bad)} are not those of a notebook here")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AnimkitError(f"{path} is not what a notebook of reproduce/ leaves ({error}): run the notebook again.") from error
+        raise AnimkitError(f"{path} is not what a notebook of reproduce/ leaves ({error}): run it again.") from error
     return results
 
 

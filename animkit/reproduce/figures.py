@@ -4,7 +4,7 @@ from typing import Any
 
 
 def bars(summed: Mapping[str, Mapping[str, Mapping]], measures: Sequence[str]) -> Any:
-    """A panel for each measure, a bar for each method of `measures.summary`, the 95 % interval on it; matplotlib's Figure."""
+    """A panel for each measure, a bar with its 95 % interval for each method of `measures.summary`; -> a Figure."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(2.6 * len(measures) + 1.5, 0.35 * len(summed) + 1.2), layout="constrained")
     panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
@@ -23,8 +23,9 @@ def bars(summed: Mapping[str, Mapping[str, Mapping]], measures: Sequence[str]) -
     return figure
 
 
-def curves(x: Sequence[float], lines: Mapping[str, Sequence[Mapping]], labels: tuple[str, str], log: bool = False) -> Any:
-    """Lines over x, each a row of {"value", "low", "high", "n"} with its interval as a band; matplotlib's Figure."""
+def curves(x: Sequence[float], lines: Mapping[str, Sequence[Mapping]], labels: tuple[str, str],
+           log: bool = False) -> Any:
+    """Lines over x, each a row of {"value", "low", "high", "n"} with its interval as a band; -> a Figure."""
     from matplotlib.figure import Figure
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     panel = figure.subplots()

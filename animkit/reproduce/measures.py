@@ -1,88 +1,19 @@
-"""What the experiments have in common: clips drawn once and kept, all that is measured of them, tables of it."""
-import hashlib
-import json
+"""What the experiments measure of clips and of motion modules: numbers for each clip, their means, leads, tables."""
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from animkit import metrics, samples
-from animkit.data.cache import encode, fingerprint_of
+from animkit import metrics
+from animkit.data.cache import encode
 from animkit.errors import AnimkitError
-from animkit.files import write_atomically
 from animkit.metrics.intervals import Interval, bootstrap
 from animkit.prompts import encode_text
 from animkit.show.clip import Clip
 from animkit.training.losses import motion_module_loss
 
-
-def shipped(name: str) -> Path | None:
-    """The file or folder `name` (or name.safetensors) among the samples, None where it does not ship."""
-    for each in (name, f"{name}.safetensors"):
-        try:
-            return samples.path(each)
-        except AnimkitError:
-            continue
-    return None
-
-
-# ---- clips
-
-def asked_moving(count: int, seed: int, **how) -> tuple[list[str], list]:
-    """`count` prompts of the cartoon world, the ten motions in turn and no look named, and the scenes they tell of."""
-    from animkit.miniature.judge import asked
-    prompts, scenes = zip(*asked(count, seed, look=False, **how))
-    return list(prompts), list(scenes)
-
-
-def drawn(animator: Any, prompts: Sequence[str], *, seed: int, work: str | Path, name: str, batch: int = 4,
-          each: Mapping[str, Sequence] | None = None, **how) -> list[Clip]:
-    """A clip for each prompt, clip k from the noise of seed + k; what was drawn before, of all the same, is kept in work.
-
-    name: said by the bar and the files. each: an argument that has a value for each clip, drawn one by one, such as
-    control. how: for the animator's (or a baseline's) call. Raises AnimkitError as that does.
-    """
-    batch, each = 1 if each else batch, each or {}
-    inside = getattr(animator, "animator", animator).video_unet
-    settings = animator._settings() if hasattr(animator, "method") else {}
-    made_by = [fingerprint_of(inside), dict(animator.alpha), getattr(animator, "method", "AnimateDiff"), settings]
-    folder, clips = Path(work) / "clips", []
-    for k in tqdm(range(0, len(prompts), batch), desc=f"drawing {name}", unit="batch"):
-        given = how | {key: values[k] for key, values in each.items()}
-        said = [made_by, list(prompts[k:k + batch]), seed + k, {key: _plain(value) for key, value in given.items()}]
-        key = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:24]
-        path = folder / f"{''.join(c if c.isalnum() else '-' for c in name)[:40]}-{key}.npz"
-        if not path.exists():
-            new = animator(list(prompts[k:k + batch]), seed=seed + k, progress=False, **given)
-            pixels = np.stack([clip.array for clip in new])
-            write_atomically(path, lambda beside: _save(beside, pixels=pixels, fps=new[0].fps))
-        with np.load(path) as file:
-            clips += [Clip(p, float(file["fps"]), prompt, {"method": made_by[2]})
-                      for p, prompt in zip(file["pixels"], prompts[k:k + batch])]
-    return clips
-
-
-def _save(path: str, **arrays) -> None:
-    with open(path, "wb") as file:  # numpy adds .npz to a path, not to an open file
-        np.savez_compressed(file, **arrays)
-
-
-def _plain(value: Any) -> Any:
-    """What tells a call's argument apart from others: numbers as they are, arrays by their bytes, schedulers by config."""
-    if hasattr(value, "config"):
-        return [type(value).__name__, dict(value.config)]
-    if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
-    if hasattr(value, "__array__"):
-        return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-    return value
-
-
-# ---- what is measured of them
 
 def measured(clips: Sequence[Clip], encoder: metrics.Encoder, *, judge: Any = None, scenes: Sequence | None = None,
              look: str | None = None, references: Any = None) -> dict[str, np.ndarray]:
@@ -117,7 +48,7 @@ def move_made(path: metrics.CameraPath, shot: str) -> float:
 
 
 def steadiness(clip: Clip) -> float:
-    """Drift of a clip's mean colour: its standard deviation over the frames, root mean square of R, G, B, percent of white."""
+    """Drift of a clip's mean colour: its standard deviation over frames, root mean square of R, G, B; in % of white."""
     mean = clip.array.reshape(len(clip), -1, 3).mean(1) / 2.55                              # f 3
     return float(np.sqrt(mean.var(0).mean()))
 
@@ -142,16 +73,16 @@ def table(summed: Mapping[str, Mapping[str, Mapping]], first: str = "method") ->
 
 def lead(measures: Mapping[str, Mapping[str, np.ndarray]], measure: str, ours: str, others: Sequence[str],
          best: Callable = max) -> tuple[Interval, str]:
-    """How far `ours` is ahead in a measure, clip by clip, of the best of the others by their means (best=min: the worst);
-    and which one that is. All drew the same prompts."""
+    """How far `ours` is ahead in a measure, clip by clip, of the best of the others by their means (best=min: of the
+    worst); and which one that is. All drew the same prompts."""
     rival = best(others, key=lambda name: float(np.nanmean(measures[name][measure])))
     return bootstrap(measures[ours][measure] - measures[rival][measure]), rival
 
 
 def resampled(rows: np.ndarray, statistic: Callable[[np.ndarray], float], level: float = 0.95, rounds: int = 2000,
               seed: int = 0) -> Interval:
-    """A statistic of n prompts' rows (n k) with its percentile bootstrap interval, whole rows drawn anew; rounds in which
-    it is not finite are left out. Raises AnimkitError for an empty table."""
+    """A statistic of n prompts' rows (n k) with its percentile bootstrap interval, whole rows drawn anew; rounds in
+    which it is not finite are left out. Raises AnimkitError for an empty table."""
     rows = np.asarray(rows, float)
     if rows.ndim != 2 or not len(rows):
         raise AnimkitError(f"Rows are n k, one a prompt; got {rows.shape}.")
@@ -182,16 +113,17 @@ def held_out_loss(animator: Any, clips: Sequence[Clip], scheduler: Any, *, seed:
     pipe, losses = animator.pipe, []
     text, _ = encode_text(pipe, [clip.prompt for clip in clips], "", False, clips[0].array.shape[1:3], animator.device)
     for k, clip in enumerate(clips):
-        z = encode(pipe.vae, torch.from_numpy(clip.array).permute(3, 0, 1, 2))[None]        # 1 c f h w
+        z = encode(pipe.vae, torch.from_numpy(clip.array).permute(3, 0, 1, 2))[None].to(animator.device)  # 1 c f h w
         generator = torch.Generator().manual_seed(seed + k)
-        each = [motion_module_loss(animator.video_unet, z, text[k:k + 1].float(), generator, scheduler=scheduler, drop=0)
+        said = text[k:k + 1].float()                                                        # 1 n d
+        each = [motion_module_loss(animator.video_unet, z, said, generator, scheduler=scheduler, drop=0)
                 for _ in range(draws)]
         losses.append(float(torch.stack(each).mean()))
     return np.array(losses)
 
 
 def power_law(n: Sequence[float], y: Sequence[float]) -> dict[str, float]:
-    """The least-squares fit y = floor + scale n^-slope, scale >= 0, over a grid of slopes from 0.05 to 2; and its error.
+    """The least-squares fit y = floor + scale n^-slope, scale >= 0, over slopes from 0.05 to 2; and its error.
 
     Three numbers from few points: a description, no law. Raises AnimkitError under 4 points, which it could not miss.
     """
@@ -213,7 +145,7 @@ def power_law(n: Sequence[float], y: Sequence[float]) -> dict[str, float]:
 # ---- parts of a set of motion modules
 
 def levels_of(modules: Any) -> dict[int, list[str]]:
-    """Resolution -> the motion modules there: 0 the finest, 1 half of it, ...; the middle block belongs to the coarsest."""
+    """Resolution -> the motion modules there: 0 the finest, 1 half of it, ...; the middle block is at the coarsest."""
     depth = 1 + max(int(site.split(".")[1]) for site in modules.sites if site.startswith("down_blocks"))
     levels: dict[int, list[str]] = {level: [] for level in range(depth)}
     for site in modules.sites:
@@ -225,12 +157,13 @@ def levels_of(modules: Any) -> dict[int, list[str]]:
 
 @contextmanager
 def only_levels(modules: Any, keep: Sequence[int]) -> Iterator[None]:
-    """Inside, only the motion modules at these resolutions act; the others are the identity: their last layer is zero."""
+    """Inside, only the motion modules at these resolutions act; the others' last layer is zero: the identity."""
     levels = levels_of(modules)
     if unknown := set(keep) - set(levels):
         raise AnimkitError(f"These motion modules stand at the resolutions {', '.join(map(str, levels))}; got "
                            f"{sorted(unknown)[0]!r}.")
-    last = [modules[site].temporal_transformer.proj_out for level in levels if level not in keep for site in levels[level]]
+    off = [site for level, sites in levels.items() if level not in keep for site in sites]
+    last = [modules[site].temporal_transformer.proj_out for site in off]
     before = [(layer, layer.weight.detach().clone(), layer.bias.detach().clone()) for layer in last]
     try:
         with torch.no_grad():

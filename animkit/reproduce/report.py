@@ -1,4 +1,4 @@
-"""The report: every claim beside what was measured, made from the results.json files of a folder, and from nothing else.
+"""The report: every claim beside what was measured, made from the results.json files of a folder and nothing else.
 
     <folder>/<notebook>/results.json, figure.png, clip.mp4      a missing one is "not run", and the report says so
 """
@@ -11,8 +11,8 @@ from animkit.reproduce.claims import CLAIMS, VERDICTS
 from animkit.reproduce.experiment import Verdicts, read_results
 
 WARNING = ("Numbers of the paper are of Stable Diffusion 1.5 at 512 pixels, judged by OpenAI's CLIP; ours are of a "
-           "miniature of 64 pixels, judged by a small model of the kit's own. The scales differ: compare who is ahead of "
-           "whom within a column, never a number of the paper with one of ours.")
+           "miniature of 64 pixels, judged by a small model of the kit's own. The scales differ: compare who is ahead "
+           "of whom within a column, never a number of the paper with one of ours.")
 
 
 def collect(folder: str | Path) -> dict[str, dict | None]:
@@ -38,8 +38,8 @@ def overview(folder: str | Path) -> str:
     lines = [WARNING, ""]
     presets = sorted({results["parameters"]["preset"] for results in ran.values()})
     if "smoke" in presets:
-        lines += ["**A smoke run**: a few clips, and networks trained for a few steps. It shows that everything runs, and says "
-                  "nothing about any claim.", ""]
+        lines += ["**A smoke run**: a few clips, and networks trained for a few steps. It shows that everything runs, "
+                  "and says nothing about any claim.", ""]
     if len(presets) > 1:
         lines += [f"**Mixed presets**: {', '.join(presets)}; each notebook's is told in its section.", ""]
     lines += ["| verdict | claims | what it means |", "|---|---|---|"]
@@ -49,8 +49,8 @@ def overview(folder: str | Path) -> str:
         counts = Counter(given["verdict"] for given in _claims(notebook, results).values())
         said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
         lines.append(f"| {notebook} | - | {said} | - | - | - |" if results is None else
-                     f"| {notebook} | {results['parameters']['preset']} | {said} | {results['seconds']['all'] / 60:.1f} | "
-                     f"{_machine(results)} | {_versions(results)} |")
+                     f"| {notebook} | {results['parameters']['preset']} | {said} | "
+                     f"{results['seconds']['all'] / 60:.1f} | {_machine(results)} | {_versions(results)} |")
     if missing := [notebook for notebook, results in found.items() if results is None]:
         lines += ["", f"**Not run**: {', '.join(missing)}."]
     return "\n".join(lines)
@@ -84,13 +84,15 @@ def shown(folder: str | Path, notebook: str) -> list[Any]:
 
 def markdown(folder: str | Path) -> str:
     """All of it as one Markdown page, without pictures: for reading in a terminal or beside the code."""
-    return "\n\n".join(["# The paper's claims, rerun", overview(folder), *(section(folder, name) for name in CLAIMS)]) + "\n"
+    parts = ["# The paper's claims, rerun", overview(folder), *(section(folder, name) for name in CLAIMS)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _claims(notebook: str, results: dict | None) -> dict[str, dict]:
     if results is not None:
         return results["metrics"]["claims"]
-    return {claim: {"verdict": "not run", "measured": None, "said": "the notebook was not run"} for claim in CLAIMS[notebook]}
+    absent = {"verdict": "not run", "measured": None, "said": "the notebook was not run"}
+    return {claim: absent for claim in CLAIMS[notebook]}
 
 
 def _machine(results: dict) -> str:
@@ -99,4 +101,4 @@ def _machine(results: dict) -> str:
 
 
 def _versions(results: dict) -> str:
-    return ", ".join(f"{name} {version}" for name, version in results["versions"].items() if name in ("animkit", "torch"))
+    return ", ".join(f"{name} {results['versions'][name]}" for name in ("animkit", "torch"))

@@ -23,13 +23,14 @@ from animkit.reproduce.experiment import PRESETS, write_text
 
 FOLDER = Path(__file__).resolve().parents[2] / "reproduce"
 COMMON = ("preset", "seed", "out", "work")  # parameters that every notebook has; the workflow gives them
-UNSEEN = ("coursework", "show", "cli.py", "doctor.py", "demo.py", "pages.py", "report.py", "workflow.py")  # change no number
+# Parts of the package that change no number.
+UNSEEN = ("coursework", "show", "cli.py", "doctor.py", "demo.py", "pages.py", "report.py", "workflow.py")
 DAYS = 3 * 24 * 3600  # seconds that a cell may take: a training from nothing at full size is one cell
 
 
 @dataclass
 class Plan:
-    """What is to be run, how, and where it goes. Raises AnimkitError for a notebook, preset or parameter that is not there."""
+    """What is to be run, how, and where it goes. Raises AnimkitError for an unknown notebook, preset or parameter."""
     preset: str = "smoke"
     out: str = ""                                      # results; default out/reproduce/PRESET
     work: str = ""                                     # trainings and clips; default runs/reproduce/PRESET
@@ -52,7 +53,8 @@ class Plan:
         self.work = str(Path(self.work or root / "runs" / "reproduce" / self.preset).resolve())
         for name in self.names:
             if taken := sorted(set(self.given.get(name, ())) & set(COMMON)):
-                raise AnimkitError(f"{taken[0]!r} is given to all notebooks alike, by --{taken[0]}, not to {name} alone.")
+                raise AnimkitError(f"{taken[0]!r} is given to all notebooks alike, by --{taken[0]}, not to {name} "
+                                   "alone.")
             self.parameters(name)
 
     def parameters(self, name: str) -> dict[str, Any]:
@@ -106,7 +108,8 @@ def write_report(out: str | Path) -> Path:
     from animkit.reproduce.report import markdown
     out = Path(out)
     write_text(out / "report.md", markdown(out))       # first: it refuses damaged results before a kernel starts
-    executed = notebooks.execute(FOLDER / "report.ipynb", out / "report.ipynb", {"results": str(out.resolve())}, progress=False)
+    executed = notebooks.execute(FOLDER / "report.ipynb", out / "report.ipynb", {"results": str(out.resolve())},
+                                 progress=False)
     return pages.write_page(executed, out / "report.html")
 
 
@@ -115,8 +118,8 @@ def write_report(out: str | Path) -> Path:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which notebooks, in which preset, where to."""
     parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="which (default: all), such as comparison")
-    parser.add_argument("--preset", default="smoke", choices=PRESETS, help="smoke: does it run; laptop: the answer, in hours on "
-                                                                          "two cores; paper: the paper's amounts")
+    parser.add_argument("--preset", default="smoke", choices=PRESETS,
+                        help="smoke: does it run; laptop: the answer, in hours on two cores; paper: more of all")
     parser.add_argument("--out", default="", help="folder of the results (default: out/reproduce/PRESET)")
     parser.add_argument("--work", default="", help="folder of trainings and clips (default: runs/reproduce/PRESET)")
     parser.add_argument("--seed", type=int, default=0)
@@ -126,7 +129,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads of each (default: all cores over the jobs)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be run, and run nothing")
     parser.add_argument("--list", action="store_true", help="the notebooks, their claims and minutes")
-    parser.add_argument("--report", action="store_true", help="only write the report anew, from the results that are there")
+    parser.add_argument("--report", action="store_true",
+                        help="only write the report anew, from the results that are there")
     parser.add_argument("--snakemake", default="", metavar="ARGUMENTS",
                         help='further arguments of Snakemake, such as "--executor slurm"')
 
@@ -143,11 +147,13 @@ def run(args: argparse.Namespace) -> int:
     for setting in args.settings:
         found = re.fullmatch(r"(\w+)\.(\w+)=(.*)", setting, re.S)
         if not found:
-            raise AnimkitError(f"A setting reads NOTEBOOK.PARAMETER=VALUE, such as comparison.prompts=20; {setting!r} does not.")
+            raise AnimkitError("A setting reads NOTEBOOK.PARAMETER=VALUE, such as comparison.prompts=20; "
+                               f"{setting!r} does not.")
         given.setdefault(found[1], {})[found[2]] = found[3]
     if args.jobs < 1 or (args.threads or 1) < 1:
         raise AnimkitError(f"--jobs and --threads are at least 1; got {args.jobs} and {args.threads}.")
-    threads = args.threads or max(1, len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count())) // args.jobs)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = args.threads or max(1, cores // args.jobs)
     plan = Plan(args.preset, args.out, args.work, args.seed, threads, args.names, given)
     out = Path(plan.out)
     if args.report:
@@ -171,11 +177,13 @@ def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
     work = Path(plan.work)
     work.mkdir(parents=True, exist_ok=True)
     write_text(work / "plan.json", json.dumps(asdict(plan)))
+    cores = str(jobs * plan.threads)
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(FOLDER / "Snakefile"), "--directory", str(work),
-               "--configfile", str(work / "plan.json"), "--cores", str(jobs * plan.threads), "--jobs", str(jobs * plan.threads),
-               "--keep-going", "--rerun-incomplete", "--nolock", "--nocolor", *(["--dry-run"] if dry else []), *further]
+               "--configfile", str(work / "plan.json"), "--cores", cores, "--jobs", cores, "--keep-going",
+               "--rerun-incomplete", "--nolock", "--nocolor", *(["--dry-run"] if dry else []), *further]
     with _alone(work), open(work / "snakemake.log", "a", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                   errors="replace")
         try:
             said = "all"
             with tqdm(total=len(plan.names) + 1, desc="experiments", unit="notebook", disable=dry) as bar:

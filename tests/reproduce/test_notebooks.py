@@ -78,7 +78,8 @@ def test_notebooks_hold_no_classes_and_only_short_functions(name):
 
 def dry_run(tmp_path, *further):
     """What would be run, told by Snakemake's own plan of jobs."""
-    assert cli.main(["reproduce", "--dry-run", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), *further]) == 0
+    where = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    assert cli.main(["reproduce", "--dry-run", *where, *further]) == 0
     return (tmp_path / "work" / "snakemake.log").read_text()
 
 
@@ -95,7 +96,8 @@ def test_a_dry_run_plans_every_notebook_and_the_report(tmp_path, capsys):
     (["comparison", "--set", "comparison.promts=3"], "comparison.ipynb has no parameter 'promts'"),
     (["--set", "comparison.preset=paper"], "given to all notebooks alike, by --preset"),
     (["--set", "comparison.prompts"], "reads NOTEBOOK.PARAMETER=VALUE"),
-    (["--set", "gen2.prompts=3"], "no notebook 'gen2'"), (["gen2"], "no notebook 'gen2'"), (["--jobs", "0"], "at least 1")])
+    (["--set", "gen2.prompts=3"], "no notebook 'gen2'"), (["gen2"], "no notebook 'gen2'"),
+    (["--jobs", "0"], "at least 1")])
 def test_what_is_not_there_is_refused_before_a_kernel_starts(tmp_path, capsys, arguments, message):
     where = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     assert cli.main(["reproduce", *arguments, *where]) == 2

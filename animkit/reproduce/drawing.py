@@ -1,0 +1,78 @@
+"""Clips that the experiments draw once and keep, and the prompts that they are drawn from."""
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from animkit import samples
+from animkit.data.cache import fingerprint_of
+from animkit.errors import AnimkitError
+from animkit.files import write_atomically
+from animkit.show.clip import Clip
+
+
+def shipped(name: str) -> Path | None:
+    """The file or folder `name` (or name.safetensors) among the samples, None where it does not ship."""
+    for each in (name, f"{name}.safetensors"):
+        try:
+            return samples.path(each)
+        except AnimkitError:
+            continue
+    return None
+
+
+def asked_moving(count: int, seed: int, **how) -> tuple[list[str], list]:
+    """`count` prompts of the cartoon world, the ten motions in turn and no look named, and the scenes they tell of."""
+    from animkit.miniature.judge import asked
+    prompts, scenes = zip(*asked(count, seed, look=False, **how))
+    return list(prompts), list(scenes)
+
+
+def drawn(animator: Any, prompts: Sequence[str], *, seed: int, work: str | Path, name: str, batch: int = 4,
+          each: Mapping[str, Sequence] | None = None, **how) -> list[Clip]:
+    """A clip for each prompt, clip k from the noise of seed + k; what was drawn before, of all the same, is in work.
+
+    name: said by the bar and the files. each: an argument that has a value for each clip, drawn one by one, such as
+    control. how: for the animator's (or a baseline's) call. Raises AnimkitError as that does.
+    """
+    batch, each = 1 if each else batch, each or {}
+    inside = getattr(animator, "animator", animator).video_unet  # a baseline's looks lie in the animator it stands on
+    models = [inside, animator.pipe.vae, animator.pipe.text_encoder]
+    models += [animator.tuned] if hasattr(animator, "tuned") else []  # Tune-a-Video
+    settings = animator._settings() if hasattr(animator, "method") else {}
+    made_by = [[fingerprint_of(model) for model in models], dict(animator.alpha), settings,
+               getattr(animator, "method", "AnimateDiff")]
+    folder, clips = Path(work) / "clips", []
+    for k in tqdm(range(0, len(prompts), batch), desc=f"drawing {name}", unit="batch"):
+        given = how | {key: values[k] for key, values in each.items()}
+        said = [made_by, list(prompts[k:k + batch]), seed + k, {key: _plain(value) for key, value in given.items()}]
+        key = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:24]
+        path = folder / f"{''.join(c if c.isalnum() else '-' for c in name)[:40]}-{key}.npz"
+        if not path.exists():
+            new = animator(list(prompts[k:k + batch]), seed=seed + k, progress=False, **given)
+            pixels = np.stack([clip.array for clip in new])
+            write_atomically(path, lambda beside: _save(beside, pixels=pixels, fps=new[0].fps))
+        with np.load(path) as file:
+            clips += [Clip(p, float(file["fps"]), prompt, {"method": made_by[-1]})
+                      for p, prompt in zip(file["pixels"], prompts[k:k + batch])]
+    return clips
+
+
+def _save(path: str, **arrays) -> None:
+    with open(path, "wb") as file:  # numpy adds .npz to a path, not to an open file
+        np.savez_compressed(file, **arrays)
+
+
+def _plain(value: Any) -> Any:
+    """What tells an argument apart from others: numbers as they are, arrays by their bytes, schedulers by config."""
+    if hasattr(value, "config"):
+        return [type(value).__name__, dict(value.config)]
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if hasattr(value, "__array__"):
+        return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+    return value
