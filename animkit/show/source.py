@@ -61,6 +61,7 @@ def beside(thing: Any, equations: Mapping[str, str]) -> Source:
 
 
 def _lines(thing: Any) -> tuple[list[str], int, str]:
+    thing = inspect.unwrap(thing) if callable(thing) else thing  # below decorators such as torch.no_grad
     try:
         lines, start = inspect.getsourcelines(thing)
         file = Path(inspect.getsourcefile(inspect.unwrap(thing))).resolve()  # of the function, not of its decorator

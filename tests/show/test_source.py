@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from animkit.base import decode
 from animkit.errors import AnimkitError
 from animkit.show.source import beside, source
 from animkit.temporal_transformer import TemporalAttention, sinusoidal_positions
@@ -30,6 +31,10 @@ def test_equations_stand_beside_their_lines(repo):
     number = int(rows[2].split("|")[2])
     line = (repo / "animkit/temporal_transformer.py").read_text().splitlines()[number - 1]
     assert line.strip() == "y = weights @ v" and f"``{line.strip()}``" in rows[2]
+
+
+def test_a_decorated_function_is_shown_from_its_own_file():
+    assert "animkit/base.py" in source(decode).markdown and "vae.decode" in source(decode).text
 
 
 @pytest.mark.parametrize("call, message", [
