@@ -8,7 +8,7 @@ PYTEST := $(PY) -m pytest -q --timeout=600 --durations=5
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
     $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help venv demo test test-all lab reproduce doctor clean
+.PHONY: help venv demo test test-all lab reproduce site doctor clean
 .DEFAULT_GOAL := help
 
 help:  ## list these targets
@@ -39,6 +39,9 @@ lab: $(READY)  ## JupyterLab on the notebooks
 
 reproduce: $(READY)  ## rerun the paper's experiments: make reproduce PRESET=smoke (or laptop: hours); JOBS=2 side by side
 	@$(PY) -m animkit reproduce --preset $(or $(PRESET),smoke) --jobs $(or $(JOBS),1)
+
+site: $(READY)  ## all notebooks, run, as pages in out/site; long
+	@$(PY) -m animkit site
 
 doctor: $(READY)  ## what the environment has and lacks
 	@$(PY) -m animkit doctor

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reproduce": ("animkit.reproduce.workflow", "rerun the paper's experiments in the miniature, with one report"),
     "inspect": ("animkit.checkpoints.inspect", "what a weights file is: motion module, LoRA, base model, ..."),
     "course": ("animkit.coursework.course", "hand out, solve and grade the assignments, by nbgrader"),
+    "site": ("animkit.site", "every notebook, run, as pages that open from disk"),
     "demo": ("animkit.demo", "run the quickstart notebook; leaves a page and an mp4"),
 }
 
