@@ -264,7 +264,7 @@ class Recipe:
         self._motion("motion", 64, 3_000, 4, "motion_coarse", lr=5e-4)
 
     def _motion(self, stage, size, count, batch, start, **settings):
-        """Paper 4.2: base frozen, linear betas, one timestep a clip, noise of its own for each frame."""
+        """Paper 4.2: base frozen, linear betas, one timestep a clip (drawn towards noise), noise of its own for each frame."""
         tokenizer, text_encoder = self.text()
         z, captions = self.clip_latents("world", count, size, looks=BASE_LOOKS, seed=11)
         text, empty = (
@@ -286,7 +286,9 @@ class Recipe:
         self.train(
             stage,
             video_unet,
-            lambda model, batch, generator: motion_module_loss(model, *batch, generator, scheduler=betas, empty=empty),
+            lambda model, batch, generator: motion_module_loss(
+                model, *batch, generator, scheduler=betas, empty=empty, towards_noise=0.6  # as for the image UNet
+            ),
             rows,
             parameters=modules.parameters(),
             keep=modules,

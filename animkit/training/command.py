@@ -8,7 +8,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to train, by which settings, and where."""
     parser.add_argument("stage", choices=["domain-adapter", "motion-module", "motion-lora", "look"],
                         help="what to train")
-    parser.add_argument("--config", required=True, type=Path, help="the settings, such as configs/miniature.yaml")
+    parser.add_argument("--config", required=True, type=Path,
+                        help="the settings: a YAML file, or miniature or sd15, which ship with animkit")
     parser.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", dest="overrides",
                         help="another value for a setting, such as training.steps=500; may be given several times")
     parser.add_argument("--folder", type=Path, help="where the run lies (default runs/CONFIG-STAGE); the weights are "

@@ -11,6 +11,7 @@ import yaml
 
 from animkit.errors import AnimkitError
 from animkit.training.loop import LoopConfig
+from animkit.training.presets import find_config
 from animkit.world.looks import BASE_LOOKS
 
 
@@ -67,6 +68,7 @@ class StageConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     drop_captions: float = 0.1
     min_snr_gamma: float | None = None
+    towards_noise: float = 1.0                        # t = 1000 u^this: 1 is even, below 1 more often towards noise
     gradient_checkpointing: bool = False
     prompts: tuple[str, ...] | None = None            # of the samples drawn on the way; null: captions of the data
     sample_steps: int | None = None                   # of the sampler for these; null: the base's
@@ -111,7 +113,8 @@ STAGES = {"domain_adapter": DomainAdapterConfig, "motion_module": MotionModuleCo
 
 
 def load_config(path: str | Path, stage: str, overrides: Iterable[str] = ()) -> StageConfig:
-    """The settings of a stage ("motion-module" or "motion_module") in a YAML file; override: "training.steps=500".
+    """The settings of a stage ("motion-module" or "motion_module") in a YAML file, or those shipped as "miniature" or
+    "sd15"; override: "training.steps=500".
 
     Every section of the file is checked, not only the one asked for. Raises AnimkitError that names the setting, and
     the nearest known one, for a setting that does not exist, is missing, or has a value of the wrong kind.
@@ -119,8 +122,9 @@ def load_config(path: str | Path, stage: str, overrides: Iterable[str] = ()) -> 
     stage = stage.replace("-", "_")
     if stage not in STAGES:
         raise AnimkitError(f"There is no stage {stage!r}; there are {', '.join(STAGES)}.")
+    path = find_config(path)
     try:
-        content = yaml.load(Path(path).read_text(), Loader=_NoDuplicates) or {}
+        content = yaml.load(path.read_text(), Loader=_NoDuplicates) or {}
     except OSError as error:
         raise AnimkitError(f"The settings {path} cannot be read: {error.strerror}.") from error
     except yaml.YAMLError as error:

@@ -21,7 +21,8 @@ from animkit.training.draws import rand, randint, randn
 
 
 def domain_adapter_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: torch.Generator, *, scheduler: Any,
-                        empty: Tensor | None = None, drop: float = 0.1, min_snr_gamma: float | None = None) -> Tensor:
+                        empty: Tensor | None = None, drop: float = 0.1, min_snr_gamma: float | None = None,
+                        towards_noise: float = 1.0) -> Tensor:
     """4.1: the plain image loss on one random frame of each clip; frames of a clip have nothing to do with each other.
 
     z b c f h w (or stills, f = 1), text b n d, scheduler with the base's betas (Stable Diffusion: scaled_linear).
@@ -31,18 +32,20 @@ def domain_adapter_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generato
     b, _, f = _checked(z, text).shape[:3]
     chosen = randint(0, f, (b,), generator).to(z.device)
     return denoising_loss(video_unet, z[torch.arange(b, device=z.device), :, chosen].unsqueeze(2), text, generator,
-                          scheduler=scheduler, empty=empty, drop=drop, min_snr_gamma=min_snr_gamma)
+                          scheduler=scheduler, empty=empty, drop=drop, min_snr_gamma=min_snr_gamma,
+                          towards_noise=towards_noise)
 
 
 def motion_module_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: torch.Generator, *, scheduler: Any,
-                       empty: Tensor | None = None, drop: float = 0.1, min_snr_gamma: float | None = None) -> Tensor:
+                       empty: Tensor | None = None, drop: float = 0.1, min_snr_gamma: float | None = None,
+                       towards_noise: float = 1.0) -> Tensor:
     """4.2: the video loss; a clip has one timestep, each of its frames noise of its own; captions dropped with p = 0.1.
 
     z b c f h w, text b n d, scheduler with linear betas 0.00085 to 0.012. The domain adapter, inserted with alpha = 1,
     and the base are frozen. Scalar. AnimkitError on shapes that do not fit.
     """
     return denoising_loss(video_unet, z, text, generator, scheduler=scheduler, empty=empty, drop=drop,
-                          min_snr_gamma=min_snr_gamma)
+                          min_snr_gamma=min_snr_gamma, towards_noise=towards_noise)
 
 
 # 4.3: "the same objective"; what changes is that the MotionLoRA's A and B are trained, on clips of one shot type.
@@ -50,10 +53,11 @@ motion_lora_loss = motion_module_loss
 
 
 def denoising_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: torch.Generator, *, scheduler: Any,
-                   empty: Tensor | None = None, drop: float = 0.0, min_snr_gamma: float | None = None) -> Tensor:
+                   empty: Tensor | None = None, drop: float = 0.0, min_snr_gamma: float | None = None,
+                   towards_noise: float = 1.0) -> Tensor:
     """E || eps - eps_theta(sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, t, text) ||^2 over clips b c f h w; a scalar."""
     b = _checked(z, text).shape[0]
-    t = randint(0, scheduler.config.num_train_timesteps, (b,), generator).to(z.device)  # one for all frames of a clip
+    t = timesteps(b, scheduler, generator, towards_noise).to(z.device)  # one for all frames of a clip
     eps = randn(z.shape, generator).to(z)  # b c f h w: independent for each frame
     z_t = scheduler.add_noise(z, eps, t)  # sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps
     with short_attention(z.device, video_unet):
@@ -64,6 +68,18 @@ def denoising_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: to
     target = eps if kind == "epsilon" else scheduler.get_velocity(z, eps, t)
     error = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 2, 3, 4))  # b
     return (error * min_snr_weight(scheduler, t, min_snr_gamma)).mean() if min_snr_gamma else error.mean()
+
+
+def timesteps(b: int, scheduler: Any, generator: torch.Generator, towards_noise: float = 1.0) -> Tensor:
+    """t for b clips: uniform (the paper's), or T u^towards_noise with u uniform in 0 to 1, below 1 more often towards
+    noise, where it is decided what is where: a small model in a short training learns motion sooner so. b integers."""
+    T = scheduler.config.num_train_timesteps
+    if towards_noise == 1:
+        return randint(0, T, (b,), generator)
+    if not 0 < towards_noise <= 4:
+        raise AnimkitError(f"towards_noise = {towards_noise!r} makes no sense: 1 draws timesteps evenly, 0.6 more "
+                           "often noisy ones.")
+    return (T * rand((b,), generator) ** towards_noise).long().clamp(max=T - 1)
 
 
 def short_attention(device: torch.device, model: nn.Module | None = None) -> AbstractContextManager:

@@ -11,7 +11,7 @@ from animkit.motion_lora import new_motion_lora
 from animkit.motion_module import MotionModules
 from animkit.training import LoopConfig, draws, fit
 from animkit.training.losses import (denoising_loss, domain_adapter_loss, drop_captions, min_snr_weight,
-                                     motion_lora_loss, motion_module_loss)
+                                     motion_lora_loss, motion_module_loss, timesteps)
 
 SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear", clip_sample=False, steps_offset=1)
 Z = torch.randn(3, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))  # b c f h w
@@ -95,6 +95,17 @@ def test_timesteps_cover_the_schedule_and_the_generator_decides():
     assert t.min() < 20 and t.max() > 980 and t.max() <= 999 and abs(t.float().mean() - 499.5) < 40
     one, other = (denoising_loss(spy, Z, TEXT, generator(s), scheduler=SCHEDULER) for s in (3, 3))
     assert one == other != denoising_loss(spy, Z, TEXT, generator(4), scheduler=SCHEDULER)
+
+
+def test_timesteps_can_be_drawn_towards_noise():
+    even, noisy = (timesteps(4000, SCHEDULER, generator(), power).float() / 1000 for power in (1.0, 0.5))
+    assert abs(even.mean() - 1 / 2) < 0.02 and abs(noisy.mean() - 2 / 3) < 0.02, "the mean of sqrt(u) is 2/3"
+    assert abs((noisy < 0.5).float().mean() - 0.25) < 0.03 and noisy.max() <= 0.999
+    spy = Spy()
+    motion_module_loss(spy, Z, TEXT, generator(), scheduler=SCHEDULER, drop=0, towards_noise=0.5)
+    assert torch.equal(spy.t, timesteps(3, SCHEDULER, generator(), 0.5))
+    with pytest.raises(AnimkitError, match="towards_noise = 0"):
+        timesteps(3, SCHEDULER, generator(), 0)
 
 
 def test_v_prediction():
