@@ -95,7 +95,7 @@ def test_notebook_code_is_python_and_its_parameters_can_be_read(tracked_notebook
         for cell in nb["cells"]:
             source = "".join(cell["source"])
             if cell["cell_type"] == "code" and not source.lstrip().startswith("%%"):
-                ast.parse(re.sub(r"^\s*[%!].*$", "pass", source, flags=re.M))
+                ast.parse(re.sub(r"^([ \t]*)[%!].*$", r"\1pass", source, flags=re.M))
             if "parameters" in cell["metadata"].get("tags", []):
                 assigned = [t.id for node in ast.parse(source).body for t in ast.walk(node)
                             if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)]
