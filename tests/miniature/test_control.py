@@ -5,9 +5,11 @@ import torch
 from diffusers import ControlNetModel
 
 import animkit as ak
+from animkit import metrics, samples
 from animkit.control import check_fits
 from animkit.miniature import control, recipe, stills, unet
-from animkit.world import BASE_LOOKS
+from animkit.miniature.judge import asked
+from animkit.world import BASE_LOOKS, render
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +101,19 @@ def test_the_stage_trains_the_controlnet_alone_and_ships_it(tmp_path, monkeypatc
     assert len(animator("a red balloon", steps=1, progress=False, control=depth)) == 2
     loaded = ControlNetModel.from_pretrained(into / "control").state_dict()
     assert all(torch.equal(loaded[name], tensor.half().float()) for name, tensor in trained.state_dict().items())
+
+
+@pytest.mark.skipif(not {"miniature", "control"} <= set(samples.names()), reason="no ControlNet in data_samples/ yet")
+def test_the_shipped_controlnet_puts_things_where_depth_says():
+    folder = samples.path("control")
+    assert (folder / "diffusion_pytorch_model.safetensors").stat().st_size < 5e6
+    animator = ak.Animator("miniature", motion=False)
+    animator.insert(folder, name="depth")
+    overlaps = {"with": [], "without": []}
+    for k, (prompt, scene) in enumerate(asked(4, seed=5, look=False)):
+        film = render(scene.with_(look="flat"), u=[0.3])
+        reader = metrics.reader_of(scene.with_(look="flat"), 8, k, animator.pipe.vae)
+        for how, control_ in (("with", film.depth), ("without", None)):
+            clip = animator(prompt, 1, seed=k, steps=15, progress=False, control=control_)
+            overlaps[how].append(metrics.overlap(reader(clip), film.mask > 0.5).mean())
+    assert np.mean(overlaps["with"]) > np.mean(overlaps["without"]) + 0.2
