@@ -42,6 +42,7 @@ def drawn(animator: Any, prompts: Sequence[str], *, seed: int, work: str | Path,
     batch, each = 1 if each else batch, each or {}
     inside = getattr(animator, "animator", animator).video_unet  # a baseline's looks lie in the animator it stands on
     models = [inside, animator.pipe.vae, animator.pipe.text_encoder]
+    models += [control.model for control in animator.alpha.controls.values()]
     models += [animator.tuned] if hasattr(animator, "tuned") else []  # Tune-a-Video
     settings = animator._settings() if hasattr(animator, "method") else {}
     made_by = [[fingerprint_of(model) for model in models], dict(animator.alpha), settings,

@@ -93,7 +93,7 @@ class Experiment:
     # ---- what is shown
 
     def figure(self, figure: Any, alt: str) -> Any:
-        """Keep the run's figure (matplotlib's, or a Picture), alt its words, as figure.png; -> what the notebook shows."""
+        """Keep the run's figure (matplotlib's, or a Picture), alt its words, as figure.png; -> what to show."""
         from animkit.show.filmstrip import Picture
         if not alt.strip():
             raise AnimkitError("A figure needs alt, a sentence that says what it shows to those who cannot see it.")

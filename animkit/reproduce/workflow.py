@@ -108,8 +108,14 @@ def write_report(out: str | Path) -> Path:
     from animkit.reproduce.report import markdown
     out = Path(out)
     write_text(out / "report.md", markdown(out))       # first: it refuses damaged results before a kernel starts
-    executed = notebooks.execute(FOLDER / "report.ipynb", out / "report.ipynb", {"results": str(out.resolve())},
-                                 progress=False)
+    there = os.path.relpath(out.resolve(), FOLDER)     # a page to be given away names no folder of its maker's
+    executed = notebooks.execute(FOLDER / "report.ipynb", out / "report.ipynb", {"results": there}, progress=False)
+    nbformat = notebooks.needs("nbformat")
+    nb = nbformat.read(executed, as_version=4)
+    for part in (nb, *nb.cells):                       # nor what papermill notes of its machine
+        part.metadata.pop("papermill", None)
+        part.metadata.pop("execution", None)
+    write_text(executed, nbformat.writes(nb))
     return pages.write_page(executed, out / "report.html")
 
 
@@ -181,7 +187,7 @@ def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(FOLDER / "Snakefile"), "--directory", str(work),
                "--configfile", str(work / "plan.json"), "--cores", cores, "--jobs", cores, "--keep-going",
                "--rerun-incomplete", "--nolock", "--nocolor", *(["--dry-run"] if dry else []), *further]
-    with _alone(work), open(work / "snakemake.log", "a", encoding="utf-8") as log:
+    with _alone(work), open(work / "snakemake.log", "a", 1, encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                    errors="replace")
         try:

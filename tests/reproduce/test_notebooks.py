@@ -1,6 +1,5 @@
 """The notebooks of reproduce/: their form, the plan of their jobs, and one of them run through the whole workflow."""
 import ast
-import json
 import re
 
 import nbformat
@@ -153,6 +152,7 @@ def test_a_notebook_leaves_its_results_and_the_report_shows_them(ran):
     assert results["metrics"]["claims"]["coarse"]["verdict"] == "undecided", "one clip decides nothing"
     levels = results["metrics"]["levels"]
     assert levels["none"] != levels["all levels"] and len(levels) == 2 + 2 * len(results["metrics"]["modules"])
+    assert "papermill" not in nbformat.read(out / "report.ipynb", as_version=4).metadata
     executed = nbformat.read(out / SMALLEST / f"{SMALLEST}.ipynb", as_version=4)
     assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
     page = (out / "report.html").read_text()
@@ -181,10 +181,9 @@ def test_every_notebook_runs_in_smoke(name, tmp_path):
     plan = workflow.Plan("smoke", str(tmp_path / "out"), str(tmp_path / "work"), names=[name])
     workflow.run_notebook(name, plan.parameters(name), tmp_path / "run.ipynb")
     results = read_results(tmp_path / "out" / name)
-    shown = {path.name for path in (tmp_path / "out" / name).iterdir()}
-    assert {"results.json", "figure.png", "clip.mp4"} <= shown
-    assert all(claim["verdict"] != "not run" or claim["said"] for claim in results["metrics"]["claims"].values())
-    assert json.dumps(results)
+    if any(claim["verdict"] != "not run" for claim in results["metrics"]["claims"].values()):  # else it does not ship
+        shown = {path.name for path in (tmp_path / "out" / name).iterdir()}
+        assert {"results.json", "figure.png", "clip.mp4"} <= shown
 
 
 def test_a_notebook_that_leaves_nothing_is_an_error(tmp_path, monkeypatch):
