@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from ..data.camera import SHOTS
-from ..errors import AnimkitError
 from ..files import write_atomically
 from ..training import command
 from ..training.history import History
+from ..training.presets import find_config
 from ..world import BASE_LOOKS, LOOKS
 
 CONFIG = Path("configs/miniature.yaml")
@@ -75,9 +75,7 @@ def run(stage: str, folder: Path, samples: Path = Path("data_samples"), budget: 
     if stage == "zoo":
         return add_to_recipe(assemble(folder, samples), samples)
     zoo = folder / "zoo"
-    config = CONFIG if CONFIG.exists() else Path(__file__).resolve().parents[2] / CONFIG
-    if not config.exists():
-        raise AnimkitError(f"The zoo's settings, {CONFIG}, are not here: run this in a clone of animkit.")
+    config = CONFIG if CONFIG.is_file() else find_config(CONFIG.stem)
     for name, part in parts(zoo, samples)[stage].items():
         settings = [*part.settings, *_scaled(part, config, budget, zoo / name, more)]
         words = [part.train, "--config", str(config), "--folder", str(zoo / name)]
