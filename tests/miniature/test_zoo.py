@@ -178,7 +178,10 @@ def test_judge_looks(toy, tmp_path):
 def test_judge_shots(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate_zoo, "FEW", 1)
     report = judged(toy[0], tmp_path, "shots", "--count", "1", "--steps", "1")["metrics"]
-    assert set(report["scores"]) == {"no MotionLoRA", *SHOTS, "zoom in + roll clockwise", "real clips, moved by crops"}
+    assert set(report["scores"]) == {"no MotionLoRA", *SHOTS, "zoom in + roll clockwise", "real clips, still camera",
+                                     "real clips, moved by crops"}
+    assert report["scores"]["real clips, still camera"]["shot type"]["n"] == 0
+    assert report["scores"]["real clips, still camera"]["pan"]["mean"] < 0.2
     assert report["scores"]["real clips, moved by crops"]["shot type"]["n"] == 8
     assert report["scores"]["real clips, moved by crops"]["shot type"]["share"] >= 0.7
     assert report["all MotionLoRAs"]["shot type"]["n"] == 8 and set(report["moves by alpha"]) == set(SHOTS)

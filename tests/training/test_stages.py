@@ -221,6 +221,25 @@ def test_the_command_killed_with_9_and_given_again_equals_the_unbroken_one(runs,
     assert (runs / "whole" / "train.json").read_text() == written
 
 
+@pytest.mark.slow  # three processes that import everything
+def test_the_command_on_two_processes_equals_one_with_twice_the_batch(runs, trained):
+    command = ["-m", "animkit", "train", "motion-lora", "--config", str(runs / "toy.yaml"), "--threads", "1", "--quiet",
+               "--set", "training.steps=12", "--set", "training.validate_every=5"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    for name, batch, how in (("two-processes", 1, launch), ("one-process", 2, [])):
+        words = [sys.executable, *how, *command, "--set", f"data.batch={batch}", "--folder", str(runs / name)]
+        done = subprocess.run(words, env=env, timeout=600, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    two, one = History.of(runs / "two-processes"), History.of(runs / "one-process")
+    assert len(two.losses) == 12 and two.losses[:10] == pytest.approx(one.losses[:10], abs=1e-4)
+    assert json.loads((runs / "two-processes" / "train.json").read_text())["processes"] == 2
+    a, b = (load_file(runs / name / f"{name}.safetensors") for name in ("two-processes", "one-process"))
+    for key, weight in b.items():
+        torch.testing.assert_close(a[key], weight, atol=1e-3, rtol=1e-2)
+    assert (runs / "two-processes" / "samples" / "step-000005.png").exists()
+
+
 def test_a_run_goes_on_only_under_its_own_settings(runs, trained):
     shutil.copytree(runs / "look", runs / "again")
     for override, name in (("rank=3", "rank"), ("data.world.seed=5", "data"), ("drop_captions=0.5", "drop_captions")):
