@@ -53,19 +53,21 @@ def test_the_wheel_carries_the_samples_and_works_without_the_clone(repo, tmp_pat
     (clone / "data_samples" / "miniature" / "unet").mkdir(parents=True)
     (clone / "data_samples" / "miniature" / "unet" / "weights.safetensors").write_bytes(b"weights")
     (clone / "data_samples" / "half_written.tmp").write_text("")
+    shutil.copytree(repo / "configs", clone / "configs")
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path / "dist",
                     clone], check=True, timeout=200)
     wheel, = (tmp_path / "dist").glob("animkit-*.whl")
     with zipfile.ZipFile(wheel) as opened:
         carried = opened.namelist()
     assert "animkit/_samples/miniature/unet/weights.safetensors" in carried and "animkit/cli.py" in carried
-    assert not [n for n in carried if "half_written" in n or n.startswith(("tests/", "data_samples/"))]
+    assert not [n for n in carried if "half_written" in n or n.startswith(("tests/", "data_samples/", "configs/"))]
     sources = {p.relative_to(clone).as_posix() for p in (clone / "animkit").rglob("*") if p.is_file()}
     assert sources - set(carried) == set(), "these files of the package are not in the wheel"
     site = tmp_path / "site"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, wheel], check=True, timeout=200)
     shutil.rmtree(clone)
-    code = "import animkit; from animkit import samples as s; print(animkit.__file__); print(s.path('miniature/unet').is_dir())"
+    code = ("import animkit; from animkit import samples as s; print(animkit.__file__); print(s.path('miniature/unet').is_dir());"
+            "from animkit.training.presets import presets; print(*presets())")
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300,
                           env={"PYTHONPATH": str(site), "PATH": ""}, check=True).stdout.split()
-    assert told == [str(site / "animkit" / "__init__.py"), "True"]
+    assert told == [str(site / "animkit" / "__init__.py"), "True", "miniature", "sd15"]

@@ -16,7 +16,10 @@ FRAMES = 16
 
 
 def draw(seed: int, count: int, looks, web: bool, size: int, fixed: dict):
-    """`count` clips of moving scenes: pixels n f h w 3 (uint8) and captions; web: degraded as web video is. `fixed` goes to random_scene."""
+    """`count` clips of moving scenes: pixels n f h w 3 (uint8) and captions; web: degraded as web video is.
+
+    `fixed` goes to random_scene.
+    """
     rng = np.random.default_rng(seed)
     pixels, captions = np.empty((count, FRAMES, size, size, 3), np.uint8), []
     for n in range(count):
@@ -48,7 +51,10 @@ def clips(
     processes: int | None = None,
     **fixed,
 ):
-    """At least `count` clips in whole chunks of 100, rendered over all cores where the folder does not hold them yet: (chunk's path, ...)."""
+    """At least `count` clips in whole chunks of 100: (chunk's path, ...).
+
+    Rendered over all cores where the folder does not hold them yet.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [

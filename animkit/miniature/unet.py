@@ -1,4 +1,4 @@
-"""The miniature's image model: Stable Diffusion's UNet in small, taught on stills of moving scenes with full captions."""
+"""The miniature's image model: Stable Diffusion's UNet in small, taught on stills of moving scenes, fully captioned."""
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,9 @@ from ..training.draws import rand, randint, randn
 from ..training.losses import short_attention
 from .clip import tokens
 
-# As SD 1.x: a block without attention, blocks with text and self-attention, a middle block; the order is turned, so that
-# the block without attention is the one at full latent size, where attention costs most and a picture this small needs it least.
+# As SD 1.x: a block without attention, blocks with text and self-attention, a middle block; the order is turned, so
+# that the block without attention is the one at full latent size, where attention costs most and a picture this small
+# needs it least.
 CONFIG = dict(
     sample_size=16,
     in_channels=8,
@@ -52,7 +53,7 @@ def text_states(text_encoder, tokenizer, captions) -> torch.Tensor:
 
 
 class Denoising:
-    """batch and loss for fit: the plain objective of latent diffusion, on latents (n c h w) and text states (n m d) held in memory."""
+    """batch and loss for fit: latent diffusion's objective, on latents (n c h w) and text states (n m d) in memory."""
 
     def __init__(self, latents, text, empty, size: int = 64, drop: float = 0.1, towards_noise: float = 0.6):
         self.latents, self.text, self.empty, self.size, self.drop, self.power = (
@@ -73,7 +74,10 @@ class Denoising:
         return self.latents[rows].float(), text
 
     def loss(self, unet, batch, generator):
-        """|| eps - eps_theta(sqrt(a) x + sqrt(1 - a) eps, t, text) ||^2, with t drawn towards noise (1000 u^0.6), where shape and layout are decided."""
+        """|| eps - eps_theta(sqrt(a) x + sqrt(1 - a) eps, t, text) ||^2.
+
+        t is drawn towards noise (1000 u^0.6), where shape and layout are decided.
+        """
         x, text = batch
         t = (1000 * rand((len(x),), generator) ** self.power).long().clamp(max=999)
         eps = randn(x.shape, generator).to(x)
@@ -84,7 +88,10 @@ class Denoising:
 
 @torch.no_grad()
 def sample(unet, text, empty, *, steps: int = 25, guidance: float = 5.0, seed: int = 0, size: int = 16) -> torch.Tensor:
-    """Latents b c h w for text states b n d: DDIM with guidance, for sheets during training (the animator has the loop that is meant to be read)."""
+    """Latents b c h w for text states b n d: DDIM with guidance, for sheets during training.
+
+    The animator has the loop that is meant to be read.
+    """
     ddim = scheduler()
     ddim.set_timesteps(steps)
     b = len(text)

@@ -32,7 +32,7 @@ def to_signal(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def batches(pixels, size: int = 64, crop: int = 32):
-    """batch(k, generator): random crops of random pictures; crops cost a quarter and teach the same, since the VAE is local."""
+    """batch(k, generator): random crops of random pictures; a quarter of the cost, as good: the VAE is local."""
     pixels = torch.from_numpy(pixels)
 
     def batch(k, generator):
@@ -51,8 +51,8 @@ def gradient(x):
 
 
 def picture_loss(y, x):
-    """L1 on pixels and on their differences, and the square on colours of 4 x 4 pixels: without it whole colours are lost,
-    since to L1 a small thing of a very wrong colour is a small error."""
+    """L1 on pixels and on their differences, and the square on colours of 4 x 4 pixels: without it whole colours are
+    lost, since to L1 a small thing of a very wrong colour is a small error."""
     edges = sum(F.l1_loss(a, b) for a, b in zip(gradient(y), gradient(x)))
     return F.l1_loss(y, x) + 0.5 * edges + 5 * F.mse_loss(F.avg_pool2d(y, 4), F.avg_pool2d(x, 4))
 
@@ -66,7 +66,7 @@ def vae_loss(vae, x, generator):
 
 
 def decoder_loss(vae, x, generator):
-    """The decoder alone, on the latents' means: the encoder stays as it is, and so does all that was learned on its latents."""
+    """The decoder alone, on the latents' means: the encoder stays, and with it all that was learned on its latents."""
     with torch.no_grad():
         z = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean
         z = z + 0.02 / vae.config.scaling_factor * torch.randn(z.shape, generator=generator).to(

@@ -1,4 +1,4 @@
-"""The miniature's tokenizer: CLIP's own kind of byte-pair encoding, with merges until every word of the world is one token."""
+"""The miniature's tokenizer: CLIP's kind of byte-pair encoding, merged until each word of the world is one token."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ def vocabulary() -> list[str]:
 
 
 def tokenizer(extra: str = "") -> CLIPTokenizer:
-    """A CLIPTokenizer of about 900 tokens; any other word falls to pieces, which is how the animator knows that it is unknown."""
+    """A CLIPTokenizer of about 900 tokens; any other word falls to pieces: so the animator knows it is unknown."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
