@@ -1,9 +1,11 @@
 """What a notebook of reproduce/ shares with the others: its preset, its clock, its verdicts, the files it leaves."""
+import hashlib
 import html
 import json
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ from animkit.files import write_atomically
 from animkit.metrics.intervals import Interval
 from animkit.record import record
 from animkit.reproduce.claims import CLAIMS, VERDICTS
+from animkit.reproduce.drawing import shipped
 
 PRESETS = ("smoke", "laptop", "paper")  # does it run; the answer on two cores; the paper's amounts
 
@@ -53,6 +56,20 @@ class Experiment:
         from animkit.training.config import load_config
         changes = {"training.seed": self.seed} | dict(changes)
         return load_config(file, stage, [f"{name}={json.dumps(value)}" for name, value in changes.items()])
+
+    def training(self, name: str, config: Any) -> Path:
+        """The folder in `work` of a training with these settings, on this base and these frozen parts.
+
+        With others it is another folder: nothing stale is taken, and a run goes on only as what it was begun as.
+        """
+        digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+        for part in ("base", "domain_adapter", "motion_module", "start"):
+            named = getattr(config, part, None)
+            path = None if named is None else shipped(named) or Path(named)
+            files = sorted(path.rglob("*.safetensors")) if path and path.is_dir() else [path]
+            for file in (file for file in files if file and file.is_file()):  # a missing one the training will name
+                digest.update(file.read_bytes())
+        return self.work / f"{'-'.join(name.replace('_', ' ').split())}-{digest.hexdigest()[:10]}"
 
     # ---- the clock
 

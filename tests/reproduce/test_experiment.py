@@ -94,6 +94,22 @@ def test_a_stages_settings_come_from_its_config_with_changes_and_the_runs_seed(r
         run.config("motion_module", {"training.stepz": 7}, repo / "configs" / "miniature.yaml")
 
 
+def test_a_training_of_other_settings_or_on_other_weights_is_another_folder(run, repo, tmp_path):
+    file = repo / "configs" / "miniature.yaml"
+    weights = tmp_path / "adapter.safetensors"
+    weights.write_bytes(b"1")
+
+    def folder(**changes):
+        return run.training("with_stage 1", run.config("motion_module", {"domain_adapter": str(weights)} | changes, file))
+
+    first = folder()
+    assert first == folder() and first.parent == run.work and first.name.startswith("with-stage-1-")
+    others = folder(**{"training.steps": 7}), folder(kind="conv"), folder(domain_adapter=None)
+    assert len({first, *others}) == 4
+    weights.write_bytes(b"2")
+    assert folder() != first
+
+
 @pytest.mark.parametrize("damage", [lambda r: r["metrics"]["claims"].pop("coarse"), lambda r: r.pop("device"),
                                     lambda r: r["parameters"].update(preset="big"),
                                     lambda r: r["parameters"].pop("notebook"),
