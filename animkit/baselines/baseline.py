@@ -1,7 +1,7 @@
 """What the methods of the comparison (5.2) share: an animator's base and looks, its call, its sampler loop; no motion.
 
-A method inflates the animator's image UNet once more for itself. So the looks in it, and their alphas, act here too; the
-motion module, which acts in the animator's own VideoUNet alone, does not; and the animator never learns of the method.
+A method inflates the animator's image UNet once more for itself. So the looks in it, and their alphas, act here too;
+the motion module, which acts in the animator's own VideoUNet alone, does not; the animator never learns of the method.
 """
 import weakref
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from animkit.show.clip import Clip
 class Baseline(Animator):
     """A method of the comparison on an Animator (or on what one is made of): called as it is, giving the same Clip.
 
-    clip.settings["method"] names it, and ["alpha"] holds the looks at work. insert, remove and alpha are the animator's.
+    clip.settings["method"] names it, and ["alpha"] holds the looks at work. insert, remove, alpha are the animator's.
     Once nothing holds the method any more, its hooks leave the base. Raises AnimkitError as an Animator does.
     """
 

@@ -7,8 +7,8 @@
 
         softmax(Q_k K_0^T / sqrt d) V_0
 
-The global motion gives the clip its move, frame 0's keys and values its appearance. What an object does by itself, no part
-of it knows. b clips, f frames, c channels, h w latent height and width.
+The global motion gives the clip its move, frame 0's keys and values its appearance. What an object does by itself, no
+part of it knows. b clips, f frames, c channels, h w latent height and width.
 """
 import math
 from collections.abc import Sequence
@@ -35,9 +35,9 @@ def first_frame(i: int) -> tuple[int]:
 class Text2VideoZero(DDIMBaseline):
     """Text2Video-Zero: `Text2VideoZero(animator)("a red balloon over the sea", seed=0)`, called as an Animator is.
 
-    delta: the global motion, in pixels a frame of a 512-pixel picture, along x and y (the paper's lambda (dx, dy)): what
-    is drawn goes left and up where they are positive. times: where the moved frames are made, and up to where they are
-    noised: the nearest of the scheduler's steps. By default 50 steps. A callback sees the last part, all frames
+    delta: the global motion, in pixels a frame of a 512-pixel picture, along x and y (its paper's lambda (dx, dy)):
+    what is drawn goes left and up where they are positive. times: where the moved frames are made, and up to where they
+    are noised: the nearest of the scheduler's steps. By default 50 steps. A callback sees the last part, all frames
     together. Raises AnimkitError for another delta or times, and as an Animator does.
     """
 
@@ -81,7 +81,7 @@ class Text2VideoZero(DDIMBaseline):
 
 
 def move(x: Tensor, k: int, delta: Sequence[float]) -> Tensor:
-    """Latents ... h w as frame k sees them: each place takes what stands k delta further on, nearest, edges mirrored."""
+    """Latents ... h w as frame k sees them: each place takes what is k delta further on, nearest, edges mirrored."""
     h, w = x.shape[-2:]
     rows, columns = (source(size, k * d).to(x.device) for size, d in ((h, delta[1]), (w, delta[0])))
     return x[..., rows[:, None], columns]
@@ -92,5 +92,5 @@ def source(size: int, shift: float) -> Tensor:
 
     The half pixel stands in the authors' code: their grid counts from a pixel's corner, torch's from its middle.
     """
-    i = (torch.arange(size) + (shift - 0.5) * size / GRID).round().long() % (2 * size)  # ... 1 0 | 0 1 ... n | n ... 1 0 |
+    i = (torch.arange(size) + (shift - 0.5) * size / GRID).round().long() % (2 * size)  # 1 0 | 0 1 ... n | n ... 1 0
     return torch.where(i < size, i, 2 * size - 1 - i)

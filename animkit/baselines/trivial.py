@@ -1,6 +1,7 @@
-"""Two methods of our own in the comparison (5.2), which bound it: whatever wins a metric against them, or loses to them,
-shows what the metric sees. Frames drawn each alone have all the motion there can be, and no clip; a still is perfectly
-smooth, and does not move.
+"""Two methods of our own in the comparison (5.2), which bound it: how they fare in a metric shows what the metric sees.
+
+Frames that are drawn each alone differ as much as frames can, and make no clip; a still is perfectly smooth, and does
+not move.
 """
 from typing import Any
 

@@ -1,6 +1,7 @@
 """Tune-a-Video (5.2; Wu et al. 2023, arXiv 2212.11565): an image model is tuned on one clip, and draws others like it.
 
-    self-attention    sparse-causal: frame i reads frame 0 and the one before it,  softmax(Q_i [K_0, K_i-1]^T / sqrt d) [V_0, V_i-1]
+    self-attention    sparse-causal: frame i reads frame 0 and the one before,  softmax(Q_i K^T / sqrt d) V with
+                      K = [K_0, K_i-1], V = [V_0, V_i-1] joined along tokens
     new               after every feed-forward  x + Attention(LayerNorm x)  along frames, zero when fresh
     trained           W_Q of attn1 (self) and attn2 (text), and the new attention: AdamW 3e-5, 500 steps on one clip
     drawn             from x_T of the source clip by DDIM inversion (the prompt ""), with guidance 12.5
@@ -42,11 +43,12 @@ def first_and_former(i: int) -> tuple[int, int]:
 class TuneAVideo(DDIMBaseline):
     """Tune-a-Video: `TuneAVideo(animator, clip, "a cat walking")("a dog walking")`, called as an Animator is.
 
-    Tunes when it is made, on source (a Clip, or frames f h w 3 uint8) with its caption. folder: where a killed run goes on
-    from; the result is found there again. Every clip starts from the source's inverted latents, so a call gives the
+    Tunes when it is made, on source (a Clip, or frames f h w 3 uint8) with its caption. folder: where a killed run goes
+    on, and a finished one is found again. Every clip starts from the source's inverted latents, so a call gives the
     source's frames and size, and seed changes nothing; with `.inverted = False` it starts from the seed's noise. By
     default 50 steps and guidance 12.5 (in proportion, where the base's own guidance is not 7.5). `.history` is the loss
-    curve. Raises AnimkitError for a source or caption that the base cannot take, and as an Animator does.
+    curve. At full size, animator.pipe.unet.enable_gradient_checkpointing() first spares most of the memory. Raises
+    AnimkitError for a source or caption that the base cannot take, and as an Animator does.
     """
 
     method, usual = "Tune-a-Video", {"steps": 50}
@@ -163,7 +165,7 @@ class Tuned(nn.Module):
                     self.paths.append(f"{path}.{name}")
                 attn_temp = Attention(c, heads=heads, dim_head=block.attn1.inner_dim // heads)
                 nn.init.zeros_(attn_temp.to_out[0].weight)
-                nn.init.zeros_(attn_temp.to_out[0].bias)  # the reference leaves it random, and so begins beside the base
+                nn.init.zeros_(attn_temp.to_out[0].bias)  # the reference leaves it random: it begins beside the base
                 set_submodule(self, f"{path}.norm_temp", nn.LayerNorm(c))
                 set_submodule(self, f"{path}.attn_temp", attn_temp)
         self.to(video_unet.device)
@@ -190,5 +192,6 @@ class Tuned(nn.Module):
             hook = partial(change_query, self.get_submodule(path))
             video_unet._handles.append(video_unet.unet.get_submodule(path).register_forward_hook(hook))
         for path, block in blocks.items():
-            hook = partial(attend_over_time, *(self.get_submodule(f"{path}.{name}") for name in ("norm_temp", "attn_temp")))
+            parts = (self.get_submodule(f"{path}.{name}") for name in ("norm_temp", "attn_temp"))
+            hook = partial(attend_over_time, *parts)
             video_unet._handles.append(block.register_forward_hook(hook))

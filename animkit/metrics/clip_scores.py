@@ -5,9 +5,9 @@
     smooth   frame to next frame         100 mean_i <e(x_i), e(x_i+1)>
 
 e, t: unit vectors. The cosine is not clipped at 0, unlike CLIPScore (arXiv 2104.08718). What they do not see, shown in
-tests/metrics/test_known_answers.py: smooth is highest, 100, for a still, hardly lower for a clip's frames in another order,
-and high for noise, whose frames are all alike to CLIP: report the amount, smoothness and warp error of motion.py beside
-it. domain also sees what stands in the references: give tens of them, of various content. text and domain know no time.
+tests/metrics/test_known_answers.py: smooth is highest, 100, for a still, hardly lower for a clip's frames in another
+order, and high for noise, whose frames are all alike to CLIP: report the amount, smoothness and warp error of motion.py
+beside it. domain also sees what stands in the references: give tens, of various content. text and domain know no time.
 """
 import json
 from pathlib import Path

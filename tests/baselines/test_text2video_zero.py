@@ -1,4 +1,4 @@
-"""Text2Video-Zero against diffusers' own pipeline on the same noise; which frames attention reads; the warp on a grid."""
+"""Text2Video-Zero against diffusers' own pipeline on the same noise; which frames attention reads; the warp."""
 import diffusers
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import animkit as ak
 from animkit.baselines import Text2VideoZero
 from animkit.baselines.baseline import read_frames, transformer_blocks
 from animkit.baselines.text2video_zero import first_frame, move, source
-from tiny import clip_and_text, tiny_unet, traces
+from tiny import FAMILIES, added, clip_and_text, traces
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def last_of(method, prompt, **options):
 @pytest.mark.filterwarnings("ignore:torch.meshgrid", "ignore:Default grid_sample")  # theirs
 @pytest.mark.parametrize("x, y, how, first", [
     (12, 12, {"num_inference_steps": 50}, 2),                         # t1 = 47 steps before the end, 941; t0 = 44, 881
-    (30, -7, {"num_inference_steps": 20, "t1": 19, "t0": 18}, 0)])    # 951 and 901: frame 0 is kept before its first step
+    (30, -7, {"num_inference_steps": 20, "t1": 19, "t0": 18}, 0)])    # 951 and 901: kept before its first step
 def test_it_is_diffusers_own_pipeline_on_the_same_noise(pipe, zero, x, y, how, first):
     """All of it: frame 0 alone, the warp, the noise added again, cross-frame attention, guidance."""
     parts = {name: getattr(pipe, name) for name in ("vae", "text_encoder", "tokenizer", "unet")}
@@ -59,18 +59,20 @@ def test_it_is_diffusers_own_pipeline_on_the_same_noise(pipe, zero, x, y, how, f
     assert steps == list(range(first, how["num_inference_steps"])), "a callback sees the part that all frames are denoised in"
 
 
-def test_attention_is_diffusers_processor_frame_by_frame():
-    unet = tiny_unet()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_is_diffusers_processor_frame_by_frame(family):
+    unet = FAMILIES[family]()
     x, text = clip_and_text(b=2, f=3)
+    conditions = {"added_cond_kwargs": added(unet, 2)}
     zero = ak.inflate(unet)
     read_frames(zero, first_frame)
-    found = zero(x, 500, text)
+    found = zero(x, 500, text, **conditions)
     zero.deflate()
     plain = ak.inflate(unet)
-    without = plain(x, 500, text)
+    without = plain(x, 500, text, **conditions)
     plain.fold_text = False
     unet.set_attn_processor(theirs.CrossFrameAttnProcessor2_0(batch_size=2))
-    expected = plain(x, 500, text)
+    expected = plain(x, 500, text, **conditions)
     assert torch.allclose(found, expected, atol=1e-5) and not torch.allclose(found, without, atol=1e-3)
     assert torch.allclose(found[:, :, 0], without[:, :, 0], atol=1e-5), "frame 0 reads itself, as ever"
 
@@ -169,8 +171,10 @@ def test_bad_calls_are_refused(zero, options, said):
         zero(**{"prompt": "a bird", "frames": 3, "steps": 4, "progress": False, **options})
 
 
-@pytest.mark.parametrize("options, said", [({"delta": 12}, "delta is two numbers"), ({"delta": (1, float("nan"))}, "delta is two numbers"),
-                                           ({"times": (941, 881)}, "the smaller first"), ({"times": (0, 881)}, "two timesteps")])
+@pytest.mark.parametrize("options, said", [({"delta": 12}, "delta is two numbers"),
+                                           ({"delta": (1, float("nan"))}, "delta is two numbers"),
+                                           ({"times": (941, 881)}, "the smaller first"),
+                                           ({"times": (0, 881)}, "two timesteps")])
 def test_bad_settings_are_refused(pipe, options, said):
     with pytest.raises(ak.AnimkitError, match=said):
         Text2VideoZero(pipe, **options)
