@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from animkit import cli, open_checkpoint
+from animkit import Animator, cli, open_checkpoint
+from animkit import samples as shipped
 from animkit.errors import AnimkitError
 from animkit.metrics.camera import NAMES
 from animkit.miniature import evaluate_zoo, recipe, zoo
@@ -254,3 +255,38 @@ def test_scores_of_shots_ask_for_all_that_is_named():
     assert list(bars.values()) == [True, True] and len(bars) == 2
     with_it["no MotionLoRA"] = [moves(pan=0.15)]
     assert not list(evaluate_zoo._still_bars(with_it, {"pan left": 0}))[0]["holds"]
+
+
+# --- as shipped -----------------------------------------------------------------------------------------------------
+
+def shipped_parts():
+    recipe_json = shipped.root() / "recipe.json" if "recipe.json" in shipped.names() else None
+    told = json.loads(recipe_json.read_text()) if recipe_json else {}
+    return {name: part for name, part in told.items() if "file" in part}
+
+
+def test_what_ships_of_the_zoo_is_whole_half_precision_and_fits_the_shipped_base():
+    parts = shipped_parts()
+    if not parts:
+        pytest.skip("the zoo is not shipped yet")
+    animator = Animator("miniature")
+    for name, part in parts.items():
+        path = shipped.root() / part["file"]
+        assert {t.dtype for k, t in load_file(path).items() if not k.endswith(".pe")} == {torch.float16}, name
+        assert part["steps"] == part["of"] > 10 and part["command"].startswith("animkit train "), name
+        if part["stage"] in ("look", "shots"):
+            assert part["clips"] <= 50, "as the paper: few"
+        was = set(animator.alpha)
+        inserted = animator.insert(path, name="motion" if part["stage"].startswith("motion_") else name)
+        if inserted not in was:
+            animator.remove(inserted)
+
+
+@pytest.mark.parametrize("what", ["adapter", "looks", "shots"])
+def test_shipped_results_of_the_zoo_are_no_quick_look(what):
+    path = shipped.root() / "results" / f"{what}.json"
+    if not path.exists():
+        pytest.skip(f"results/{what}.json is not shipped yet")
+    report = json.loads(path.read_text())
+    assert report["parameters"]["count"] >= 8 and report["parameters"]["command"].startswith(f"animkit judge {what} ")
+    assert report["metrics"]["bars"] and (path.with_suffix(".png")).exists()
