@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from animkit import samples
+from animkit.notebooks import parameters
 
 BINDER_GIB = 2.0
 SERVER_GIB = 0.25          # JupyterLab's own process, left free for it
@@ -94,7 +95,8 @@ matplotlib.use("Agg")
 import animkit as ak
 from animkit.training import load_config, train_motion_lora
 config = load_config(sys.argv[1], "motion-lora", ["camera=crop", "amount=0.4", "domain_adapter=null", "data.count=4",
-                                                  "data.world.web=false", "training.steps=2", "sample_steps=2", "data.workers=1"])
+                                                  "data.world.web=false", "training.steps=2", "sample_steps=2", "data.workers=1",
+                                                  f"data.batch={sys.argv[2]}"])
 with tempfile.TemporaryDirectory() as folder:
     trained = train_motion_lora(config, folder + "/run", quiet=True)
     animator = ak.Animator("miniature")
@@ -105,12 +107,14 @@ print("peak GiB", peak / 2**30 if sys.platform == "darwin" else peak / 2**20)
 """
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows counts memory otherwise")
 @pytest.mark.skipif(not {"miniature", "motion_module"} <= set(samples.names()), reason="the miniature's weights are not in data_samples/ yet")
 def test_the_hungriest_notebook_fits_binders_memory(repo):
     """MotionLoRA's training at its real batch, then a clip by a second animator: what a kernel holds in notebook 06."""
-    done = subprocess.run([sys.executable, "-c", HUNGRY, str(repo / "configs" / "miniature.yaml")], capture_output=True,
-                          text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "2"})
+    batch = parameters(repo / "notebooks" / "06_motion_lora.ipynb")["batch"]["default"]
+    done = subprocess.run([sys.executable, "-c", HUNGRY, str(repo / "configs" / "miniature.yaml"), batch],
+                          capture_output=True, text=True, timeout=1700, env={**os.environ, "OMP_NUM_THREADS": "2"})
     assert done.returncode == 0, done.stderr[-2000:]
     peak = float(re.search(r"peak GiB ([\d.]+)", done.stdout).group(1))
     assert peak < BINDER_GIB - SERVER_GIB, f"{peak:.2f} GiB"

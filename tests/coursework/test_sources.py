@@ -201,6 +201,7 @@ def test_every_exercise_marked_by_a_test_has_three_planted_wrong_answers(repo):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif("motion_module" not in samples.names(), reason="the miniature's weights are not in data_samples/ yet")
 def test_the_real_course_goes_through_nbgrader(repo, tmp_path):
     """release, solutions; then the solutions handed in get every point that a test gives, the releases none."""
