@@ -141,8 +141,8 @@ class Animator:
         from animkit.checkpoints.roles import open_roles
         parts = open_roles(motion=motion, adapter=adapter, looks=looks, motion_loras=motion_loras, strict=strict)
         animator = cls(base, motion=False, device=device, dtype=dtype, tokenizer=tokenizer)
-        for checkpoint, alpha in parts:
-            animator.insert(checkpoint, alpha=alpha)
+        for name, (checkpoint, alpha) in parts.items():
+            animator.insert(checkpoint, alpha=alpha, name=name)
         return animator
 
     # ---- what is inserted: motion modules, looks, domain adapters, MotionLoRAs, ControlNets
@@ -194,11 +194,11 @@ class Animator:
             attached.remove()
 
     def offload(self, device: str | torch.device | None = None) -> Animator:
-        """For a small GPU: each model waits in main memory until it is called, and frames leave the VAE one by one; -> self.
+        """For a small GPU: each model waits in main memory until it is called, frames leave the VAE one by one; -> self.
 
-        By diffusers' model offload, with the motion modules and LoRAs moving along with the UNet that they act in. device: by
-        default CUDA, else Apple's MPS. Slower by the moves between the three models, not in each step; docs/memory.md says
-        what fits where. Raises AnimkitError if there is no such device.
+        By diffusers' model offload, with the motion modules and LoRAs moving along with the UNet that they act in.
+        device: by default CUDA, else Apple's MPS. Slower by the moves between the three models, not in each step;
+        docs/memory.md says what fits where. Raises AnimkitError if there is no such device.
         """
         if device is None and _best_device() == "cpu":
             raise AnimkitError("There is no GPU to offload from: leave offload() out.")

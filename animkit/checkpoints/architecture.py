@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from animkit.errors import AnimkitError
 
 
 @cache
@@ -96,6 +99,21 @@ def text_config(state: Mapping[str, Tensor], full: Mapping[str, Any]) -> dict[st
     if "text_projection.weight" in state:
         config["projection_dim"] = len(state["text_projection.weight"])
     return config
+
+
+def own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without the library's own notes in it."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def read_off(path: Path, part: str, read: Callable[..., dict], *arguments: Any) -> dict[str, Any]:
+    """read(*arguments), one of those above; AnimkitError if the weights lack what it looks at."""
+    try:
+        return read(*arguments)
+    except (LookupError, StopIteration, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise AnimkitError(
+            f"{path}: its {part} is incomplete or damaged ({type(error).__name__}: {error}); fetch it again."
+        ) from None
 
 
 def version_by_text(weights: Mapping[str, Tensor]) -> str:

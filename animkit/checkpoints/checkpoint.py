@@ -9,10 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from animkit.checkpoints.settings import check_sizes
 from animkit.errors import AnimkitError
 
+# what diffusers, PEFT and animkit call the one weights file of a folder
+IN_FOLDER = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model", "model", "pytorch_model")
 
-@dataclass
+
+@dataclass(eq=False)  # by identity, so that {checkpoint: alpha} works
 class Checkpoint:
     """A recognised file. `weights`: its tensors under the file's own names, wrappers taken off, lazily read, in the
     file's dtype."""
@@ -32,9 +36,10 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What the part is called once inserted, unless another name is asked for: the file's own, without its
-        ending."""
-        return self.path.stem.replace(".", "_")
+        """What the part is called once inserted, unless another name is asked for: the file's own, without its ending,
+        or its folder's where all such files have the same."""
+        generic = self.path.stem.removesuffix(".fp16") in IN_FOLDER
+        return (self.path.resolve().parent.name if generic else self.path.stem).replace(".", "_") or "part"
 
     @property
     def parameters(self) -> int:
@@ -65,54 +70,82 @@ class Checkpoint:
 
 
 def misfit(path: Path, where: str, missing: Iterable[str] = (), left_over: Iterable[str] = (),
-           misshapen: Iterable[str] = (), advice: str = "was it made for another model?") -> AnimkitError:
-    """The one error of all-or-nothing loading: it names the first ten tensors of each sort."""
+           misshapen: Iterable[str] = (), advice: str = "was it made for another model?",
+           noun: str = "tensor") -> AnimkitError:
+    """The one error of all-or-nothing loading: it names the first ten tensors (or layers) of each sort."""
     parts = []
     for names, what in ((missing, "missing"), (left_over, "left over"), (misshapen, "of another shape")):
         names = list(names)
         if names:
-            more = f", and {len(names) - 10} more" if len(names) > 10 else ""
-            parts.append(f"{len(names)} tensors {what}: {', '.join(names[:10])}{more}")
+            parts.append(f"{len(names)} {noun}{'s' * (len(names) != 1)} {what}: {first_ten(names)}")
     return AnimkitError(f"{path}: does not fit {where}; {'; '.join(parts)}. Nothing was loaded; {advice}")
 
 
-def fit(
-    path: Path,
-    module: nn.Module,
-    state: Mapping[str, Tensor],
-    advice: str = "was it made for another model?",
-    names: Mapping[str, str] | None = None,
-) -> None:
-    """Loads state into module, all or nothing, without a second copy: the module takes the tensors over as they are.
+def first_ten(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f", and {len(names) - 10} more" if len(names) > 10 else "")
 
-    names: module's name of a tensor -> the file's, for the message.
-    """
-    own, names = module.state_dict(), names or {}
-    wrong = [f"{names.get(k, k)} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+
+def check_numbers(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raises AnimkitError where a weight is made of other than real numbers, or of none."""
+    for name, tensor in state.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            kind = str(tensor.dtype).removeprefix("torch.") if tensor.numel() else "no numbers"
+            raise AnimkitError(f"{path}: tensor {name} is of {kind}, and weights are floating-point numbers: the file"
+                               " is damaged or quantised; take the model's half-precision file.")
+
+
+def check_fit(
+    path: Path, module: nn.Module, state: Mapping[str, Tensor], advice: str = "was it made for another model?"
+) -> None:
+    """Raises AnimkitError unless state has exactly the module's tensors, in name and shape."""
+    own = module.state_dict()
+    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
              for k in own if k in state and own[k].shape != state[k].shape]
-    missing, extra = [names.get(k, k) for k in own if k not in state], [names.get(k, k) for k in state if k not in own]
+    missing, extra = [k for k in own if k not in state], [k for k in state if k not in own]
     if missing or extra or wrong:
         raise misfit(path, type(module).__name__, missing, extra, wrong, advice)
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """State, which fits, into module without a second copy: the module takes the tensors over as they are."""
     module.load_state_dict(state, assign=True)
-    # assign=True makes parameters that want gradients of whatever stood there; integers and floats alike keep the
-    # file's dtype
+    # assign=True makes parameters that want gradients of whatever stood there; the file's dtype stays
     module.requires_grad_(True).eval()
 
 
 def make_module(
-    path: Path, part: str, model: type, config: Any, state: Mapping[str, Tensor], dtype: torch.dtype | None
+    path: Path,
+    part: str,
+    model: type,
+    config: Any,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    beside: bool = False,
 ) -> nn.Module:
     """The part on no memory of its own, then the file's tensors in their places, cast one at a time if another dtype
-    is asked."""
+    is asked. beside: the config was not read off the weights but lies beside them, and may ask for anything."""
     from accelerate import init_empty_weights
 
-    with init_empty_weights():
-        module = model.from_config(config) if hasattr(model, "from_config") else model(config)
-    if any(name.startswith("text_model.") for name in module.state_dict()):  # transformers has it with and without
+    check_numbers(path, state)
+    if beside:
+        check_sizes(path, config, state)
+    with torch.device("meta"):  # shapes alone: what does not fit is refused before any memory is taken
+        shapes = _construct(path, part, model, config)
+    if any(name.startswith("text_model.") for name in shapes.state_dict()):  # transformers has it with and without
         state = {
             name if name.startswith("text_projection") else f"text_model.{name}": tensor
             for name, tensor in state.items()
         }
-    fit(path, module, {name: tensor.to(dtype or tensor.dtype) for name, tensor in state.items()},
-        advice="its structure is not that of Stable Diffusion 1.x, 2.x or XL.")
+    check_fit(path, shapes, state, "its structure is not that of Stable Diffusion 1.x, 2.x or XL.")
+    with init_empty_weights():  # once more, for what is in no file: CLIP counts its places in a buffer
+        module = _construct(path, part, model, config)
+    fill(module, {name: tensor.to(dtype or tensor.dtype) for name, tensor in state.items()})
     return module
+
+
+def _construct(path: Path, part: str, model: type, config: Any) -> nn.Module:
+    try:
+        return model.from_config(config) if hasattr(model, "from_config") else model(config)
+    except Exception as error:  # whatever a library says of settings that contradict each other
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise AnimkitError(f"{path}: no {part} can be made by its config ({line[:160]}); fetch both again.") from None

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from animkit.checkpoints.architecture import count, unet_config, version_by_text
+from animkit.checkpoints.architecture import count, own_settings, read_off, unet_config, version_by_text
 from animkit.checkpoints.checkpoint import Checkpoint, make_module
 from animkit.checkpoints.original_naming import controlnet_state
 from animkit.errors import AnimkitError
@@ -30,13 +31,23 @@ class ControlNetCheckpoint(Checkpoint):
         from diffusers import ControlNetModel
 
         state = controlnet_state(self.path, self.weights)
-        hints = range(count(state, "controlnet_cond_embedding.blocks."))
-        widths = [state[f"controlnet_cond_embedding.blocks.{i}.weight"].shape[0] for i in hints if i % 2 == 1]
-        config = {**unet_config(state), "conditioning_embedding_out_channels": [
-            state["controlnet_cond_embedding.conv_in.weight"].shape[0], *widths],
-            "conditioning_channels": state["controlnet_cond_embedding.conv_in.weight"].shape[1]}
-        own = {k: v for k, v in self.config.items() if not k.startswith("_")}
-        return make_module(self.path, "ControlNet", ControlNetModel, own or config, self._hand_out(state), dtype)
+        own = own_settings(self.config)
+        config = own or read_off(self.path, "ControlNet", controlnet_config, state)
+        return make_module(
+            self.path, "ControlNet", ControlNetModel, config, self._hand_out(state), dtype, bool(own)
+        )
+
+
+def controlnet_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """ControlNetModel's config, read off its weights."""
+    hints = range(count(state, "controlnet_cond_embedding.blocks."))
+    widths = [state[f"controlnet_cond_embedding.blocks.{i}.weight"].shape[0] for i in hints if i % 2 == 1]
+    first = state["controlnet_cond_embedding.conv_in.weight"]
+    return {
+        **unet_config(state),
+        "conditioning_embedding_out_channels": [first.shape[0], *widths],
+        "conditioning_channels": first.shape[1],
+    }
 
 
 def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config: Mapping) -> Checkpoint | None:

@@ -2,7 +2,6 @@
 in turn."""
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,12 @@ import torch
 from torch import Tensor
 
 from animkit.checkpoints import controlnet, lora, motion, stable_diffusion
-from animkit.checkpoints.checkpoint import Checkpoint
+from animkit.checkpoints.checkpoint import IN_FOLDER, Checkpoint
 from animkit.checkpoints.files import read_file
+from animkit.checkpoints.settings import read_config
 from animkit.errors import AnimkitError
 
 WRAPPERS = ("state_dict", "module", "model_state_dict", "model", "params")
-IN_FOLDER = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model", "model", "pytorch_model")
-MAX_CONFIG = 1_000_000
 
 
 def open_checkpoint(path: str | Path, *, strict: bool = True) -> Checkpoint:
@@ -29,8 +27,10 @@ def open_checkpoint(path: str | Path, *, strict: bool = True) -> Checkpoint:
     middle block on v1 or v3), said once. Nothing of the file is executed. Raises AnimkitError, which says what the
     file is if it is not one of these.
     """
+    if not isinstance(path, (str, Path)):
+        raise AnimkitError(f"open_checkpoint takes the path of a weights file or folder, not {path!r:.80}.")
     path = Path(path).expanduser()
-    file, config = _in_folder(path) if path.is_dir() else (path, _config_beside(path))
+    file, config = _in_folder(path) if _is_dir(path) else (path, _config_beside(path))
     contents, metadata = read_file(file)
     weights = unwrap(file, contents)
     for recognise in (
@@ -47,6 +47,13 @@ def open_checkpoint(path: str | Path, *, strict: bool = True) -> Checkpoint:
         f"{file}: its {len(weights)} tensors ({names}, ...) are of no kind that animkit knows: motion module,"
         " MotionLoRA, domain adapter, LoRA, Stable Diffusion 1.x, 2.x or XL, UNet, VAE, ControlNet."
     )
+
+
+def _is_dir(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as error:  # a name that is too long, or a folder that may not be entered
+        raise AnimkitError(f"{str(path)[:200]}: this path cannot be followed ({error.strerror}); check it.") from None
 
 
 def unwrap(path: Path, contents: Any) -> dict[str, Tensor]:
@@ -86,7 +93,7 @@ def _config_beside(path: Path) -> dict:
     name."""
     if not path.name.startswith(IN_FOLDER):
         return {}
-    return next((_read_json(path.parent / name) for name in ("config.json", "adapter_config.json")
+    return next((read_config(path.parent / name) for name in ("config.json", "adapter_config.json")
                  if (path.parent / name).is_file()), {})
 
 
@@ -114,15 +121,3 @@ def _in_folder(folder: Path) -> tuple[Path, dict]:
             " itself."
         )
     return found[0], _config_beside(found[0])
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        if path.stat().st_size > MAX_CONFIG:
-            raise ValueError("it is far too large")
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise AnimkitError(f"{path}: this config cannot be read ({error}); fetch it again.") from None
-    if not isinstance(config, dict):
-        raise AnimkitError(f"{path}: this config is not a table; fetch it again.")
-    return config

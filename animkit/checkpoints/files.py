@@ -118,8 +118,9 @@ def check_safetensors_header(path: Path, size: int) -> dict:
                 continue
             dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
             numbers = [*shape, first, last]
-            if any(type(n) is not int or n < 0 for n in numbers):
-                raise ValueError(f"{name} has a size that is no natural number")
+            # before they are multiplied: a product of a million such numbers would take hours
+            if len(shape) > 64 or any(type(n) is not int or not 0 <= n < 2**63 for n in numbers):
+                raise ValueError(f"{name[:80]} has a size that is no natural number")
             if dtype not in ITEMSIZE:
                 raise AnimkitError(
                     f"{path}: tensor {name} has dtype {dtype!r}, which torch cannot hold; take the model's "

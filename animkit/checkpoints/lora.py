@@ -7,7 +7,7 @@ in animkit.lora.
 """
 from __future__ import annotations
 
-import json
+import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -16,11 +16,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from animkit.checkpoints.checkpoint import Checkpoint, misfit
+from animkit.checkpoints.checkpoint import Checkpoint, check_numbers, first_ten, misfit
 from animkit.checkpoints.ldm_names import to_ldm_name
 from animkit.checkpoints.motion import to_diffusers_name
+from animkit.checkpoints.settings import number, read_table
 from animkit.errors import AnimkitError
-from animkit.lora import LoRA
+from animkit.lora import Attachment, LoRA
+from animkit.motion_module import MotionModules
 
 # (how a tensor's name ends, whose naming it is), most telling first; <h> is which half
 ENDS = [
@@ -60,6 +62,8 @@ OTHER_KINDS = {
     "double_blocks": "LoRA for Flux",
     "joint_blocks": "LoRA for Stable Diffusion 3",
 }
+PROJECTION = re.compile(r"(attn[12]_to_(?:q|k|v|out))(?:_0)?$")  # where a domain adapter has its layers (4.1)
+MIDDLE = "mid_block.motion_modules.0"
 # what the metadata of animkit's own files says a LoRA is
 SAID = {"domainadapter": "domain adapter", "motionlora": "MotionLoRA", "look": "LoRA"}
 
@@ -101,6 +105,8 @@ def parse(path: Path, weights: Mapping[str, Tensor], metadata: Mapping, config: 
         layer = key[:match.start()] + (f".{match['to']}" if "to" in match.groupdict() else "")
         layer = re.sub(r"^(base_model\.model\.|module\.)+", "", layer)
         model, rest = next(((model, layer[len(p):]) for p, model in MODELS if layer.startswith(p)), ("unet", layer))
+        if model == "unet" and rest.startswith("text_model."):  # PEFT's, of a text encoder alone
+            model = "text_encoder"
         formats[format] = formats.get(format, 0) + 1
         half = seen[match["h"]]
         value = tensor if half in ("down", "up") else float(tensor) if tensor.numel() == 1 else None
@@ -108,7 +114,15 @@ def parse(path: Path, weights: Mapping[str, Tensor], metadata: Mapping, config: 
             raise AnimkitError(
                 f"{path}: tensor {key} has the shape {tuple(tensor.shape)}, which no LoRA has; the file is damaged."
             )
-        setattr(models.setdefault(model, {}).setdefault(flat(rest), Layer(rest)), half, value)
+        if half in ("down", "up"):
+            check_numbers(path, {key: tensor})
+        elif not math.isfinite(value):
+            raise AnimkitError(f"{path}: tensor {key} is {value}; the file is damaged.")
+        place = models.setdefault(model, {}).setdefault(flat(rest), Layer(rest))
+        if getattr(place, half) is not None:
+            raise AnimkitError(f"{path}: it has layer {rest} twice (the second is {key}): two LoRAs in one file; save "
+                               "the one you mean alone.")
+        setattr(place, half, value)
     missing = [f"{layer.name} ({'down' if layer.down is None else 'up'} half)" for layers in models.values()
                for layer in layers.values() if layer.down is None or layer.up is None]
     if unknown or missing:
@@ -126,25 +140,48 @@ def parse(path: Path, weights: Mapping[str, Tensor], metadata: Mapping, config: 
                     f"{path}: the rank of {layer.name} is {len(layer.down)} in one half and {layer.up.shape[1]} in the "
                     "other; the file is damaged."
                 )
-    _scale_of_peft(models, metadata, config)
+    _scale_of_peft(path, models, metadata, config)
     return models, max(formats, key=formats.get)
 
 
-def _scale_of_peft(models: Mapping, metadata: Mapping, config: Mapping) -> None:
+def _scale_of_peft(path: Path, models: Mapping, metadata: Mapping, config: Mapping) -> None:
     """PEFT keeps alpha and rank outside the tensors: in adapter_config.json, or in the metadata that diffusers
     writes."""
-    try:
-        said = json.loads(metadata.get("lora_adapter_metadata", "null"))
-    except ValueError:
-        said = None
-    said = said if isinstance(said, dict) else {}
+    what = "lora_adapter_metadata"
+    said = read_table(path, metadata[what], f"its metadata ({what})") if what in metadata else {}
     for model, layers in models.items():
         own = {k.removeprefix(f"{model}."): v for k, v in said.items() if k.startswith(f"{model}.")} or dict(config)
+        patterns = own.get("alpha_pattern") or {}
+        if not isinstance(patterns, Mapping):
+            raise AnimkitError(f"{path}: its setting alpha_pattern is {patterns!r:.80}, not a table; fetch it again.")
         for layer in layers.values():
-            if layer.alpha is None and isinstance(own.get("lora_alpha"), (int, float)):
-                patterns = own.get("alpha_pattern") or {}
+            if layer.alpha is None and own.get("lora_alpha") is not None:
                 alpha = next((a for p, a in patterns.items() if layer.name.endswith(p)), own["lora_alpha"])
-                layer.alpha = alpha * (len(layer.down) ** 0.5 if own.get("use_rslora") else 1)
+                root = len(layer.down) ** 0.5 if own.get("use_rslora") else 1
+                layer.alpha = number(path, "lora_alpha", alpha) * root
+
+
+class PartialLoRA(LoRA):
+    """A LoRA whose `optional` layers act where the model has them: a v2 MotionLoRA, opened with strict=False, whose
+    middle block has a place in v2 and none in v1 and v3. It stays whole, and may be moved from one to the other."""
+
+    path: Path
+    optional: frozenset[str] = frozenset()
+
+    def layers_in(self, *roots: nn.Module) -> dict[str, nn.Module]:
+        there = {path for root in roots for path, _ in root.named_modules()}
+        return {path: self._layer(path, roots) for path in self.paths if path in there or path not in self.optional}
+
+    def attach(self, *roots: nn.Module, alpha: float = 1.0) -> Attachment:
+        work = super().attach(*roots, alpha=alpha)
+        left_out = len(self.paths) - len(work.layers)
+        if left_out:
+            warnings.warn(
+                f"{self.path.name}: {left_out} of its {len(self.paths)} layers have no place in the motion modules and"
+                " are left out (it was trained on a v2 module, whose middle block this one lacks).",
+                stacklevel=4,
+            )
+        return work
 
 
 class LoRACheckpoint(Checkpoint):
@@ -184,15 +221,15 @@ class LoRACheckpoint(Checkpoint):
 
     def _build(self, model: str, roots: list[nn.Module]) -> LoRA:
         layers, places = self.models[model], aliases(roots)
+        middle = {} if self.strict else _middle_block(roots)
         state, scale, homeless, wrong = {}, {}, [], []
         for name, layer in layers.items():
-            place = places.get(name)
-            if place is None:
+            path, target = places.get(name) or middle.get(name) or (None, None)
+            if path is None:
                 homeless.append(layer.name)
                 continue
-            path, target = place
             down, up = _in_shape_of(layer.down, target), _in_shape_of(layer.up, target)
-            if (up.shape[0], *down.shape[1:]) != tuple(target.weight.shape):
+            if target is not None and (up.shape[0], *down.shape[1:]) != tuple(target.weight.shape):
                 wrong.append(
                     f"{layer.name} for a weight {(up.shape[0], *down.shape[1:])}, the model's is"
                     f" {tuple(target.weight.shape)}"
@@ -202,31 +239,47 @@ class LoRACheckpoint(Checkpoint):
         where = {"unet": "the UNet" if not self.on_motion else "the motion modules"}.get(
             model, f"the {model.replace('_', ' ')}"
         )
-        middle = bool(homeless) and all("mid_block.motion_modules" in name for name in homeless)
         if wrong or (homeless and (self.strict or not state)):
+            only_middle = all("mid_block.motion_modules" in name for name in homeless) and not wrong
             advice = ("it was trained on a v2 motion module, whose middle block this one lacks; open it with "
-                      "open_checkpoint(path, strict=False) to use the rest." if middle and not wrong
+                      "open_checkpoint(path, strict=False) to use the rest." if only_middle
                       else "was it made for another model (SD 1.x, 2.x, XL, the miniature)?")
-            raise misfit(self.path, where, left_over=homeless, misshapen=wrong, advice=advice)
+            raise misfit(self.path, where, left_over=homeless, misshapen=wrong, advice=advice, noun="layer")
         if homeless:
-            why = (
-                "it was trained on a v2 module, whose middle block this one lacks"
-                if middle
-                else f"first: {homeless[0]}"
-            )
             warnings.warn(
                 f"{self.path.name}: {len(homeless)} of its {len(layers)} layers have no place in {where} and are left"
-                f" out ({why}).",
+                f" out: {first_ten(homeless)}.",
                 stacklevel=4,
             )
-        return LoRA.from_state_dict(state, scale)
+        optional = frozenset(path for path, _ in middle.values() if f"{path}.down.weight" in state)
+        if not optional:
+            return LoRA.from_state_dict(state, scale)
+        lora = PartialLoRA.from_state_dict(state, scale)
+        lora.path, lora.optional = self.path, optional
+        return lora
 
 
 LoRACheckpoint._for_animator = False  # the Animator asks for the text encoder's part itself, so nothing is left unsaid
 
 
-def _in_shape_of(half: Tensor, target: nn.Module) -> Tensor:
+def _middle_block(roots: list[nn.Module]) -> dict[str, tuple[str, None]]:
+    """Every flat name of the layers that a motion module in the middle block would have -> (its path, None); {} where
+    there is one, or no motion module at all."""
+    motion = next((root for root in roots if isinstance(root, MotionModules)), None)
+    if motion is None or MIDDLE in motion.sites:
+        return {}
+    site = next(iter(motion.sites))
+    return {
+        name.replace(flat(site), flat(MIDDLE), 1): (path.replace(site, MIDDLE, 1), None)
+        for name, (path, _) in aliases([motion]).items()
+        if path.startswith(f"{site}.")
+    }
+
+
+def _in_shape_of(half: Tensor, target: nn.Module | None) -> Tensor:
     """A 1x1 convolution's halves for a Linear and the other way round: Stable Diffusion 1 and 2 differ in just this."""
+    if target is None:
+        return half
     if target.weight.ndim == 2 and half.ndim == 4 and half.shape[2:] == (1, 1):
         return half.flatten(1)
     return half[:, :, None, None] if target.weight.ndim == 4 and half.ndim == 2 else half
@@ -279,17 +332,14 @@ def recognise(
         )
     motion = [name for name in unet if "motion_modules" in name]
     said = SAID.get(re.sub("[-_ ]", "", metadata.get("kind", "").lower()))
-    adapter = all(re.search(r"attn[12]_to_(q|k|v|out)(_0)?$", name) for name in unet) and format in (
-        "reference",
-        "animkit",
-    )
-    kind = (
-        said
-        if said
-        else "MotionLoRA" if len(motion) == len(unet) else "domain adapter" if adapter and not motion else "LoRA"
-    )
+    places = {match[1] if (match := PROJECTION.search(name)) else "" for name in unet}
+    adapter = "" not in places and not motion
+    named_so = adapter and format in ("reference", "animkit")
+    kind = said or ("MotionLoRA" if len(motion) == len(unet) else "domain adapter" if named_so else "LoRA")
     if kind == "domain adapter" and not said:
         notes.append("a domain adapter's names; the first diffusers LoRAs of looks had the same, and act alike")
+    elif kind == "LoRA" and not said and adapter and len(places) == 8 and len(models) == 1:
+        notes.append("a look, or a domain adapter: in this naming the two are alike, and act alike")
     if motion and len(motion) < len(unet):
         notes.append(f"{len(motion)} layers are on the motion module, {len(unet) - len(motion)} on the image UNet")
     for model, name in (("text_encoder", "text encoder"), ("text_encoder_2", "second text encoder")):

@@ -8,11 +8,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from animkit.checkpoints.checkpoint import Checkpoint, fit, misfit
+from animkit.checkpoints.checkpoint import Checkpoint, check_fit, check_numbers, fill, misfit
+from animkit.checkpoints.settings import choice, whole
 from animkit.errors import AnimkitError
-from animkit.motion_module import MotionModules, motion_sites
+from animkit.motion_module import VERSIONS, MotionModules, motion_sites
 from animkit.temporal_transformer import sinusoidal_positions
 
 END = ".temporal_transformer.proj_in.weight"
@@ -76,7 +78,8 @@ def to_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def sites_of(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Reference-named weights -> {"down_blocks.0.motion_modules.0": 320, ...}."""
-    return {name.removesuffix(END): len(tensor) for name, tensor in state.items() if name.endswith(END)}
+    return {name.removesuffix(END): len(tensor) if tensor.ndim else 0  # 0: a damaged file's, refused by recognise
+            for name, tensor in state.items() if name.endswith(END)}
 
 
 def read_off(state: Mapping[str, Tensor]) -> dict:
@@ -119,8 +122,6 @@ class MotionModuleCheckpoint(Checkpoint):
         return state
 
     def build(self, video_unet: nn.Module | None = None) -> MotionModules:
-        from accelerate import init_empty_weights
-
         state = self.state()
         sites = sites_of(state)
         mid = any(site.startswith("mid_block") for site in sites)
@@ -142,9 +143,14 @@ class MotionModuleCheckpoint(Checkpoint):
         config["version"] = (
             self.config["version"] if self.config["version"] in ("v1", "v2", "v3") else "v2" if mid else "v3"
         )
-        with init_empty_weights(include_buffers=True):
-            modules = MotionModules(sites, **config)
-        fit(self.path, modules, self._hand_out(state))
+        check_numbers(self.path, state)
+        with torch.device("meta"):  # shapes alone, so that nothing is held twice, and a misfit never takes memory
+            try:
+                modules = MotionModules(sites, **config)
+            except AnimkitError as error:
+                raise AnimkitError(f"{self.path}: {error}") from None
+        check_fit(self.path, modules, state)
+        fill(modules, self._hand_out(state))
         modules.norm = config.get("norm", "reference")
         return modules
 
@@ -161,8 +167,7 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
             f"{path}: this is a HotShot-XL motion module; its temporal layers have another structure (8 frames, other "
             "places), so animkit cannot use it: take an AnimateDiff SDXL module."
         )
-    motion = {re.sub(r"^(.*\.)?(?=(down_blocks|up_blocks|mid_block)\.)", "", name, count=1): tensor
-              for name, tensor in weights.items() if "motion_modules." in name}
+    motion, notes = _one_set(path, weights)
     if not motion:
         return None
     if config.get("conv_in_channels") or any(
@@ -173,9 +178,9 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
             f"{path}: this is a PIA module, whose UNet takes 9 channels (a conditioning picture beside the latents): "
             "animkit animates text to image models of 4; take a plain motion module."
         )
-    notes = []
-    if len(motion) < len(weights):
-        notes.append(f"{len(weights) - len(motion)} other tensors (the image UNet around it) are left out")
+    others = sum("motion_modules." not in name for name in weights)
+    if others:
+        notes.append(f"{others} other tensors (the image UNet around it) are left out")
     own = _own_config(metadata) or (config if config.get("_class_name") == "MotionModules" else None)
     format = "reference" if any(".temporal_transformer." in name for name in motion) else "diffusers"
     state = motion if format == "reference" else to_reference(motion)
@@ -184,18 +189,19 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
             f"{path}: it has motion_modules tensors, but no proj_in among them: this is a part of a motion module; "
             "get the whole file."
         )
+    flat = [site + END for site in sites_of(state) if state[site + END].ndim != 2 or not state[site + END].numel()]
+    if flat:
+        raise AnimkitError(f"{path}: {flat[0]} has the shape {tuple(state[flat[0]].shape)}, which no motion module has;"
+                           " the file is damaged: fetch it again.")
     settings = read_off(state)
     version = settings["version"]
     if own:
-        settings |= {
-            key: own[key] for key in ("version", "kind", "positions", "heads", "norm_groups", "norm") if key in own
-        }
+        settings |= _checked(path, own)
         version, format = settings["version"], "animkit" if config else format
     elif config:
-        heads = config.get("motion_num_attention_heads", 8)
         settings |= {
-            "heads": heads if isinstance(heads, int) else heads[0],
-            "norm_groups": config.get("motion_norm_num_groups", 32),
+            "heads": whole(path, config, "motion_num_attention_heads", 8),
+            "norm_groups": whole(path, config, "motion_norm_num_groups", 32),
         }
     if version == "lcm":
         notes.append(
@@ -205,10 +211,37 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
     return MotionModuleCheckpoint(path, motion, "motion module", version, format, settings, notes)
 
 
+def _one_set(path: Path, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of motion modules, without what stands before their names, and a note if a second set (the running
+    average of training, "ema") was left out; AnimkitError if it cannot be told which of two sets is meant."""
+    sets: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in weights.items():
+        if "motion_modules." in name:
+            before = re.match(r"(.*\.)?(?=(down_blocks|up_blocks|mid_block)\.)", name)
+            before = before[0] if before else ""
+            sets.setdefault(before, {})[name.removeprefix(before)] = tensor
+    plain = [before for before in sets if "ema" not in before.lower()] or list(sets)
+    if len(plain) > 1:
+        names = " and ".join(before + next(iter(sets[before])) for before in plain[:2])
+        raise AnimkitError(
+            f"{path}: it holds {len(plain)} sets of motion modules ({names}); save the one you mean alone."
+        )
+    motion = sets[plain[0]] if plain else {}
+    averages = sum(map(len, sets.values())) - len(motion)
+    return motion, [f"{averages} tensors of a running average (EMA) are left out"] if averages else []
+
+
+def _checked(path: Path, own: Mapping) -> dict:
+    """The settings of our own config, each of them a possible one."""
+    options = {"version": tuple(VERSIONS), "kind": ("attention", "conv"), "norm": ("reference", "diffusers")}
+    return {key: choice(path, key, own[key], known) for key, known in options.items() if key in own} | {
+        key: whole(path, own, key, 1) for key in ("positions", "heads", "norm_groups") if key in own}
+
+
 def _own_config(metadata: Mapping) -> dict | None:
     """What animkit's own files say of themselves, in their safetensors metadata."""
     try:
         config = json.loads(metadata.get("config", "null"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) and config.get("_class_name") == "MotionModules" else None

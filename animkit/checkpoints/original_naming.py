@@ -25,7 +25,9 @@ TEXT = {
 REST = re.compile(
     r"(model_ema\.|loss\.|first_stage_model\.loss\.|denoiser\.|.*\.position_ids$|.*\.(logit_scale|attn_mask)$|"
     r"(sqrt_|log_one_minus_)?(recip(m1)?_)?(one_minus_)?alphas_cumprod|betas$|alphas_cumprod_prev$|"
-    r"sqrt_recipm?1?_alphas_cumprod$|posterior_|lvlb_weights$|logvar$|scale_factor$|v_pred$|ztsnr$)"
+    r"sqrt_recipm?1?_alphas_cumprod$|posterior_|lvlb_weights$|logvar$|scale_factor$|v_pred$|ztsnr$|"
+    # textual inversion's training, and the projection of CLIP ViT-L, which Stable Diffusion does not use
+    r"embedding_manager\.|(cond_stage_model|conditioner\.embedders\.0)\.(transformer\.)?(text_model\.)?text_projection)"
 )
 
 

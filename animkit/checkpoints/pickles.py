@@ -5,6 +5,7 @@ and whether the storages that the file really has can hold them, before torch (w
 """
 from __future__ import annotations
 
+import math
 import pickle
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ CONVERT = (
     " here."
 )
 MAGIC = 0x1950A86A20F9469CFC6C
+LARGEST = 2**63  # a pickle's integers may have megabytes of digits, and products of such take hours
 STORAGES = {
     name: torch.empty(0, dtype=dtype).element_size()
     for name, dtype in {
@@ -56,10 +58,11 @@ def _tensor(storage, offset, size, stride, *_rest):
     """In place of torch._utils._rebuild_tensor_v2: only checks that the view lies inside its storage."""
     if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > 16:
         raise ValueError("a tensor without a storage")
-    if any(type(n) is not int or n < 0 for n in (offset, *size, *stride)):
-        raise ValueError("a tensor with a negative size")
+    if any(type(n) is not int or not 0 <= n < LARGEST for n in (offset, *size, *stride)):
+        raise ValueError("a tensor with a size that is no natural number")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride)) if all(size) else -1
-    if last >= storage.numel:
+    # the second: a stride of 0 makes any number of numbers out of one, and they would take memory once they are used
+    if last >= storage.numel or math.prod(size) > storage.numel:
         raise ValueError(f"a tensor of shape {tuple(size)} in a storage of {storage.numel} numbers")
     return None
 
@@ -111,14 +114,16 @@ class _Reader(pickle._Unpickler):
 
     def persistent_load(self, saved: tuple):
         kind, storage, key, _location, numel, *view = saved
-        if kind != "storage" or not isinstance(storage, _StorageType) or type(numel) is not int or numel < 0:
+        if kind != "storage" or not isinstance(storage, _StorageType):
             raise ValueError("a persistent object that is no storage")
+        if type(numel) is not int or not 0 <= numel < LARGEST:
+            raise ValueError("a storage whose size is no natural number")
         if not isinstance(key, (str, int)):
             raise ValueError("a storage whose name is not text")
         self.outline.ask(str(key), numel * storage.itemsize)
         if view and view[0] is not None:
             _key, offset, length = view[0]
-            if type(offset) is not int or type(length) is not int or offset < 0 or not 0 <= length <= numel - offset:
+            if type(offset) is not int or type(length) is not int or not 0 <= offset <= offset + length <= numel:
                 raise ValueError("a view outside its storage")
             numel = length
         return _Storage(storage.itemsize, numel)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from animkit.checkpoints.checkpoint import misfit
+from animkit.checkpoints.checkpoint import check_numbers, misfit
 from animkit.errors import AnimkitError
 from animkit import lora as low_rank
 
@@ -30,13 +30,18 @@ class Replacement(nn.Module):
 
     def attach(self, root: nn.Module, *_others: nn.Module, alpha: float = 1.0) -> ReplacementAtWork:
         """Set these weights on `root`, all or nothing. Raises AnimkitError if a name or a shape differs."""
+        return ReplacementAtWork(root, self.pairs(root), alpha)
+
+    def pairs(self, root: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
+        """Each parameter of `root` with the weight that is to take its place. Raises AnimkitError as attach does."""
+        check_numbers(self.path, self.state)
         own = {name.replace(".base_layer", ""): p for name, p in root.named_parameters() if ".lora_" not in name}
         wrong = [f"{n} {tuple(self.state[n].shape)} for {tuple(own[n].shape)}"
                  for n in own if n in self.state and own[n].shape != self.state[n].shape]
         missing, extra = [n for n in own if n not in self.state], [n for n in self.state if n not in own]
         if missing or extra or wrong:
             raise misfit(self.path, f"this {type(root).__name__}", missing, extra, wrong)
-        return ReplacementAtWork(root, [(own[name], tensor) for name, tensor in self.state.items()], alpha)
+        return [(own[name], tensor) for name, tensor in self.state.items()]
 
 
 class ReplacementAtWork:

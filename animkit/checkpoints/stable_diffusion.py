@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from animkit.checkpoints.architecture import architecture, text_config, unet_config, vae_config, version_by_text
+from animkit.checkpoints.architecture import (
+    architecture,
+    own_settings,
+    read_off,
+    text_config,
+    unet_config,
+    vae_config,
+    version_by_text,
+)
 from animkit.checkpoints.checkpoint import Checkpoint, make_module, misfit
 from animkit.checkpoints.original_naming import REST, TEXT, UNET, VAE, text_state, unet_state, vae_state
 from animkit.checkpoints.refusals import refuse
@@ -29,12 +37,12 @@ class UNetCheckpoint(Checkpoint):
         from diffusers import UNet2DConditionModel
 
         state = self.unet_state()
-        config = self.unet_config(state)
-        return make_module(self.path, "UNet", UNet2DConditionModel, config, self._hand_out(state), dtype)
+        own = own_settings(self.config) if self.format == "diffusers" else {}
+        config = own or read_off(self.path, "UNet", self.unet_config, state)
+        return make_module(self.path, "UNet", UNet2DConditionModel, config, self._hand_out(state), dtype, bool(own))
 
     def unet_config(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
-        own = {k: v for k, v in self.config.items() if not k.startswith("_")}
-        return own or {**unet_config(state), "sample_size": architecture(self.version)["unet"]["sample_size"]}
+        return {**unet_config(state), "sample_size": architecture(self.version)["unet"]["sample_size"]}
 
     def build(self, video_unet: nn.Module | None = None) -> Replacement:
         """The UNet's weights in place of those of video_unet's image UNet (a personalised model, fully fine-tuned)."""
@@ -62,7 +70,7 @@ class BaseModelCheckpoint(UNetCheckpoint):
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         state = text_state(self.path, self.weights, self.version, part)
-        config = CLIPTextConfig(**text_config(state, architecture(self.version)[part]))
+        config = CLIPTextConfig(**read_off(self.path, part, text_config, state, architecture(self.version)[part]))
         model = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
         return make_module(self.path, part, model, config, self._hand_out(state), dtype)
 
@@ -80,7 +88,9 @@ class BaseModelCheckpoint(UNetCheckpoint):
                 name if name.startswith("text_projection") else f"text_model.{name}": tensor
                 for name, tensor in state.items()
             }
-        return Replacement(self.path, state)
+        replacement = Replacement(self.path, state)
+        replacement.pairs(text_encoder)  # before anything changes: does it fit?
+        return replacement
 
     def components(self, dtype: torch.dtype | None = None, tokenizer: Any = None, vae: nn.Module | None = None,
                    prediction: str | None = None) -> dict[str, Any]:
@@ -107,6 +117,12 @@ class BaseModelCheckpoint(UNetCheckpoint):
                 if tokenizer is not None and not isinstance(tokenizer, (str, Path))
                 else clip_tokenizer(tokenizer or self._tokenizer_beside(), known[which]["pad_token"])
             )
+            words = len(made[which]) if hasattr(made[which], "__len__") else 0
+            if words > made[part].config.vocab_size:
+                raise AnimkitError(
+                    f"{self.path}: the tokenizer knows {words:,} words and the file's {part.replace('_', ' ')} "
+                    f"{made[part].config.vocab_size:,}; give the tokenizer that it was trained with (tokenizer=...)."
+                )
         prediction = prediction or self.config["prediction"]
         trained = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if self.config["zero_snr"] else {}
         made["scheduler"] = DDIMScheduler(**{**known["scheduler"], "prediction_type": prediction, **trained})
@@ -158,8 +174,9 @@ def _vae(
     }
     full = architecture(version)["vae"]
     fixed = {key: full[key] for key in ("sample_size", "scaling_factor", "force_upcast") if key in full}
-    own = {k: v for k, v in config.items() if not k.startswith("_")}
-    return make_module(path, "VAE", AutoencoderKL, own or {**vae_config(state), **fixed}, state, dtype)
+    own = own_settings(config)
+    made = own or {**read_off(path, "VAE", vae_config, state), **fixed}
+    return make_module(path, "VAE", AutoencoderKL, made, state, dtype, bool(own))
 
 
 def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config: Mapping) -> Checkpoint | None:
@@ -176,7 +193,7 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
         if len(kept) < len(weights):
             ema = sum(name.startswith("model_ema.") for name in weights)
             notes.append(
-                f"{len(weights) - len(kept)} tensors of training are left out"
+                f"{len(weights) - len(kept)} tensors of training, or of CLIP's that no picture needs, are left out"
                 + (f" ({ema} of them the EMA)" if ema else "")
             )
         notes.append(f"prediction: {said['prediction']}" + (

@@ -100,7 +100,7 @@ class Recipe:
 
     def train(self, stage: str, model, loss, batch, validate=None, parameters=None, keep=None, **settings):
         """fit, then write the averaged weights (of `keep`, else of the model) to <stage>.safetensors and what it took to <stage>.json."""
-        usual = dict(steps=self.steps(stage), warmup=100, schedule="cosine", floor=0.02, mixed_precision="bf16", clip_norm=1.0)
+        usual = dict(steps=self.steps(stage), warmup=100, schedule="cosine", floor=0.02, mixed_precision="auto", clip_norm=1.0)
         config = LoopConfig(**usual | settings)
         before, folder = self.told(stage), self.folder / stage
         if self.more:
@@ -261,7 +261,7 @@ class Recipe:
         self._motion("motion_coarse", 32, 3_000, 8, None, lr=1e-3)
 
     def motion(self):
-        self._motion("motion", 64, 3_000, 4, "motion_coarse", lr=5e-4)
+        self._motion("motion", 64, 3_000, 4, "motion_coarse", lr=7e-4)
 
     def _motion(self, stage, size, count, batch, start, **settings):
         """Paper 4.2: base frozen, linear betas, one timestep a clip (drawn towards noise), noise of its own for each frame."""
@@ -287,7 +287,7 @@ class Recipe:
             stage,
             video_unet,
             lambda model, batch, generator: motion_module_loss(
-                model, *batch, generator, scheduler=betas, empty=empty, towards_noise=0.6  # as for the image UNet
+                model, *batch, generator, scheduler=betas, empty=empty, towards_noise=0.6, snr_plus_one=True
             ),
             rows,
             parameters=modules.parameters(),

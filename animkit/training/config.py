@@ -68,6 +68,7 @@ class StageConfig:
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     drop_captions: float = 0.1
     min_snr_gamma: float | None = None
+    snr_plus_one: bool = False                        # each timestep counts as for v-prediction: see losses.snr_weight
     towards_noise: float = 1.0                        # t = 1000 u^this: 1 is even, below 1 more often towards noise
     gradient_checkpointing: bool = False
     prompts: tuple[str, ...] | None = None            # of the samples drawn on the way; null: captions of the data

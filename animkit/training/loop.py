@@ -35,7 +35,7 @@ class LoopConfig:
     clip_norm: float = 1.0                            # 0: no clipping
     accumulate: int = 1                               # micro-steps whose gradients are averaged into one step
     ema: float = 0.0                                  # decay of the average of the weights; 0: none
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = "no"  # auto becomes bf16 where it is fast here, else no
     seed: int = 0
     # free to change on resume:
     steps: int = 1000
@@ -46,6 +46,8 @@ class LoopConfig:
     device: str | None = None                         # None: what accelerate finds; or "cpu"
 
     def __post_init__(self):
+        if self.mixed_precision == "auto":
+            object.__setattr__(self, "mixed_precision", plumbing.fast_precision(self.device))
         for name, ok in {"lr": self.lr > 0, "warmup": self.warmup >= 0, "accumulate": self.accumulate >= 1,
                          "schedule": self.schedule in ("constant", "cosine"), "ema": 0 <= self.ema < 1,
                          "clip_norm": self.clip_norm >= 0, "steps": self.steps >= 1, "log_every": self.log_every >= 1,

@@ -21,31 +21,27 @@ from animkit.training.draws import rand, randint, randn
 
 
 def domain_adapter_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: torch.Generator, *, scheduler: Any,
-                        empty: Tensor | None = None, drop: float = 0.1, min_snr_gamma: float | None = None,
-                        towards_noise: float = 1.0) -> Tensor:
+                        empty: Tensor | None = None, drop: float = 0.1, **weighting) -> Tensor:
     """4.1: the plain image loss on one random frame of each clip; frames of a clip have nothing to do with each other.
 
     z b c f h w (or stills, f = 1), text b n d, scheduler with the base's betas (Stable Diffusion: scaled_linear).
-    Insert no motion module while it runs: on a single frame that would be another network. Scalar. AnimkitError on
-    shapes that do not fit.
+    Insert no motion module while it runs: on a single frame that would be another network. weighting: as for
+    denoising_loss. Scalar. AnimkitError on shapes that do not fit.
     """
     b, _, f = _checked(z, text).shape[:3]
     chosen = randint(0, f, (b,), generator).to(z.device)
     return denoising_loss(video_unet, z[torch.arange(b, device=z.device), :, chosen].unsqueeze(2), text, generator,
-                          scheduler=scheduler, empty=empty, drop=drop, min_snr_gamma=min_snr_gamma,
-                          towards_noise=towards_noise)
+                          scheduler=scheduler, empty=empty, drop=drop, **weighting)
 
 
 def motion_module_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: torch.Generator, *, scheduler: Any,
-                       empty: Tensor | None = None, drop: float = 0.1, min_snr_gamma: float | None = None,
-                       towards_noise: float = 1.0) -> Tensor:
+                       empty: Tensor | None = None, drop: float = 0.1, **weighting) -> Tensor:
     """4.2: the video loss; a clip has one timestep, each of its frames noise of its own; captions dropped with p = 0.1.
 
     z b c f h w, text b n d, scheduler with linear betas 0.00085 to 0.012. The domain adapter, inserted with alpha = 1,
-    and the base are frozen. Scalar. AnimkitError on shapes that do not fit.
+    and the base are frozen. weighting: as for denoising_loss. Scalar. AnimkitError on shapes that do not fit.
     """
-    return denoising_loss(video_unet, z, text, generator, scheduler=scheduler, empty=empty, drop=drop,
-                          min_snr_gamma=min_snr_gamma, towards_noise=towards_noise)
+    return denoising_loss(video_unet, z, text, generator, scheduler=scheduler, empty=empty, drop=drop, **weighting)
 
 
 # 4.3: "the same objective"; what changes is that the MotionLoRA's A and B are trained, on clips of one shot type.
@@ -53,9 +49,12 @@ motion_lora_loss = motion_module_loss
 
 
 def denoising_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: torch.Generator, *, scheduler: Any,
-                   empty: Tensor | None = None, drop: float = 0.0, min_snr_gamma: float | None = None,
-                   towards_noise: float = 1.0) -> Tensor:
-    """E || eps - eps_theta(sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, t, text) ||^2 over clips b c f h w; a scalar."""
+                   empty: Tensor | None = None, drop: float = 0.0, towards_noise: float = 1.0,
+                   min_snr_gamma: float | None = None, snr_plus_one: bool = False) -> Tensor:
+    """E || eps - eps_theta(sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, t, text) ||^2 over clips b c f h w; a scalar.
+
+    The paper's is the plain one. towards_noise: see timesteps. min_snr_gamma, snr_plus_one: see snr_weight.
+    """
     b = _checked(z, text).shape[0]
     t = timesteps(b, scheduler, generator, towards_noise).to(z.device)  # one for all frames of a clip
     eps = randn(z.shape, generator).to(z)  # b c f h w: independent for each frame
@@ -67,7 +66,9 @@ def denoising_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: to
         raise AnimkitError(f"The scheduler predicts {kind!r}; the losses know epsilon and v_prediction.")
     target = eps if kind == "epsilon" else scheduler.get_velocity(z, eps, t)
     error = F.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 2, 3, 4))  # b
-    return (error * min_snr_weight(scheduler, t, min_snr_gamma)).mean() if min_snr_gamma else error.mean()
+    if min_snr_gamma is None and not snr_plus_one:
+        return error.mean()
+    return (error * snr_weight(scheduler, t, min_snr_gamma, snr_plus_one)).mean()
 
 
 def timesteps(b: int, scheduler: Any, generator: torch.Generator, towards_noise: float = 1.0) -> Tensor:
@@ -104,14 +105,21 @@ def drop_captions(text: Tensor, empty: Tensor | None, p: float, generator: torch
     return torch.where(rearrange(dropped, "b -> b 1 1"), empty.to(text), text)
 
 
-def min_snr_weight(scheduler: Any, t: Tensor, gamma: float) -> Tensor:
-    """min(SNR_t, gamma) / SNR_t, SNR_t = abar_t / (1 - abar_t): Hang et al. 2023 (arXiv 2303.09556), for epsilon; b.
+def snr_weight(scheduler: Any, t: Tensor, min_snr_gamma: float | None = None, snr_plus_one: bool = False) -> Tensor:
+    """What timestep t counts, b; SNR_t = abar_t / (1 - abar_t). As weights of the error of z_0 they are
 
-    A v-prediction has an error SNR_t + 1 times as large in the same terms, hence min(SNR_t, gamma) / (SNR_t + 1).
+        min(SNR_t, gamma)    Hang et al. 2023 (arXiv 2303.09556): nearly clean pictures count less
+        SNR_t + 1            Salimans & Ho 2022 (arXiv 2202.00512): no timestep counts next to nothing. The plain loss,
+                             SNR_t, falls to 0 towards noise, where it is decided what is where and how it moves
+
+    and the error of eps is SNR_t times, that of v SNR_t + 1 times the error of z_0. AnimkitError if asked for both.
     """
+    if min_snr_gamma is not None and snr_plus_one:
+        raise AnimkitError("min_snr_gamma and snr_plus_one are two weightings of one loss: choose one.")
     abar = scheduler.alphas_cumprod.to(t.device)[t]
     snr = abar / (1 - abar)
-    return snr.clamp(max=gamma) / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
+    wanted = snr + 1 if snr_plus_one else snr.clamp(max=min_snr_gamma)
+    return wanted / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
 
 
 def _checked(z: Tensor, text: Tensor) -> Tensor:

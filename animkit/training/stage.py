@@ -171,7 +171,8 @@ class Stage:
         """Train `part`, and nothing else; then write its files."""
         config = self.config
         fixed = dict(scheduler=config.noise.scheduler(), empty=source.empty, drop=config.drop_captions,
-                     min_snr_gamma=config.min_snr_gamma, towards_noise=config.towards_noise)
+                     min_snr_gamma=config.min_snr_gamma, snr_plus_one=config.snr_plus_one,
+                     towards_noise=config.towards_noise)
         prompts = self._prompts(source)
         prepared = time.monotonic() - self.began
         history = fit(self.video_unet, lambda model, batch, draw: loss(model, *source.tensors(batch), draw, **fixed),

@@ -242,3 +242,40 @@ def test_configs_beside_are_read_with_care(tmp_path):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(AnimkitError, match=sentence):
             open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_one_number_is_not_stretched_to_fill_all_memory(tmp_path, legacy):
+    """A stride of 0 makes a tensor of any size out of four bytes; a LoRA of that rank would be copied in full."""
+    pair = {
+        "unet.x.to_q.lora_A.weight": torch.zeros(1).expand(10**10, 32),
+        "unet.x.to_q.lora_B.weight": torch.zeros(1).expand(32, 10**10),
+    }
+    torch.save(pair, tmp_path / "w.ckpt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(AnimkitError, match="in a storage of 1 numbers"):
+        read_file(tmp_path / "w.ckpt")
+
+
+def test_sizes_whose_product_would_take_hours(tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(header({"x": {"dtype": "F32", "shape": [2**62] * 300_000, "data_offsets": [0, 4]}}, bytes(4)))
+    with pytest.raises(AnimkitError, match="no natural number"):
+        read_file(path)
+    million = b"\x8b" + struct.pack("<i", 1 << 20) + b"\x7f" * (1 << 20)  # one integer of 2.5 million digits
+    program = (
+        b"}q\x00ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
+        b"X\x03\x00\x00\x00cpuK\x01tQK\x00" + million + b"q\x01\x85h\x01\x85tR0"
+    )
+    with zipfile.ZipFile(tmp_path / "w.ckpt", "w") as archive:
+        archive.writestr("archive/data.pkl", bomb(program))
+        archive.writestr("archive/data/0", bytes(4))
+        archive.writestr("archive/version", "3\n")
+    with pytest.raises(AnimkitError, match="no natural number"):
+        read_file(tmp_path / "w.ckpt")
+
+
+def test_what_is_no_path(tmp_path):
+    for path, sentence in ((None, "takes the path"), (3, "takes the path"), ("a" * 5000, "cannot be followed"),
+                           ("a\0b", "no such file")):
+        with pytest.raises(AnimkitError, match=sentence):
+            open_checkpoint(path)

@@ -128,3 +128,39 @@ def test_files_in_each_others_places_are_refused_before_the_base_is_loaded(files
             Animator.from_files("/no/base/at/all.safetensors", **parts)
     with pytest.raises(AnimkitError, match="is a LoRA, not a base"):
         animator(files, "ink")
+
+
+def test_a_look_that_fits_the_unet_and_not_the_text_encoder_changes_nothing(files, tmp_path):
+    weights = dict(open_checkpoint(files["full"]).weights)
+    name = next(n for n in weights if n.endswith("token_embedding.weight"))
+    weights[name] = torch.cat([weights[name], weights[name]])
+    a = animator(files)
+    before = draw(a)
+    with pytest.raises(AnimkitError, match="1 tensor of another shape: .*token_embedding"):
+        a.insert(open_checkpoint(make.write(tmp_path / "look.safetensors", weights)))
+    assert not a.alpha and np.array_equal(draw(a), before)
+
+
+def test_every_part_has_a_name_of_its_own(files, tmp_path):
+    """The file's; its folder's where all such files have the same; numbered where two agree."""
+    import shutil
+    for folder in ("ink", "neon.v2"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(files["ink"], tmp_path / folder / "pytorch_lora_weights.safetensors")
+    shutil.copy(files["ink"], tmp_path / "ink.safetensors")
+    make.adapter(WIDTHS).save_pretrained(tmp_path / "mine")
+    adapter = open_checkpoint(files["adapter"])
+    a = animator(files, looks=[tmp_path / "ink", tmp_path / "ink.safetensors", tmp_path / "neon.v2"],
+                 motion=tmp_path / "mine", adapter={adapter: 0.5})
+    assert dict(a.alpha) == {"mine": 1.0, "v3_adapter": 0.5, "ink": 1.0, "ink-2": 1.0, "neon_v2": 1.0}
+    a.remove("v3_adapter")
+    assert a.insert(adapter) == "v3_adapter"
+
+
+def test_what_cannot_be_is_said_before_the_base_is_loaded(files):
+    for parts, sentence in ((dict(looks={files["ink"]: "much"}), "must be a finite number, not 'much'"),
+                            (dict(looks={files["ink"]: None}), "must be a finite number, not None"),
+                            (dict(looks={files["ink"]: float("nan")}), "must be a finite number"),
+                            (dict(motion_loras=files["zoom"]), "there is none; give one as motion=")):
+        with pytest.raises(AnimkitError, match=sentence):
+            Animator.from_files("/no/base/at/all.safetensors", **parts)

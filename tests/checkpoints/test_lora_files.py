@@ -171,7 +171,7 @@ def test_a_v2_motion_lora_on_v3_needs_strict_false_and_says_it_once(tmp_path):
     v2, weights = v2_lora(tmp_path)
     v3 = inflate(make.unet())
     v3.insert(opened(tmp_path, make.reference_motion(make.adapter()), "v3.ckpt"), name="motion")
-    with pytest.raises(AnimkitError, match=r"8 tensors left over: mid_block.*open_checkpoint\(path, strict=False\)"):
+    with pytest.raises(AnimkitError, match=r"8 layers left over: mid_block.*open_checkpoint\(path, strict=False\)"):
         v3.insert(opened(tmp_path, weights, "zoom.ckpt"))
     assert list(v3.alpha) == ["motion"]
     with warnings.catch_warnings(record=True) as said:
@@ -206,11 +206,11 @@ def test_all_or_nothing(tmp_path):
         ({names[1]: None}, "(up half)"),
         (
             {"unet.nowhere.to_q.lora_A.weight": torch.ones(3, 8), "unet.nowhere.to_q.lora_B.weight": torch.ones(8, 3)},
-            "1 tensors left over: nowhere.to_q",
+            "1 layer left over: nowhere.to_q",
         ),
         ({names[0]: torch.ones(3, 99)}, "for a weight"),
         ({names[0]: torch.ones(2, good[names[0]].shape[1])}, "the rank of"),
-        ({"stray": torch.ones(1)}, "1 tensors left over: stray"),
+        ({"stray": torch.ones(1)}, "1 tensor left over: stray"),
     ):
         weights = {n: t for n, t in (good | change).items() if t is not None}
         with pytest.raises(AnimkitError) as error:
@@ -285,3 +285,63 @@ def test_saving_refuses_clearly(tmp_path):
         with pytest.raises(AnimkitError, match=sentence):
             call()
     assert not list(tmp_path.glob("x.*"))
+
+
+@torch.no_grad()
+def test_a_v2_motion_lora_stays_whole_when_the_motion_module_is_changed_under_it(tmp_path):
+    """v3 first, then v2: the middle block comes to act; and back to v3, where it has no place."""
+    v2, weights = v2_lora(tmp_path)
+    plain = opened(tmp_path, make.reference_motion(make.adapter()), "v3.ckpt")
+    x, text = inputs()
+    v2.insert(opened(tmp_path, weights, "zoom.ckpt"), alpha=0.5, name="zoom")
+    for naming in (lambda w: w, lambda w: {to_diffusers_name(n): t for n, t in w.items()}):
+        video = inflate(make.unet())
+        video.insert(plain, name="motion")
+        with pytest.warns(UserWarning, match="8 of its 128 layers"):
+            video.insert(opened(tmp_path, naming(weights), "zoom.ckpt", strict=False), alpha=0.5, name="zoom")
+        on_v3 = video(x, 9, text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            video.insert(open_checkpoint(tmp_path / "v2.ckpt"), name="motion")
+        assert torch.equal(video(x, 9, text), v2(x, 9, text))
+        with pytest.warns(UserWarning, match="8 of its 128 layers"):
+            video.insert(open_checkpoint(tmp_path / "v3.ckpt"), name="motion")
+        assert torch.equal(video(x, 9, text), on_v3) and video.alpha["zoom"] == 0.5
+        lora = next(p for p in video.parts if p is not video.motion)
+        saved = open_checkpoint(save_checkpoint(lora, tmp_path / "again.safetensors"))
+        assert len(saved.weights) == len(weights)  # nothing of it was lost on the way
+
+
+def test_strict_false_names_what_else_it_leaves_out(tmp_path):
+    unet = make.unet()
+    strange = {f"unet.nowhere{i}.to_q.lora_{h}.weight": torch.ones(2, 2) for i in range(12) for h in "AB"}
+    look = make.peft_lora(make.pairs(unet, "attn1.to_q$")) | strange
+    with pytest.warns(UserWarning, match="12 of its .* are left out: nowhere0.to_q, .*, and 2 more"):
+        inflate(unet).insert(opened(tmp_path, look, strict=False))
+    with pytest.raises(AnimkitError, match="12 layers left over"):
+        inflate(unet).insert(opened(tmp_path, strange, strict=False))
+
+
+def test_a_text_encoder_s_lora_from_peft_is_known_as_one(tmp_path):
+    names = {f"text_model.{n}": pair for n, pair in make.pairs(make.text(), "q_proj$").items()}
+    with pytest.raises(AnimkitError, match="for the text encoder alone"):
+        opened(tmp_path, make.peft_lora(names, "base_model.model."))
+
+
+def test_what_no_lora_is_made_of(tmp_path):
+    made = make.pairs(make.unet(), "attn1.to_q$")
+    whole = {n: t.int() for n, t in make.peft_lora(made).items()}
+    twice = {n.replace("_A.", f"_A.{a}.").replace("_B.", f"_B.{a}."): t for n, t in make.peft_lora(made).items()
+             for a in ("default", "other")}
+    for weights, sentence in ((make.kohya_lora(made, float("nan")), "alpha is nan"), (twice, "two LoRAs in one file"),
+                              (make.kohya_lora(made, float("inf")), "alpha is inf"), (whole, "is of int32")):
+        with pytest.raises(AnimkitError, match=sentence):
+            opened(tmp_path, weights)
+
+
+def test_a_look_that_may_be_a_domain_adapter_says_so(tmp_path):
+    made = make.pairs(make.unet(), make.SPATIAL)
+    for naming in (make.peft_lora, make.diffusers_lora, make.kohya_lora):
+        checkpoint = opened(tmp_path, naming(made))
+        assert checkpoint.kind == "LoRA" and "or a domain adapter" in checkpoint.notes[0]
+    assert opened(tmp_path, make.peft_lora(make.pairs(make.unet(), "attn1.to_q$"))).notes == []

@@ -161,7 +161,7 @@ def test_loading_is_all_or_nothing(tmp_path):
         video.insert(open_checkpoint(make.write(tmp_path / "bad.ckpt", state)))
     said = str(error.value)
     assert "12 tensors missing" in said and "and 2 more" in said and sum(n in said for n in names) == 10
-    assert "1 tensors left over: down_blocks.0.motion_modules.0.temporal_transformer.extra" in said
+    assert "1 tensor left over: down_blocks.0.motion_modules.0.temporal_transformer.extra" in said
     assert "proj_out.bias (7,) for (64,)" in said and "Nothing was loaded" in said
     assert not video.alpha and video.state_dict().keys() == before.keys()
 
@@ -265,3 +265,32 @@ def test_einsum_reference_is_not_the_code_under_test():
     w["proj_out.bias"] = torch.ones(64)
     assert torch.allclose(einsum_motion_module(x, w, 2), x + 1)
     assert F.gelu(torch.ones(1)).item() == pytest.approx(0.5 * (1 + math.erf(1 / math.sqrt(2))), abs=1e-6)
+
+
+def test_a_running_average_beside_the_weights_is_not_taken_for_them(tmp_path):
+    state = make.reference_motion(make.adapter((32, 32), positions=4))
+    average = {n: t + 1 for n, t in state.items()}
+    for before in ("ema.", "model_ema.module."):  # whichever of the two comes last in the file
+        both = state | {before + n: t for n, t in average.items()}
+        checkpoint = open_checkpoint(make.write(tmp_path / "m.ckpt", both))
+        assert checkpoint.weights.keys() == state.keys() and "running average" in checkpoint.notes[0]
+        assert all(torch.equal(checkpoint.weights[n], t) for n, t in state.items())
+    only = open_checkpoint(make.write(tmp_path / "m.ckpt", {f"ema.{n}": t for n, t in average.items()}))
+    assert all(torch.equal(only.weights[n], t) for n, t in average.items())
+    two = {f"{student}.{n}": t for student in ("teacher", "student") for n, t in state.items()}
+    with pytest.raises(AnimkitError, match="2 sets of motion modules"):
+        open_checkpoint(make.write(tmp_path / "m.ckpt", two))
+
+
+def test_weights_that_are_no_real_numbers(tmp_path):
+    state = make.reference_motion(make.adapter((32, 32), positions=4))
+    name = "down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight"
+    for change, sentence in (
+        ({n: t.int() for n, t in state.items()}, "is of int32"),
+        ({n: t.to(torch.complex64) for n, t in state.items()}, "is of complex64"),
+        ({name: torch.tensor(1.0)}, "which no motion module has"),
+        ({name: torch.ones(10**6, 1)}, "1000000|another shape"),
+        ({name.replace("proj_in.weight", "norm.weight"): torch.ones(0)}, "is of no numbers"),
+    ):
+        with pytest.raises(AnimkitError, match=sentence):
+            open_checkpoint(make.write(tmp_path / "m.safetensors", state | change)).build()

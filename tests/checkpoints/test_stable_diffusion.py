@@ -185,3 +185,44 @@ def test_a_diffusers_unet_folder_keeps_its_own_config(tmp_path):
     unet.save_pretrained(tmp_path)
     again = open_checkpoint(tmp_path).unet()
     assert again.config.attention_head_dim == unet.config.attention_head_dim and same(again, unet)
+
+
+@pytest.mark.parametrize("version", ["sd1", "sdxl"])
+def test_what_other_programs_leave_in_a_file_is_no_part_of_the_model(tmp_path, version):
+    """Merges carry CLIP's projection, which Stable Diffusion does not use; old files, textual inversion's training."""
+    state, parts = make.single_file(version)
+    clip = {"sd1": "cond_stage_model", "sdxl": "conditioner.embedders.0"}[version]
+    extra = [f"{clip}.{n}" for n in ("logit_scale", "text_projection", "transformer.text_projection.weight",
+                                     "transformer.text_model.text_projection.weight")]
+    extra = dict.fromkeys([*extra, "embedding_manager.embedder.transformer.x"], torch.ones(2, 2))
+    checkpoint = open_checkpoint(make.write(tmp_path / "base.safetensors", state | extra))
+    made = checkpoint.components(tokenizer=object())
+    assert all(same(made[name], part) for name, part in parts.items())
+    assert "tensors of training, or of CLIP's" in checkpoint.notes[0]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_file_that_lacks_what_its_config_is_read_off(tmp_path, version):
+    state, parts = make.single_file(version)
+    attention = [n for n in state if n.startswith("model.") and "attn2.to_k" in n]
+    token = next(n for n in state if n.endswith("token_embedding.weight"))
+    for change in (
+        {"model.diffusion_model.input_blocks.1.0.out_layers.3.weight": None},
+        {"model.diffusion_model.input_blocks.1.0.out_layers.3.weight": torch.tensor(1.0)},
+        {"model.diffusion_model.input_blocks.1.0.out_layers.3.weight": torch.ones(10**6, 1)},  # a width for terabytes
+        dict.fromkeys(attention),
+        {"first_stage_model.decoder.conv_in.weight": None},
+        {"first_stage_model.encoder.down.0.block.0.conv1.weight": torch.ones(())},
+        {token: None},
+        {token: torch.ones(3)},
+    ):
+        weights = {n: t for n, t in (state | change).items() if t is not None}
+        with pytest.raises(AnimkitError):
+            open_checkpoint(make.write(tmp_path / "bad.safetensors", weights)).components(tokenizer=object())
+
+
+def test_a_tokenizer_with_more_words_than_the_text_encoder_is_refused(tmp_path):
+    """Its numbers would point outside the embedding."""
+    file = make.write(tmp_path / "base.safetensors", make.single_file("sd1")[0])
+    with pytest.raises(AnimkitError, match="the tokenizer knows 61 words and the file's text encoder 60"):
+        open_checkpoint(file).components(tokenizer=range(61))

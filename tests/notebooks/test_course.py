@@ -92,6 +92,19 @@ def test_lines_of_code_fit_the_page(book):
     assert long == []
 
 
+def test_every_line_that_it_shows_of_the_package_is_there(book):
+    """beside(...) and source(...) find their lines; a change of the package that a notebook has to follow shows here."""
+    trees = [ast.parse(c.source) for c in book.cells if c.cell_type == "code" and not c.source.startswith("%")]
+    space, shown = {}, 0
+    for node in (n for tree in trees for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))):
+        exec(ast.unparse(node), space)
+    for node in (n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.Call)):
+        if isinstance(node.func, ast.Name) and node.func.id in ("beside", "source"):
+            eval(ast.unparse(node), space)
+            shown += 1
+    assert shown >= 1
+
+
 def test_paths_that_it_names_exist(book, repo):
     named = set(re.findall(r"`((?:animkit|notebooks|data_samples|docs|tests|configs|benchmarks)/[\w./-]+)`", text_of(book)))
     assert [path for path in named if not (repo / path).exists()] == []
@@ -139,7 +152,9 @@ def test_solutions_are_right_and_stubs_are_to_do(book):
 
 
 def execute(name, repo, tmp_path):
-    out = notebooks.execute(repo / "notebooks" / f"{name}.ipynb", tmp_path / "run.ipynb", SMALLEST[name], progress=False)
+    source = repo / "notebooks" / f"{name}.ipynb"
+    folder = {"out": str(tmp_path / "out")} if "out" in notebooks.parameters(source) else {}
+    out = notebooks.execute(source, tmp_path / "run.ipynb", SMALLEST[name] | folder, progress=False)
     book = nbformat.read(out, as_version=4)
     said = [o["data"]["text/plain"] for c in book.cells if c.id.startswith("answer-") for o in c.outputs]
     assert len(said) == len(exercises(book)) and all(s.startswith("To do") for s in said)

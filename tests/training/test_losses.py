@@ -10,8 +10,8 @@ from animkit.inflation import inflate
 from animkit.motion_lora import new_motion_lora
 from animkit.motion_module import MotionModules
 from animkit.training import LoopConfig, draws, fit
-from animkit.training.losses import (denoising_loss, domain_adapter_loss, drop_captions, min_snr_weight,
-                                     motion_lora_loss, motion_module_loss, timesteps)
+from animkit.training.losses import (denoising_loss, domain_adapter_loss, drop_captions, motion_lora_loss,
+                                     motion_module_loss, snr_weight, timesteps)
 
 SCHEDULER = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear", clip_sample=False, steps_offset=1)
 Z = torch.randn(3, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))  # b c f h w
@@ -137,7 +137,22 @@ def test_min_snr_weighs_each_clip_as_hang_et_al():
     each = ((eps - 0.25 * spy.x) ** 2).flatten(1).mean(1)
     torch.testing.assert_close(value, (torch.minimum(snr, torch.tensor(5.0)) / snr * each).mean())
     t = torch.tensor([0, 999])
-    assert min_snr_weight(SCHEDULER, t, 5.0)[0] < 0.01 and min_snr_weight(SCHEDULER, t, 5.0)[1] == 1
+    assert snr_weight(SCHEDULER, t, 5.0)[0] < 0.01 and snr_weight(SCHEDULER, t, 5.0)[1] == 1
+
+
+def test_snr_plus_one_is_the_loss_of_v():
+    """Salimans & Ho, section 4: the error of eps so weighted is that of v = sqrt(abar) eps - sqrt(1 - abar) z_0."""
+    spy = Spy()
+    value = denoising_loss(spy, Z, TEXT, generator(), scheduler=SCHEDULER, snr_plus_one=True)
+    abar = SCHEDULER.alphas_cumprod[spy.t].view(3, 1, 1, 1, 1)
+    a, s = abar.sqrt(), (1 - abar).sqrt()
+    eps, guess = (spy.x - a * Z) / s, 0.25 * spy.x
+    v, v_guess = a * eps - s * Z, a * guess - s * (spy.x - s * guess) / a
+    torch.testing.assert_close(value, ((v - v_guess) ** 2).mean())
+    v_prediction = DDIMScheduler.from_config(SCHEDULER.config, prediction_type="v_prediction")
+    assert torch.equal(snr_weight(v_prediction, spy.t, snr_plus_one=True), torch.ones(3))
+    with pytest.raises(AnimkitError, match="choose one"):
+        denoising_loss(spy, Z, TEXT, generator(), scheduler=SCHEDULER, min_snr_gamma=5.0, snr_plus_one=True)
 
 
 def test_two_ranks_draw_the_rows_of_one(monkeypatch):
