@@ -1,6 +1,7 @@
 """VideoClips: clips for training out of a folder of videos or a WebVid table."""
 import hashlib
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -118,6 +119,12 @@ class VideoClips:
             return self.skipped.note(str(path), str(why))
         self.skipped.note(str(path))
         return {"video": video, "caption": row["caption"], "index": index}
+
+    def note_left_out(self, usable: Iterable[int]) -> None:
+        """A cache, maybe of an earlier run, holds the clips `usable`: what it lacks is named at this run's end too."""
+        self.skipped.tried = len(self)
+        for index in sorted(set(range(len(self))) - set(usable)):
+            self.try_get(index)
 
     def fingerprint(self) -> str:
         """A hash of the files (name, length, time of change), captions and settings; equal where the clips are."""

@@ -205,7 +205,6 @@ def add_arguments(parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another list of prompts and other noise")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--steps", type=int, help="the zoo: steps of the sampler (default: the base's own)")
-    parser.add_argument("--bf16", action="store_true", help="the zoo: draw in bfloat16 where layers gain from it")
 
 
 def run(args) -> int:
@@ -221,6 +220,8 @@ def run(args) -> int:
         raise AnimkitError(f"--count and --batch are at least 1; got {count} and {args.batch}.")
     if look and what != "motion":
         raise AnimkitError(f"--look goes with `animkit judge motion`, not with {what}.")
+    if args.steps:
+        raise AnimkitError(f"--steps goes with `animkit judge adapter`, looks and shots, not with {what}.")
     folder = samples.root() if args.folder is None else args.folder
     judge, picture, settings, device = Judge.from_pretrained(folder / "judge"), None, {}, "cpu"
     if what == "judge":

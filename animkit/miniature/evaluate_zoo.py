@@ -11,7 +11,6 @@ The same prompts and the same noise in every column, so that columns differ by w
 import json
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -302,20 +301,17 @@ def run(args) -> int:
     if args.look and what not in ("adapter", "looks"):
         raise AnimkitError(f"--look does not go with `animkit judge {what}`.")
     folder, picture = samples.root() if args.folder is None else args.folder, None
-    # bf16: where layers gain from it, as the zoo is trained; else float32, as users draw
-    with torch.autocast("cpu", torch.bfloat16) if args.bf16 else nullcontext():
-        if what == "cost":
-            report = judge_cost(folder)
-        elif what == "shots":
-            report, picture = judge_shots(folder, _judge(folder), count, args.seed, args.batch, args.steps)
-        else:
-            report, picture = {"adapter": judge_adapter, "looks": judge_looks}[what](
-                folder, _judge(folder), count, args.seed, args.batch, args.look, args.steps)
+    if what == "cost":
+        report = judge_cost(folder)
+    elif what == "shots":
+        report, picture = judge_shots(folder, _judge(folder), count, args.seed, args.batch, args.steps)
+    else:
+        report, picture = {"adapter": judge_adapter, "looks": judge_looks}[what](
+            folder, _judge(folder), count, args.seed, args.batch, args.look, args.steps)
     out, name = folder / "results" if args.out is None else args.out, f"{what}-{args.look}" if args.look else what
     options = {"look": args.look, "count": count or None, "seed": args.seed if count else None, "steps": args.steps}
     said = f"animkit judge {what}" + "".join(f" --{k} {v}" for k, v in options.items() if v is not None)
-    record(out / f"{name}.json", {"command": said + " --bf16" * args.bf16, **options, "bf16": args.bf16}, report,
-           {"all": time.monotonic() - start})
+    record(out / f"{name}.json", {"command": said, **options}, report, {"all": time.monotonic() - start})
     written = [out / f"{name}.json"] if picture is None else [out / f"{name}.json", picture.save(out / f"{name}.png")]
     print(f"{table(report)}\n\n{', '.join(map(str, written))}")
     return 0

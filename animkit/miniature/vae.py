@@ -98,6 +98,7 @@ def encode(vae, pixels, size: int = 250) -> torch.Tensor:
     out = []
     for k in range(0, len(pixels), size):
         x = to_signal(torch.from_numpy(pixels[k : k + size])).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_precision("cpu") == "bf16"):  # wrong by less than the VAE is
+        # where bf16 is fast: it is wrong by less than the VAE is
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_precision("cpu") == "bf16"):
             out.append((vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half())
     return torch.cat(out).contiguous()

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import yaml
 
 from animkit.errors import AnimkitError
-from animkit.training.loop import LoopConfig
+from animkit.training.loop import LoopConfig, check_settings
+from animkit.training.losses import check_weighting
 from animkit.training.presets import find_config
 from animkit.world.looks import BASE_LOOKS
 
@@ -58,6 +59,10 @@ class DataConfig:
     cache: bool = True                                # latents and text computed once; false: at every step anew
     world: WorldConfig = field(default_factory=WorldConfig)
 
+    def __post_init__(self):
+        check_settings(self, batch=self.batch >= 1, size=self.size >= 1, count=self.count is None or self.count >= 1,
+                       frames=self.frames >= 1, stride=self.stride >= 1, workers=self.workers >= 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
@@ -66,13 +71,18 @@ class StageConfig:
     data: DataConfig
     training: LoopConfig = field(default_factory=LoopConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
-    drop_captions: float = 0.1
-    min_snr_gamma: float | None = None
-    snr_plus_one: bool = False                        # each timestep counts as for v-prediction: see losses.snr_weight
+    drop_captions: float = 0.1                        # the share of captions replaced by "", for guidance
+    min_snr_gamma: float | None = None                # nearly clean timesteps count less; 5 is usual, null the paper's
+    snr_plus_one: bool = False                        # noisy timesteps count as for v-prediction; false: the paper's
     towards_noise: float = 1.0                        # t = 1000 u^this: 1 is even, below 1 more often towards noise
     gradient_checkpointing: bool = False
     prompts: tuple[str, ...] | None = None            # of the samples drawn on the way; null: captions of the data
     sample_steps: int | None = None                   # of the sampler for these; null: the base's
+
+    def __post_init__(self):
+        check_settings(self, drop_captions=0 <= self.drop_captions <= 1,
+                       sample_steps=self.sample_steps is None or self.sample_steps >= 1)
+        check_weighting(self.towards_noise, self.min_snr_gamma, self.snr_plus_one)
 
 
 @dataclass(frozen=True, kw_only=True)

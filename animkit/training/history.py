@@ -87,9 +87,9 @@ class Log:
         """Make the record visible to those who look on: on the disk, in TensorBoard."""
         with _on_disk(self.path):
             self.file.flush()
-        for name, value in record.items() if self.board else ():
-            if name != "step":
-                self.board.add_scalar(name, value, record["step"])
+            for name, value in record.items() if self.board else ():
+                if name != "step":
+                    self.board.add_scalar(name, value, record["step"])
 
     def __enter__(self) -> "Log":
         return self

@@ -23,6 +23,14 @@ Batch = Any
 Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor | tuple[Tensor, dict[str, float]]]
 
 
+def check_settings(config: Any, **sensible: bool) -> None:
+    """AnimkitError that names the first setting, a field of the dataclass, which is not sensible."""
+    for name, ok in sensible.items():
+        if not ok:
+            raise AnimkitError(f"{type(config).__name__}.{name} = {getattr(config, name)!r} makes no sense; see its "
+                               "comment.")
+
+
 @dataclass(frozen=True)
 class LoopConfig:
     """How to train. A run resumes only under the same settings, those after the line `free` excepted."""
@@ -48,13 +56,11 @@ class LoopConfig:
     def __post_init__(self):
         if self.mixed_precision == "auto":
             object.__setattr__(self, "mixed_precision", plumbing.fast_precision(self.device))
-        for name, ok in {"lr": self.lr > 0, "warmup": self.warmup >= 0, "accumulate": self.accumulate >= 1,
-                         "schedule": self.schedule in ("constant", "cosine"), "ema": 0 <= self.ema < 1,
-                         "clip_norm": self.clip_norm >= 0, "steps": self.steps >= 1, "log_every": self.log_every >= 1,
-                         "device": self.device in (None, "cpu"),
-                         "mixed_precision": self.mixed_precision in ("no", "bf16", "fp16")}.items():
-            if not ok:
-                raise AnimkitError(f"LoopConfig.{name} = {getattr(self, name)!r} makes no sense; see its comment.")
+        check_settings(self, lr=self.lr > 0, warmup=self.warmup >= 0, accumulate=self.accumulate >= 1,
+                       schedule=self.schedule in ("constant", "cosine"), ema=0 <= self.ema < 1,
+                       clip_norm=self.clip_norm >= 0, steps=self.steps >= 1, log_every=self.log_every >= 1,
+                       device=self.device in (None, "cpu"),
+                       mixed_precision=self.mixed_precision in ("no", "bf16", "fp16"))
 
     def lr_at(self, step: int) -> float:
         """The learning rate of step 1, 2, ...: linear warm-up, then constant, or half a cosine down to lr * floor."""

@@ -75,17 +75,16 @@ def timesteps(b: int, scheduler: Any, generator: torch.Generator, towards_noise:
     """t for b clips: uniform (the paper's), or T u^towards_noise with u uniform in 0 to 1, below 1 more often towards
     noise, where it is decided what is where: a small model in a short training learns motion sooner so. b integers."""
     T = scheduler.config.num_train_timesteps
+    check_weighting(towards_noise)
     if towards_noise == 1:
         return randint(0, T, (b,), generator)
-    if not 0 < towards_noise <= 4:
-        raise AnimkitError(f"towards_noise = {towards_noise!r} makes no sense: 1 draws timesteps evenly, 0.6 more "
-                           "often noisy ones.")
     return (T * rand((b,), generator) ** towards_noise).long().clamp(max=T - 1)
 
 
 def short_attention(device: torch.device, model: nn.Module | None = None) -> AbstractContextManager:
-    """On a CPU, attention by plain matrix products: torch's fused kernel is made for long rows, and its backward on the
-    16 to 64 tokens of small latents and of frames takes several times as long (benchmarks/attention.py). Same numbers.
+    """On a CPU, attention by plain matrix products: torch's fused kernel is made for long rows; in bf16 its backward on
+    the 16 to 64 tokens of small latents and of frames takes several times as long, in float32 neither is the faster
+    (benchmarks/attention.py). Same numbers.
 
     Not for a model with gradient checkpointing: it computes again in backward, where this choice no longer holds.
     """
@@ -114,12 +113,22 @@ def snr_weight(scheduler: Any, t: Tensor, min_snr_gamma: float | None = None, sn
 
     and the error of eps is SNR_t times, that of v SNR_t + 1 times the error of z_0. AnimkitError if asked for both.
     """
-    if min_snr_gamma is not None and snr_plus_one:
-        raise AnimkitError("min_snr_gamma and snr_plus_one are two weightings of one loss: choose one.")
+    check_weighting(min_snr_gamma=min_snr_gamma, snr_plus_one=snr_plus_one)
     abar = scheduler.alphas_cumprod.to(t.device)[t]
     snr = abar / (1 - abar)
     wanted = snr + 1 if snr_plus_one else snr.clamp(max=min_snr_gamma)
     return wanted / (snr if scheduler.config.prediction_type == "epsilon" else snr + 1)
+
+
+def check_weighting(towards_noise: float = 1.0, min_snr_gamma: float | None = None, snr_plus_one: bool = False) -> None:
+    """AnimkitError for settings of `timesteps` and `snr_weight` that make no sense or exclude each other."""
+    if not 0 < towards_noise <= 4:
+        raise AnimkitError(f"towards_noise = {towards_noise!r} makes no sense: 1 draws timesteps evenly, 0.6 more "
+                           "often noisy ones.")
+    if min_snr_gamma is not None and min_snr_gamma <= 0:
+        raise AnimkitError(f"min_snr_gamma = {min_snr_gamma!r} makes no sense: 5 is usual, None the plain loss.")
+    if min_snr_gamma is not None and snr_plus_one:
+        raise AnimkitError("min_snr_gamma and snr_plus_one are two weightings of one loss: choose one.")
 
 
 def _checked(z: Tensor, text: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from animkit.data.world_clips import WorldClips
 from animkit.errors import AnimkitError
 from animkit.prompts import encode_text
 from animkit.training.config import DataConfig, WorldConfig
+from animkit.training.draws import rank_and_world
 
 
 class Source:
@@ -28,6 +29,8 @@ class Source:
             texts = cache_text(pipe.tokenizer, pipe.text_encoder, latents.captions, cache, quiet=quiet)
             self.batch: Callable = Batches(latents.with_text(texts), data.batch, seed)
             self.count, self.empty, self.captions = len(latents), texts.empty, list(dict.fromkeys(latents.captions))
+            if self.skipped is not None and rank_and_world()[0] == 0:
+                clips.note_left_out(latents.indices)
         else:
             stream = isinstance(clips, StreamClips)
             self.batch = clips if stream else Batches(clips, data.batch, seed, data.workers)

@@ -219,6 +219,7 @@ def test_the_command_writes_numbers_and_a_picture(folder, tmp_path, capsys, word
 @pytest.mark.parametrize("words, message", [
     (("motion", "--look", "neon"), "no look 'neon' in .*; there are: ink"),
     (("motion", "--look", "oil"), "knows no look 'oil'"), (("stills", "--look", "ink"), "--look goes with"),
+    (("motion", "--steps", "2"), "--steps goes with"),
     (("stills", "--count", "0"), "at least 1"), (("judge", "--batch", "0"), "at least 1")])
 def test_what_cannot_be_judged_is_one_sentence(folder, capsys, words, message):
     import re

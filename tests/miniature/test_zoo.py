@@ -165,15 +165,15 @@ def test_judge_adapter(toy, tmp_path, capsys):
 
 
 def test_judge_looks(toy, tmp_path):
-    report = judged(toy[0], tmp_path, "looks", "--count", "1", "--steps", "1", "--bf16")
+    report = judged(toy[0], tmp_path, "looks", "--count", "1", "--steps", "1")
     assert list(report["metrics"]["scores"]) == ["base", *zoo.NEW_LOOKS]
     bars = [bar["bar"] for bar in report["metrics"]["bars"]]
     assert {f"{look}: named motion" for look in ("base", *zoo.NEW_LOOKS)} <= set(bars)
     assert {f"{look}: look accuracy, stills less clips" for look in zoo.NEW_LOOKS} <= set(bars)
     assert "clips: colour" not in report["metrics"]["scores"]["ink"], "no one can tell colours there"
-    one = judged(toy[0], tmp_path, "looks", "--count", "1", "--look", "neon", "--steps", "1", "--bf16")
+    one = judged(toy[0], tmp_path, "looks", "--count", "1", "--look", "neon", "--steps", "1")
     assert one["metrics"]["scores"]["neon"] == report["metrics"]["scores"]["neon"]
-    assert one["parameters"]["command"] == "animkit judge looks --look neon --count 1 --seed 0 --steps 1 --bf16"
+    assert one["parameters"]["command"] == "animkit judge looks --look neon --count 1 --seed 0 --steps 1"
 
 
 def test_judge_shots(toy, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from animkit.errors import AnimkitError
+from animkit.training import plumbing
 from animkit.training.config import STAGES, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -31,6 +32,15 @@ def test_the_papers_numbers():
     assert (lora.training.steps, lora.rank, lora.data.count) == (2000, 64, 50)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_full_size_has_the_papers_loss_and_the_miniature_the_precision_that_is_fast(stage, monkeypatch):
+    monkeypatch.setattr(plumbing, "fast_precision", lambda device: "fp16")
+    full, small = (load_config(CONFIGS / f"{name}.yaml", stage) for name in ("sd15", "miniature"))
+    assert (full.min_snr_gamma, full.snr_plus_one, full.towards_noise) == (None, False, 1)
+    assert (small.min_snr_gamma, small.snr_plus_one, small.towards_noise) == (None, stage.startswith("motion"), 0.6)
+    assert (full.training.mixed_precision, small.training.mixed_precision) == ("bf16", "fp16")
+
+
 def test_overrides_reach_their_setting():
     overrides = ["training.steps=500", "training.lr=3e-3", "rank=4", "data.count=null", "training.betas=[0.9, 0.95]"]
     config = load_config(CONFIGS / "miniature.yaml", "look", overrides)
@@ -54,6 +64,13 @@ def test_overrides_reach_their_setting():
     ("data.flip=1", "must be true or false"),
     ("data.source=null", "must be text"),
     ("training.steps=0", "LoopConfig.steps = 0 makes no sense"),
+    ("training.mixed_precision=fast", "must be one of 'no', 'bf16', 'fp16', 'auto'"),
+    ("data.batch=0", "look: DataConfig.batch = 0 makes no sense"),
+    ("data.frames=0", "DataConfig.frames = 0 makes no sense"),
+    ("drop_captions=10", "look: LookConfig.drop_captions = 10.0 makes no sense"),
+    ("sample_steps=0", "LookConfig.sample_steps = 0 makes no sense"),
+    ("towards_noise=0", "look: towards_noise = 0.0 makes no sense"),
+    ("min_snr_gamma=-1", "look: min_snr_gamma = -1.0 makes no sense"),
     ("training.steps=[", "not valid YAML"),
 ])
 def test_a_bad_override_is_named(tmp_path, override, message):
@@ -81,6 +98,12 @@ def test_a_bad_file_is_named(tmp_path, text, message):
     with pytest.raises(AnimkitError) as raised:
         load_config(tmp_path / "c.yaml", "look")
     assert message in str(raised.value)
+
+
+def test_two_weightings_of_one_loss_are_refused_before_anything_is_made(tmp_path):
+    (tmp_path / "c.yaml").write_text(MINIMAL)
+    with pytest.raises(AnimkitError, match="look: min_snr_gamma and snr_plus_one are two weightings"):
+        load_config(tmp_path / "c.yaml", "look", ["min_snr_gamma=5", "snr_plus_one=true"])
 
 
 def test_a_missing_file_and_stage():

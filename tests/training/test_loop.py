@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from animkit.errors import AnimkitError
-from animkit.training import EMA, History, LiveCurve, LoopConfig, fit, randn, shard
+from animkit.training import EMA, History, LiveCurve, LoopConfig, fit, loop, plumbing, randn, saving, shard
 
 TABLE = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
 
@@ -92,6 +93,20 @@ def test_killed_at_random_moments_equals_unbroken_bit_for_bit(tmp_path):
     assert a.losses.tolist() == b.losses.tolist()
     assert equal(weights(tmp_path / "whole"), weights(broken)), f"killed at {killed_at}"
     assert equal(weights(tmp_path / "whole", "ema"), weights(broken, "ema"))
+
+
+def test_checkpoints_come_by_time(tmp_path, monkeypatch):
+    now, written = [0.0], []
+
+    def ten_seconds(k, generator):
+        now[0] += 10
+        return batch(k, generator)
+
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(saving, "write", lambda *args: written.append(args[-1]["step"]))
+    config = replace(CONFIG, steps=8, accumulate=1, checkpoint_seconds=25)
+    fit(tiny_model(), loss, ten_seconds, config, tmp_path, quiet=True)
+    assert written == [3, 6, 8]  # after 30 and 60 seconds, and at the end
 
 
 def test_a_kill_between_the_two_renames_leaves_a_checkpoint(tmp_path):
@@ -275,6 +290,39 @@ def test_bf16_autocast_trains_float32_weights(tmp_path):
     fit(tiny_model(), loss, batch, CONFIG, tmp_path / "b", quiet=True)  # another precision in the same process
 
 
+@pytest.mark.parametrize("gpu, processor, device, wanted", [
+    (None, {"avx512_bf16": True}, None, "bf16"), (None, {"amx_bf16": True}, "cpu", "bf16"),
+    (None, {"avx2": True, "avx512_bf16": False}, None, "no"),
+    (None, None, None, "no"),                                          # torch before 2.11 does not say
+    ("computes", {"avx2": True}, None, "bf16"), ("computes", {"avx2": True}, "cpu", "no"),
+    ("emulates", {"avx512_bf16": True}, None, "no"), ("emulates", {"avx512_bf16": True}, "cpu", "bf16"),  # a T4
+    ("apple", {"bf16": True}, None, "no")])
+def test_bf16_is_fast_where_the_device_computes_in_it(monkeypatch, gpu, processor, device, wanted):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu in ("computes", "emulates"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported",
+                        lambda including_emulation=True: gpu == "computes" or including_emulation)
+    if processor is None:
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor, raising=False)
+    assert plumbing.fast_precision(device) == wanted
+
+
+def test_auto_takes_what_is_fast_here_and_the_run_keeps_it(tmp_path, monkeypatch):
+    def config(steps, precision="auto"):
+        return replace(CONFIG, steps=steps, mixed_precision=precision)
+
+    for here in ("no", "bf16"):
+        monkeypatch.setattr(plumbing, "fast_precision", lambda device: here if device == "cpu" else "of the GPU")
+        assert config(2).mixed_precision == here
+        fit(tiny_model(), loss, batch, config(2), tmp_path / here, quiet=True)
+    assert saving.read_state(tmp_path / "no")["config"]["mixed_precision"] == "no"
+    with pytest.raises(AnimkitError, match=r"mixed_precision \(was 'no', now 'bf16'\)"):  # on another machine
+        fit(tiny_model(), loss, batch, config(3), tmp_path / "no", quiet=True)
+    assert fit(tiny_model(), loss, batch, config(3, "no"), tmp_path / "no", quiet=True).steps.tolist() == [1, 2, 3]
+
+
 def test_a_thread_ahead_changes_nothing_and_takes_the_waiting(tmp_path):
     def slow(k, generator):
         time.sleep(0.01)
@@ -355,6 +403,15 @@ def test_another_model_is_refused_and_not_touched(tmp_path):
     assert equal(before, other.state_dict())
 
 
+def test_a_full_disk_under_tensorboard_is_an_error_of_ours(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+    with pytest.raises(AnimkitError, match="No space left on device.*the last checkpoint is intact"):
+        fit(tiny_model(), loss, batch, CONFIG, tmp_path, quiet=True)
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     fit(tiny_model(), loss, batch, replace(CONFIG, steps=2), tmp_path, quiet=True)
     (tmp_path / "checkpoint" / "weights.safetensors").write_bytes(b"nothing")
@@ -400,6 +457,19 @@ def test_without_a_terminal_few_plain_lines(tmp_path, capfd, monkeypatch):
     assert len(lines) == 2 and lines[0].startswith("step 1/60  loss ") and lines[1].endswith("on cpu")
     assert repr(history).startswith("History(60 steps, last loss")
     assert history["twice"].tolist() == [2.0] * 60
+
+
+def test_tensorboard_has_the_curve_once_over_a_resumed_run(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    for steps in (30, 60):
+        history = fit(tiny_model(), loss, batch, replace(CONFIG, steps=steps, validate_every=50), tmp_path, quiet=True,
+                      validate=lambda model, step: {"step": step})
+        time.sleep(1.1)  # TensorBoard orders its files by the second in which they were begun
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    shown = {event.step: event.value for event in board.Scalars("loss")}
+    assert list(shown) == [20, 30, 40, 50, 60]
+    assert list(shown.values()) == pytest.approx([history.losses[step - 1] for step in shown])
+    assert [(e.step, e.value) for e in board.Scalars("validate/step")] == [(30, 30), (50, 50), (60, 60)]
 
 
 def test_a_watcher_sees_the_curve_grow(tmp_path):

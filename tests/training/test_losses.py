@@ -153,6 +153,8 @@ def test_snr_plus_one_is_the_loss_of_v():
     assert torch.equal(snr_weight(v_prediction, spy.t, snr_plus_one=True), torch.ones(3))
     with pytest.raises(AnimkitError, match="choose one"):
         denoising_loss(spy, Z, TEXT, generator(), scheduler=SCHEDULER, min_snr_gamma=5.0, snr_plus_one=True)
+    with pytest.raises(AnimkitError, match="min_snr_gamma = 0 makes no sense"):
+        denoising_loss(spy, Z, TEXT, generator(), scheduler=SCHEDULER, min_snr_gamma=0)
 
 
 def test_two_ranks_draw_the_rows_of_one(monkeypatch):
@@ -265,8 +267,10 @@ def test_plain_attention_on_a_cpu_gives_the_fused_kernels_loss_and_gradients(mon
     from contextlib import nullcontext
 
     from animkit.training import losses
-    unet = UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=8, cross_attention_dim=16, attention_head_dim=2,
-                                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 32), layers_per_block=1,
+        norm_num_groups=8, cross_attention_dim=16, attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
     video_unet = inflate(unet)
     found = []
     for way in (losses.short_attention, lambda device, model: nullcontext()):

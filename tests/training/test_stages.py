@@ -124,6 +124,13 @@ def test_what_each_stage_adapts(trained):
     assert set(adapter) < set(look) and any("time_emb_proj" in p for p in look)
 
 
+@pytest.mark.parametrize("override, heavier", [("snr_plus_one=true", True), ("min_snr_gamma=0.1", False)])
+def test_the_settings_say_what_timesteps_count(runs, trained, override, heavier):
+    first = trained["motion"][0].history.losses[0]  # of the same fresh module, the same clips and the same noise
+    weighed = train(runs, "motion_module", f"weighed-{heavier}", override, "training.steps=1").history.losses[0]
+    assert weighed > 1.01 * first if heavier else weighed < 0.99 * first
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("folder, kind", [("adapter", "domain adapter"), ("motion", "motion module"),
@@ -348,6 +355,12 @@ def test_videos_of_a_folder_live_and_cached_and_bad_ones(runs, trained, tmp_path
     del result
     gc.collect()
     assert "broken.mp4: unreadable" in capfd.readouterr().err
+    again = train(runs, "motion_lora", "videos-again", *own, "data.count=null")  # whose latents are there already
+    assert (again.record["clips"], again.record["skipped"]) == (12, 1)
+    del again
+    gc.collect()
+    told = capfd.readouterr().err
+    assert "1 of 13 videos tried cannot be used" in told and "broken.mp4: unreadable" in told
     live = train(runs, "motion_lora", "videos-live", *own, "data.count=12", "data.cache=false", "training.prefetch=2")
     assert live.history.steps.tolist() == [1, 2, 3]
     for i in (1, 2):
