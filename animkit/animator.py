@@ -156,8 +156,7 @@ class Animator:
         """
         if isinstance(what, (str, Path)):
             from animkit.checkpoints import open_checkpoint
-            path = find_checkpoint(what)
-            what, name = open_checkpoint(path), name or (path.resolve().name if path.is_dir() else None)
+            what = open_checkpoint(find_checkpoint(what))
         if isinstance(what, ControlNetModel) or hasattr(what, "controlnet"):
             return self._insert_control(what, alpha, name)
         if (name or getattr(what, "name", None)) in self.alpha.controls:
@@ -165,9 +164,9 @@ class Animator:
             raise AnimkitError(f"something is already inserted as {name!r}: remove it first, or choose another name")
         on_text = []
         if hasattr(what, "build_text"):
-            what._for_animator = True  # it need not warn that a UNet alone takes only half of it
             on_text = [(encoder, what.build_text(encoder, part)) for part, encoder in self.pipe.components.items()
                        if part.startswith("text_encoder") and encoder is not None]
+            name, what = name or what.name, what.build(self.video_unet, text_too=True)
         name = self.video_unet.insert(what, alpha=alpha, name=name)
         self.alpha.on_text[name] = [lora.to(encoder.device, encoder.dtype).attach(encoder, alpha=alpha)
                                     for encoder, lora in on_text if lora is not None]
@@ -194,7 +193,7 @@ class Animator:
             attached.remove()
 
     def offload(self, device: str | torch.device | None = None) -> Animator:
-        """For a small GPU: each model waits in main memory until it is called, frames leave the VAE one by one; -> self.
+        """For a small GPU: each model waits in main memory until called, frames leave the VAE one by one; -> self.
 
         By diffusers' model offload, with the motion modules and LoRAs moving along with the UNet that they act in.
         device: by default CUDA, else Apple's MPS. Slower by the moves between the three models, not in each step;

@@ -39,13 +39,16 @@ def write_atomically(path: str | Path, write: Callable[[str], None]) -> Path:
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def save_folder(folder: str | Path, config: Mapping, state: Mapping[str, Tensor]) -> None:
-    """config.json and the weights; the weights carry the config too, so that the two can never be of different ages."""
+def save_folder(folder: str | Path, config: Mapping, state: Mapping[str, Tensor], own: Mapping | None = None) -> None:
+    """config.json and the weights; the weights carry the config too, so that the two can never be of different ages.
+
+    own: what the weights carry instead, where config.json is in another library's words.
+    """
     from safetensors.torch import save_file
 
-    text = json.dumps(dict(config), indent=2)
+    text, inside = (json.dumps(dict(said), indent=2) for said in (config, config if own is None else own))
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
-    write_atomically(Path(folder) / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt", "config": text}))
+    write_atomically(Path(folder) / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt", "config": inside}))
     write_atomically(Path(folder) / "config.json", lambda path: Path(path).write_text(text + "\n"))
 
 

@@ -106,11 +106,13 @@ def own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-def read_off(path: Path, part: str, read: Callable[..., dict], *arguments: Any) -> dict[str, Any]:
-    """read(*arguments), one of those above; AnimkitError if the weights lack what it looks at."""
+def or_damaged(path: Path, part: str, read: Callable[..., dict], *arguments: Any) -> dict[str, Any]:
+    """read(*arguments), which looks at the weights of a part; AnimkitError if they lack what it looks at."""
     try:
         return read(*arguments)
-    except (LookupError, StopIteration, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+    except AnimkitError:
+        raise
+    except (LookupError, StopIteration, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise AnimkitError(
             f"{path}: its {part} is incomplete or damaged ({type(error).__name__}: {error}); fetch it again."
         ) from None

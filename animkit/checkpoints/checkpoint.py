@@ -1,6 +1,7 @@
 """What open_checkpoint returns: what a file is, its weights, and the part of a model that they make."""
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from animkit.checkpoints.files import short
 from animkit.checkpoints.settings import check_sizes
 from animkit.errors import AnimkitError
 
 # what diffusers, PEFT and animkit call the one weights file of a folder
 IN_FOLDER = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model", "model", "pytorch_model")
+
+
+def named_by_folder(path: Path) -> bool:
+    """Whether a weights file has one of the names that all such files have, so that its folder says what it is."""
+    return path.name.split(".")[0] in IN_FOLDER
 
 
 @dataclass(eq=False)  # by identity, so that {checkpoint: alpha} works
@@ -29,7 +36,7 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     strict: bool = True
-    _given: bool = field(default=False, repr=False)
+    _given: set[int] = field(default_factory=set, repr=False)  # where the tensors lie that a model has already
 
     def __repr__(self) -> str:
         return f"<{self.describe()}>"
@@ -38,8 +45,8 @@ class Checkpoint:
     def name(self) -> str:
         """What the part is called once inserted, unless another name is asked for: the file's own, without its ending,
         or its folder's where all such files have the same."""
-        generic = self.path.stem.removesuffix(".fp16") in IN_FOLDER
-        return (self.path.resolve().parent.name if generic else self.path.stem).replace(".", "_") or "part"
+        own = self.path.resolve().parent.name if named_by_folder(self.path) else self.path.stem
+        return own.replace(".", "_") or "part"
 
     @property
     def parameters(self) -> int:
@@ -65,8 +72,14 @@ class Checkpoint:
     def _hand_out(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors themselves the first time, so that nothing is held twice; copies later, so that two models never
         share."""
-        first, self._given = not self._given, True
-        return {name: tensor if first else tensor.clone() for name, tensor in weights.items()}
+        handed = {name: t.clone() if t.data_ptr() in self._given else t for name, t in weights.items()}
+        self._given |= {tensor.data_ptr() for tensor in weights.values()}
+        return handed
+
+    def _say_left_out(self, what: str) -> None:
+        """For a UNet alone, which takes only its own part of a file."""
+        warnings.warn(f"{self.path.name}: {what} not used by a UNet alone; insert it into an Animator to have it too.",
+                      stacklevel=4)
 
 
 def misfit(path: Path, where: str, missing: Iterable[str] = (), left_over: Iterable[str] = (),
@@ -147,5 +160,4 @@ def _construct(path: Path, part: str, model: type, config: Any) -> nn.Module:
     try:
         return model.from_config(config) if hasattr(model, "from_config") else model(config)
     except Exception as error:  # whatever a library says of settings that contradict each other
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise AnimkitError(f"{path}: no {part} can be made by its config ({line[:160]}); fetch both again.") from None
+        raise AnimkitError(f"{path}: no {part} can be made by its config ({short(error)}); fetch both again.") from None

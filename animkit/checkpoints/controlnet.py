@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from animkit.checkpoints.architecture import count, own_settings, read_off, unet_config, version_by_text
+from animkit.checkpoints.architecture import count, or_damaged, own_settings, unet_config, version_by_text
 from animkit.checkpoints.checkpoint import Checkpoint, make_module
 from animkit.checkpoints.original_naming import controlnet_state
 from animkit.errors import AnimkitError
@@ -32,7 +32,7 @@ class ControlNetCheckpoint(Checkpoint):
 
         state = controlnet_state(self.path, self.weights)
         own = own_settings(self.config)
-        config = own or read_off(self.path, "ControlNet", controlnet_config, state)
+        config = own or or_damaged(self.path, "ControlNet", controlnet_config, state)
         return make_module(
             self.path, "ControlNet", ControlNetModel, config, self._hand_out(state), dtype, bool(own)
         )
@@ -56,4 +56,8 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
     if not diffusers and not any(name.startswith(("control_model.", "input_hint_block.")) for name in weights):
         return None
     naming = "diffusers" if diffusers else "latent diffusion"
-    return ControlNetCheckpoint(path, weights, "ControlNet", version_by_text(weights), naming, dict(config))
+    others = sum(not name.startswith("control_model.") for name in weights)
+    notes = []
+    if 0 < others < len(weights):
+        notes.append(f"{others} other tensors (the Stable Diffusion around it) are left out")
+    return ControlNetCheckpoint(path, weights, "ControlNet", version_by_text(weights), naming, dict(config), notes)

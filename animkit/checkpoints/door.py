@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from animkit.checkpoints import controlnet, lora, motion, stable_diffusion
-from animkit.checkpoints.checkpoint import IN_FOLDER, Checkpoint
+from animkit.checkpoints.checkpoint import IN_FOLDER, Checkpoint, first_ten, named_by_folder
 from animkit.checkpoints.files import read_file
 from animkit.checkpoints.settings import read_config
 from animkit.errors import AnimkitError
@@ -32,7 +32,7 @@ def open_checkpoint(path: str | Path, *, strict: bool = True) -> Checkpoint:
     path = Path(path).expanduser()
     file, config = _in_folder(path) if _is_dir(path) else (path, _config_beside(path))
     contents, metadata = read_file(file)
-    weights = unwrap(file, contents)
+    weights, beside = unwrap(file, contents)
     for recognise in (
         lambda *a: lora.recognise(*a, strict), motion.recognise, controlnet.recognise, stable_diffusion.recognise
     ):
@@ -40,6 +40,8 @@ def open_checkpoint(path: str | Path, *, strict: bool = True) -> Checkpoint:
         if checkpoint is not None:
             if path.is_dir():
                 checkpoint.notes.append(f"from the folder {path.name}")
+            if beside:
+                checkpoint.notes.append(f"tensors beside the weights are left out: {first_ten(beside)}")
             checkpoint.strict = strict
             return checkpoint
     names = ", ".join(list(weights)[:3])
@@ -56,20 +58,17 @@ def _is_dir(path: Path) -> bool:
         raise AnimkitError(f"{str(path)[:200]}: this path cannot be followed ({error.strerror}); check it.") from None
 
 
-def unwrap(path: Path, contents: Any) -> dict[str, Tensor]:
-    """The tensors inside `state_dict` and `module.` wrappers; numbers and configs beside them are dropped."""
+def unwrap(path: Path, contents: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors inside `state_dict` and `module.` wrappers, and the entries beside them that hold tensors too;
+    numbers, configs and optimisers' lists are dropped."""
+    beside: list[str] = []
     for _ in range(4):
-        inner = next(
-            (
-                contents[key]
-                for key in WRAPPERS
-                if isinstance(contents, Mapping) and isinstance(contents.get(key), Mapping)
-            ),
-            None,
-        )
-        if inner is None:
+        wrapper = next((key for key in WRAPPERS if isinstance(contents, Mapping)
+                        and isinstance(contents.get(key), Mapping)), None)
+        if wrapper is None:
             break
-        contents = inner
+        beside += [str(key) for key, value in contents.items() if key != wrapper and _has_tensors(value)]
+        contents = contents[wrapper]
     if not isinstance(contents, Mapping):
         raise AnimkitError(
             f"{path}: it holds a {type(contents).__name__}, not a table of tensors with names; ask for the state dict."
@@ -83,15 +82,20 @@ def unwrap(path: Path, contents: Any) -> dict[str, Tensor]:
                for key, value in contents.items() if isinstance(key, str) and torch.is_tensor(value)}
     if not weights:
         raise AnimkitError(f"{path}: there is no tensor in it; ask for the file with the weights.")
+    beside += [str(key) for key, value in contents.items() if key not in weights and _has_tensors(value)]
     while all(name.startswith("module.") for name in weights):
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-    return weights
+    return weights, beside
+
+
+def _has_tensors(value: Any) -> bool:
+    return torch.is_tensor(value) or isinstance(value, Mapping) and any(map(torch.is_tensor, value.values()))
 
 
 def _config_beside(path: Path) -> dict:
     """The config.json (or PEFT's adapter_config.json) of a file that lies in a diffusers folder under a diffusers
     name."""
-    if not path.name.startswith(IN_FOLDER):
+    if not named_by_folder(path):
         return {}
     return next((read_config(path.parent / name) for name in ("config.json", "adapter_config.json")
                  if (path.parent / name).is_file()), {})

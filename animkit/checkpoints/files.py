@@ -150,7 +150,7 @@ def _read_safetensors(path: Path, size: int) -> tuple[dict, dict[str, str]]:
     try:
         return load_file(path), header.get("__metadata__", {})
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise AnimkitError(f"{path}: safetensors refuses the file ({_short(error)}); {AGAIN}.") from None
+        raise AnimkitError(f"{path}: safetensors refuses the file ({short(error)}); {AGAIN}.") from None
 
 
 # ------------------------------------------------------------------------------------------------------- pickles
@@ -165,6 +165,10 @@ def _read_zip(path: Path, size: int) -> dict:
                         entry.compress_type == zipfile.ZIP_STORED and entry.file_size != entry.compress_size):
                     raise AnimkitError(f"{path}: the file is cut short or damaged: record {entry.filename!r} claims "
                                        f"{entry.file_size:,} bytes of a file of {size:,}; {AGAIN}.")
+            names = [entry.filename.lower() for entry in entries]  # torch finds them in any case
+            if len(set(names)) < len(names) or sum(name.split("/")[-1] == "data.pkl" for name in names) > 1:
+                raise AnimkitError(f"{path}: it has two records of one name, so that the one looked at need not be the "
+                                   f"one that is loaded: the file is damaged or made to do harm; {AGAIN}.")
             pickles = [e for e in entries if e.filename.split("/")[-1] == "data.pkl"]
             if not pickles:
                 names = ", ".join(e.filename for e in entries[:3])
@@ -191,7 +195,7 @@ def _read_zip(path: Path, size: int) -> dict:
             OverflowError, RuntimeError) as error:
         if isinstance(error, AnimkitError):
             raise
-        raise AnimkitError(f"{path}: the file is cut short or damaged ({_short(error)}); {AGAIN}.") from None
+        raise AnimkitError(f"{path}: the file is cut short or damaged ({short(error)}); {AGAIN}.") from None
     return _torch_load(path, mmap=True)
 
 
@@ -214,11 +218,12 @@ def _torch_load(path: Path, mmap: bool) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     # the outline has passed, so torch is stricter than we are: it has the last word
     except pickle.UnpicklingError as error:
-        raise AnimkitError(f"{path}: torch will not read it as plain weights ({_short(error)}). {CONVERT}") from None
+        raise AnimkitError(f"{path}: torch will not read it as plain weights ({short(error)}). {CONVERT}") from None
     except Exception as error:  # torch raises whatever the damaged bytes lead to
-        raise AnimkitError(f"{path}: the file is damaged ({_short(error)}); {AGAIN}.") from None
+        raise AnimkitError(f"{path}: the file is damaged ({short(error)}); {AGAIN}.") from None
 
 
-def _short(error: BaseException) -> str:
+def short(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) <= 160 else line[:157] + "..."

@@ -156,9 +156,18 @@ def _scale_of_peft(path: Path, models: Mapping, metadata: Mapping, config: Mappi
             raise AnimkitError(f"{path}: its setting alpha_pattern is {patterns!r:.80}, not a table; fetch it again.")
         for layer in layers.values():
             if layer.alpha is None and own.get("lora_alpha") is not None:
-                alpha = next((a for p, a in patterns.items() if layer.name.endswith(p)), own["lora_alpha"])
+                alpha = next((a for p, a in patterns.items() if _is_of(path, p, layer.name)), own["lora_alpha"])
                 root = len(layer.down) ** 0.5 if own.get("use_rslora") else 1
                 layer.alpha = number(path, "lora_alpha", alpha) * root
+
+
+def _is_of(path: Path, pattern: str, name: str) -> bool:
+    """Whether a layer's name is, or ends in, what alpha_pattern says, by PEFT's rule, which takes it as a regular
+    expression. One that a stranger wrote may run for ever: nothing in it may repeat."""
+    if not re.fullmatch(r"\^?(?:[\w-]|\\?\.)+\$?", pattern):
+        raise AnimkitError(f"{path}: its setting alpha_pattern has {pattern!r:.80}, which is no layer's name; save the "
+                           "LoRA with one alpha, or with its layers' names written out.")
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
 class PartialLoRA(LoRA):
@@ -189,20 +198,18 @@ class LoRACheckpoint(Checkpoint):
 
     models: dict[str, dict[str, Layer]]
 
-    def build(self, video_unet: nn.Module | None = None) -> LoRA:
+    def build(self, video_unet: nn.Module | None = None, text_too: bool = False) -> LoRA:
+        """The LoRA for a UNet and the motion modules in it. text_too: build_text() is asked as well, so nothing need
+        be said of the layers that a UNet leaves out. Raises AnimkitError if it does not fit."""
         if video_unet is None:
             raise AnimkitError(
                 f"{self.path}: a LoRA is built for a UNet, whose layers give its names; pass one to build()."
             )
         unet, motion = getattr(video_unet, "unet", video_unet), getattr(video_unet, "motion", None)
         on_text = [model for model in self.models if model != "unet"]
-        if on_text and not self._for_animator:
+        if on_text and not text_too:
             count = sum(len(self.models[model]) for model in on_text)
-            warnings.warn(
-                f"{self.path.name}: its {count} layers for the text encoder are not used by a UNet alone; insert it"
-                " into an Animator to have them too.",
-                stacklevel=3,
-            )
+            self._say_left_out(f"its {count} layers for the text encoder are")
         if motion is None and self.on_motion:
             raise AnimkitError(
                 f"{self.path}: this MotionLoRA acts on a motion module and there is none yet; insert a motion module"
@@ -257,9 +264,6 @@ class LoRACheckpoint(Checkpoint):
         lora = PartialLoRA.from_state_dict(state, scale)
         lora.path, lora.optional = self.path, optional
         return lora
-
-
-LoRACheckpoint._for_animator = False  # the Animator asks for the text encoder's part itself, so nothing is left unsaid
 
 
 def _middle_block(roots: list[nn.Module]) -> dict[str, tuple[str, None]]:

@@ -19,6 +19,7 @@ from animkit.temporal_transformer import sinusoidal_positions
 
 END = ".temporal_transformer.proj_in.weight"
 PE = re.compile(r"(.*\.transformer_blocks\.\d+)\.attention_blocks\.(\d+)\.pos_encoder\.pe$")
+SITE = re.compile(r"(?:(?:down|up)_blocks\.\d{1,3}|mid_block)\.motion_modules\.\d{1,3}")
 # A module without positions in its file takes as many sinusoidal ones: they are computed, not learned.
 LCM_POSITIONS = 64
 # reference release -> diffusers, below motion_modules.N
@@ -181,7 +182,8 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
     others = sum("motion_modules." not in name for name in weights)
     if others:
         notes.append(f"{others} other tensors (the image UNet around it) are left out")
-    own = _own_config(metadata) or (config if config.get("_class_name") == "MotionModules" else None)
+    ours = config.get("_class_name") == "MotionModules"  # else the metadata may still say what a MotionAdapter cannot
+    own = _own_config(metadata) or (config if ours else None)
     format = "reference" if any(".temporal_transformer." in name for name in motion) else "diffusers"
     state = motion if format == "reference" else to_reference(motion)
     if not sites_of(state):
@@ -189,15 +191,15 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
             f"{path}: it has motion_modules tensors, but no proj_in among them: this is a part of a motion module; "
             "get the whole file."
         )
-    flat = [site + END for site in sites_of(state) if state[site + END].ndim != 2 or not state[site + END].numel()]
-    if flat:
-        raise AnimkitError(f"{path}: {flat[0]} has the shape {tuple(state[flat[0]].shape)}, which no motion module has;"
-                           " the file is damaged: fetch it again.")
+    odd = [site + END for site in sites_of(state) if not _possible(site, tuple(state[site + END].shape))]
+    if odd:
+        raise AnimkitError(f"{path}: {odd[0]} has a name or the shape {tuple(state[odd[0]].shape)} that no motion "
+                           "module has; the file is damaged: fetch it again.")
     settings = read_off(state)
     version = settings["version"]
     if own:
         settings |= _checked(path, own)
-        version, format = settings["version"], "animkit" if config else format
+        version, format = settings["version"], "animkit" if ours else format
     elif config:
         settings |= {
             "heads": whole(path, config, "motion_num_attention_heads", 8),
@@ -209,6 +211,12 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
             f" {'none in the file, ' if not any(n.endswith('.pe') for n in state) else ''}{settings['positions']} used"
         )
     return MotionModuleCheckpoint(path, motion, "motion module", version, format, settings, notes)
+
+
+def _possible(site: str, shape: tuple[int, ...]) -> bool:
+    """Whether a motion module may stand here with a proj_in of this shape: c c, so that its file holds more numbers
+    than its c positions, computed where there are none in the file, would take."""
+    return bool(SITE.fullmatch(site)) and len(shape) == 2 and shape[0] == shape[1] > 0
 
 
 def _one_set(path: Path, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

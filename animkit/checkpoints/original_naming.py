@@ -8,9 +8,8 @@ from pathlib import Path
 from diffusers.loaders import single_file_utils as ldm
 from torch import Tensor, nn
 
-from animkit.checkpoints.architecture import count
+from animkit.checkpoints.architecture import architecture, count, or_damaged
 from animkit.checkpoints.checkpoint import misfit
-from animkit.errors import AnimkitError
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT = {
@@ -73,27 +72,33 @@ def text_state(path: Path, weights: Mapping[str, Tensor], version: str, part: st
     """A text encoder of a single file, under transformers' names without the leading `text_model.`."""
     prefix = TEXT[version][part]
     source = {name: tensor for name, tensor in weights.items() if name.startswith(prefix) and not REST.match(name)}
-    if prefix.endswith("model."):  # OpenCLIP's naming
-        if version == "sd2":  # conditions on the last layer but one
-            last = count(source, f"{prefix}transformer.resblocks.") - 1
-            source = {name: tensor for name, tensor in source.items()
-                      if f".resblocks.{last}." not in name and not name.endswith("text_projection")}
-        width = nn.Module()
-        width.config = type("Config", (), {"hidden_size": source[f"{prefix}token_embedding.weight"].shape[1]})
-        state = _renamed(path, "text encoder", lambda: ldm.convert_open_clip_checkpoint(width, source, prefix))
+    if prefix.endswith("model."):
+        state = _renamed(path, "text encoder", lambda: _open_clip(path, source, version, prefix))
     else:
         state = _renamed(path, "text encoder", lambda: ldm.convert_ldm_clip_checkpoint(source))
         _one_to_one(path, "text encoder", source, state)
     return {name.removeprefix("text_model."): tensor for name, tensor in state.items()}
 
 
+def _open_clip(path: Path, source: Mapping[str, Tensor], version: str, prefix: str) -> dict[str, Tensor]:
+    """OpenCLIP's names, whose q, k and v are one tensor, so that _one_to_one cannot count them -> transformers'."""
+    known = {prefix + name for name in ldm.DIFFUSERS_TO_LDM_MAPPING["openclip"]["layers"].values()}
+    lost = [name for name in source if name not in known and not name.startswith(f"{prefix}transformer.")]
+    if lost:
+        raise misfit(path, "the text encoder of Stable Diffusion", left_over=lost)
+    if version == "sd2":  # conditions on the last layer but one, and what trainers save may have just these
+        layers, used = count(source, f"{prefix}transformer.resblocks."), architecture("sd2")["text_encoder"]
+        projection = f"{prefix}text_projection"
+        if layers > used["num_hidden_layers"] or (layers < used["num_hidden_layers"] and projection in source):
+            source = {name: tensor for name, tensor in source.items() if f".resblocks.{layers - 1}." not in name}
+        source = {name: tensor for name, tensor in source.items() if name != projection}
+    width = nn.Module()
+    width.config = type("Config", (), {"hidden_size": source[f"{prefix}token_embedding.weight"].shape[1]})
+    return ldm.convert_open_clip_checkpoint(width, source, prefix)
+
+
 def _renamed(path: Path, part: str, rename: Callable[[], dict]) -> dict[str, Tensor]:
-    try:
-        state = rename()
-    except (KeyError, AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
-        raise AnimkitError(
-            f"{path}: its {part} is incomplete or damaged ({type(error).__name__}: {error}); fetch it again."
-        ) from None
+    state = or_damaged(path, part, rename)
     absent = [name for name, tensor in state.items() if tensor is None]
     if absent:
         raise misfit(path, f"the {part} of Stable Diffusion", missing=absent, advice="fetch it again.")

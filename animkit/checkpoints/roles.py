@@ -2,7 +2,7 @@
 roles."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def open_roles(strict: bool = True, **given: Any) -> dict[str, tuple[Checkpoint,
     """
     parts = []
     for role, (kinds, what) in ROLES.items():
-        for path, alpha in _with_alpha(given.get(role)):
+        for path, alpha in _with_alpha(role, given.get(role)):
             checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(find_checkpoint(path), strict=strict)
             if checkpoint.kind not in kinds:
                 raise AnimkitError(f"{checkpoint.path}: given as {what} ({role}=), but it is a {checkpoint.kind}.")
@@ -44,9 +44,13 @@ def open_roles(strict: bool = True, **given: Any) -> dict[str, tuple[Checkpoint,
     return named
 
 
-def _with_alpha(given: Any) -> list[tuple[Any, float]]:
+def _with_alpha(role: str, given: Any) -> list[tuple[Any, float]]:
     if given is None:
         return []
-    if isinstance(given, Mapping):
-        return list(given.items())
-    return [(path, 1.0) for path in ([given] if isinstance(given, (str, Path, Checkpoint)) else given)]
+    alone = isinstance(given, (str, Path, Checkpoint)) or not isinstance(given, Iterable)
+    pairs = list(given.items()) if isinstance(given, Mapping) else [(p, 1.0) for p in ([given] if alone else given)]
+    for path, _ in pairs:
+        if not isinstance(path, (str, Path, Checkpoint)):
+            raise AnimkitError(f"{role}= takes a file's path, a list of them or {{path: alpha}}, not {path!r:.80}; "
+                               "what you hold already goes into animator.insert().")
+    return pairs

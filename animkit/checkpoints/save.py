@@ -53,16 +53,17 @@ def save_checkpoint(part: MotionModules | LoRA, path: str | Path, format: str = 
 
 def _save_motion(modules: MotionModules, path: Path, format: str) -> Path:
     state = {name: tensor.detach().cpu() for name, tensor in modules.state_dict().items()}
+    own = {"_class_name": "MotionModules", **modules.config}
     if format == "diffusers":
         if path.suffix:
             raise AnimkitError(
                 f"{path}: a MotionAdapter is a folder (config.json and its weights); give a folder's name."
             )
-        save_folder(path, _adapter_config(modules), to_diffusers(state))
+        save_folder(path, _adapter_config(modules), to_diffusers(state), own)
         return path
     if format != "reference":
         raise AnimkitError(f'unknown motion module format {format!r}: choose "reference" or "diffusers".')
-    own, shown = modules.config, read_off(state)
+    shown = read_off(state)
     shown["version"] = {"sdxl": "v3", "lcm": "v2" if any(s.startswith("mid") for s in modules.sites) else "v3"}.get(
         shown["version"], shown["version"])
     hidden = [key for key in ("version", "heads", "norm_groups", "kind", "positions") if shown[key] != own[key]]
@@ -72,7 +73,7 @@ def _save_motion(modules: MotionModules, path: Path, format: str) -> Path:
             " only its names and shapes could tell; save them as .safetensors, which keeps the config, or with"
             " save_pretrained."
         )
-    return _write(path, state, {"config": json.dumps({"_class_name": "MotionModules", **own})})
+    return _write(path, state, {"config": json.dumps(own)})
 
 
 def _adapter_config(modules: MotionModules) -> dict:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from animkit.checkpoints.architecture import (
     architecture,
+    or_damaged,
     own_settings,
-    read_off,
     text_config,
     unet_config,
     vae_config,
@@ -38,7 +38,7 @@ class UNetCheckpoint(Checkpoint):
 
         state = self.unet_state()
         own = own_settings(self.config) if self.format == "diffusers" else {}
-        config = own or read_off(self.path, "UNet", self.unet_config, state)
+        config = own or or_damaged(self.path, "UNet", self.unet_config, state)
         return make_module(self.path, "UNet", UNet2DConditionModel, config, self._hand_out(state), dtype, bool(own))
 
     def unet_config(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -50,7 +50,13 @@ class UNetCheckpoint(Checkpoint):
 
 
 class BaseModelCheckpoint(UNetCheckpoint):
-    """A whole Stable Diffusion in one file."""
+    """A whole Stable Diffusion in one file; as a look, its UNet and text encoders act, and the VAE stays the base's."""
+
+    def build(self, video_unet: nn.Module | None = None, text_too: bool = False) -> Replacement:
+        """As UNetCheckpoint's. text_too: build_text() is asked as well, so nothing need be said of what is left out."""
+        if not text_too and any(self.parts[part] for part in TEXT[self.version]):
+            self._say_left_out("its text encoder is")
+        return super().build(video_unet)
 
     @property
     def parts(self) -> dict[str, bool]:
@@ -70,7 +76,7 @@ class BaseModelCheckpoint(UNetCheckpoint):
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         state = text_state(self.path, self.weights, self.version, part)
-        config = CLIPTextConfig(**read_off(self.path, part, text_config, state, architecture(self.version)[part]))
+        config = CLIPTextConfig(**or_damaged(self.path, part, text_config, state, architecture(self.version)[part]))
         model = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
         return make_module(self.path, part, model, config, self._hand_out(state), dtype)
 
@@ -88,17 +94,17 @@ class BaseModelCheckpoint(UNetCheckpoint):
                 name if name.startswith("text_projection") else f"text_model.{name}": tensor
                 for name, tensor in state.items()
             }
-        replacement = Replacement(self.path, state)
+        replacement = Replacement(self.path, self._hand_out(state))
         replacement.pairs(text_encoder)  # before anything changes: does it fit?
         return replacement
 
-    def components(self, dtype: torch.dtype | None = None, tokenizer: Any = None, vae: nn.Module | None = None,
-                   prediction: str | None = None) -> dict[str, Any]:
+    def components(self, dtype: torch.dtype | None = None, tokenizer: Any = None,
+                   vae: nn.Module | VAECheckpoint | None = None, prediction: str | None = None) -> dict[str, Any]:
         """Every part of a diffusers pipeline, in the file's dtype or in `dtype`.
 
-        tokenizer: a CLIP tokenizer, or a folder that has one. prediction: "epsilon" or "v_prediction" if the file was
-        trained otherwise than its version commonly is (SD 2.0-base: "epsilon"). Raises AnimkitError if a part is
-        missing.
+        tokenizer: a CLIP tokenizer, or a folder that has one. vae: in place of the file's own. prediction: "epsilon" or
+        "v_prediction" if the file was trained otherwise than its version commonly is (SD 2.0-base: "epsilon"). Raises
+        AnimkitError if a part is missing.
         """
         from diffusers import DDIMScheduler
 
@@ -108,7 +114,9 @@ class BaseModelCheckpoint(UNetCheckpoint):
                 f"{self.path}: the file has no {' and no '.join(missing)} (a pruned file); take the full one"
                 + (", or pass vae=." if "vae" in missing else ".")
             )
-        known, made = architecture(self.version), {"unet": self.unet(dtype), "vae": vae or self.vae(dtype)}
+        known, made = architecture(self.version), {"unet": self.unet(dtype)}
+        vae = vae.vae(dtype, self.version) if isinstance(vae, VAECheckpoint) else vae
+        made["vae"] = self.vae(dtype) if vae is None else vae
         for part in TEXT[self.version]:
             made[part] = self.text_encoder(part, dtype)
             which = part.replace("text_encoder", "tokenizer")
@@ -149,14 +157,17 @@ class BaseModelCheckpoint(UNetCheckpoint):
 
 
 class VAECheckpoint(Checkpoint):
-    """A VAE alone."""
+    """A VAE alone. The factor that scales its latents is in no tensor: a config beside it has it, or its version."""
 
-    def vae(self, dtype: torch.dtype | None = None) -> nn.Module:
-        return _vae(self.path, self._hand_out(vae_state(self.path, self.weights)), self.version, dtype, self.config)
+    def vae(self, dtype: torch.dtype | None = None, version: str = "sd1") -> nn.Module:
+        """An AutoencoderKL with these weights; version: "sd1" (2.x's is the same) or "sdxl", if no config is there."""
+        if version not in TEXT:
+            raise AnimkitError(f"{self.path}: unknown version {version!r}: choose one of {', '.join(TEXT)}.")
+        return _vae(self.path, self._hand_out(vae_state(self.path, self.weights)), version, dtype, self.config)
 
     def build(self, video_unet: nn.Module | None = None) -> nn.Module:
         raise AnimkitError(f"{self.path}: a VAE is not inserted into a UNet; give it with the base: "
-                           "open_checkpoint(base).pipeline(vae=open_checkpoint(this).vae()).")
+                           "open_checkpoint(base).pipeline(vae=open_checkpoint(this)).")
 
 
 def _vae(
@@ -175,7 +186,7 @@ def _vae(
     full = architecture(version)["vae"]
     fixed = {key: full[key] for key in ("sample_size", "scaling_factor", "force_upcast") if key in full}
     own = own_settings(config)
-    made = own or {**read_off(path, "VAE", vae_config, state), **fixed}
+    made = own or {**or_damaged(path, "VAE", vae_config, state), **fixed}
     return make_module(path, "VAE", AutoencoderKL, made, state, dtype, bool(own))
 
 
@@ -204,7 +215,11 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
         return UNetCheckpoint(path, weights, "UNet", version, "diffusers", dict(config))
     if any(name.removeprefix(VAE) == "decoder.conv_in.weight" for name in weights):
         naming = "diffusers" if any(".down_blocks." in name for name in weights) else "latent diffusion"
-        return VAECheckpoint(path, weights, "VAE", "sd1", naming, dict(config))
+        other = [n for n in weights if not n.startswith(VAE) and not REST.match(n)]
+        if other and f"{VAE}decoder.conv_in.weight" in weights:
+            raise misfit(path, "a VAE alone", left_over=other, advice="where is its UNet?")
+        notes = [] if config else ["as SD 1.x's and 2.x's; with a base of XL, or by .vae(version=\"sdxl\"), as XL's"]
+        return VAECheckpoint(path, weights, "VAE", "sd1", naming, dict(config), notes)
     return None
 
 

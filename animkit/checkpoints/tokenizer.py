@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from animkit.checkpoints.files import short
 from animkit.errors import AnimkitError
 
 HUB = (("openai/clip-vit-large-patch14", ""), ("stable-diffusion-v1-5/stable-diffusion-v1-5", "tokenizer"),
@@ -75,7 +76,7 @@ def _from_folder(folder: Path, pad_token: str) -> Any:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # whatever transformers and the tokenizers library say of damaged files
         raise AnimkitError(
-            f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0][:160]}); fetch it again."
+            f"{folder}: its tokenizer cannot be read ({short(error)}); fetch it again."
         ) from None
     tokenizer.pad_token = pad_token
     tokenizer.model_max_length = min(tokenizer.model_max_length, 77)

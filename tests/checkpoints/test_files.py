@@ -279,3 +279,29 @@ def test_what_is_no_path(tmp_path):
                            ("a\0b", "no such file")):
         with pytest.raises(AnimkitError, match=sentence):
             open_checkpoint(path)
+
+
+@pytest.mark.parametrize("second", ["archive/data.pkl", "archive/DATA.PKL", "other/data.pkl"])
+def test_a_second_pickle_behind_the_one_that_is_looked_at(tmp_path, second):
+    """zipfile and torch need not find the same one: what has been checked is not what would be loaded."""
+    import warnings
+
+    path = make.write(tmp_path / "archive.ckpt", WEIGHTS)
+    assert read_file(path)
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")  # Python's own, of a name given twice
+        archive.writestr(second, bomb(b"}"))
+    with pytest.raises(AnimkitError, match="two records of one name"):
+        read_file(path)
+
+
+def test_only_a_file_that_is_named_by_its_folder_takes_the_config_beside_it(tmp_path):
+    make.unet().save_pretrained(tmp_path)
+    saved = tmp_path / "diffusion_pytorch_model.safetensors"
+    (tmp_path / "model-of-mine.safetensors").write_bytes(saved.read_bytes())
+    (tmp_path / "diffusion_pytorch_model.bf16.safetensors").write_bytes(saved.read_bytes())
+    (tmp_path / "config.json").write_text("{")
+    assert open_checkpoint(tmp_path / "model-of-mine.safetensors").name == "model-of-mine"
+    for file in (saved, tmp_path / "diffusion_pytorch_model.bf16.safetensors"):
+        with pytest.raises(AnimkitError, match="this config cannot be read"):
+            open_checkpoint(file)

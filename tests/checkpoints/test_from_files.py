@@ -155,12 +155,27 @@ def test_every_part_has_a_name_of_its_own(files, tmp_path):
     assert dict(a.alpha) == {"mine": 1.0, "v3_adapter": 0.5, "ink": 1.0, "ink-2": 1.0, "neon_v2": 1.0}
     a.remove("v3_adapter")
     assert a.insert(adapter) == "v3_adapter"
+    a.remove("neon_v2")
+    assert a.insert(tmp_path / "neon.v2") == "neon_v2"  # one at a time as all at once
 
 
 def test_what_cannot_be_is_said_before_the_base_is_loaded(files):
     for parts, sentence in ((dict(looks={files["ink"]: "much"}), "must be a finite number, not 'much'"),
                             (dict(looks={files["ink"]: None}), "must be a finite number, not None"),
                             (dict(looks={files["ink"]: float("nan")}), "must be a finite number"),
-                            (dict(motion_loras=files["zoom"]), "there is none; give one as motion=")):
+                            (dict(motion_loras=files["zoom"]), "there is none; give one as motion="),
+                            (dict(looks=[3]), "looks= takes a file's path, .* not 3"),
+                            (dict(adapter=0.5), "adapter= takes a file's path, .* not 0.5"),
+                            (dict(motion=open_checkpoint(files["v3"]).build()), "what you hold already goes into")):
         with pytest.raises(AnimkitError, match=sentence):
             Animator.from_files("/no/base/at/all.safetensors", **parts)
+
+
+def test_a_unet_alone_says_what_it_leaves_out_though_an_animator_took_it_all(files):
+    for file, sentence in (("ink", "its 2 layers for the text encoder are"), ("full", "its text encoder is")):
+        look, a = open_checkpoint(files[file]), animator(files)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            a.insert(look)
+        with pytest.warns(UserWarning, match=f"{sentence} not used by a UNet alone"):
+            a.video_unet.insert(look, name="again")

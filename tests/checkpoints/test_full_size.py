@@ -13,7 +13,7 @@ from accelerate import init_empty_weights
 from animkit import inflate
 from animkit.checkpoints import lora, motion
 from animkit.checkpoints.architecture import architecture, unet_config
-from animkit.checkpoints.original_naming import unet_state
+from animkit.checkpoints.original_naming import text_state, unet_state
 from diffusers import UNet2DConditionModel
 
 SITES = {  # SD 1.5's and SDXL's places for motion modules, written out: level -> width, two going down, three coming up
@@ -179,6 +179,20 @@ def test_a_full_size_single_file_has_its_config_read_off(version):
     for key, value in known.items():
         if key not in ("sample_size", "upcast_attention"):
             assert read[key] == value, key
+
+
+@pytest.mark.parametrize("layers", [24, 23])
+def test_a_full_size_sd2_text_encoder_whichever_layers_its_file_has(layers):
+    """The release has OpenCLIP's 24, of which SD 2 reads 23; what trainers write back has these 23."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+    with init_empty_weights():
+        text = CLIPTextModel(CLIPTextConfig(**architecture("sd2")["text_encoder"]))
+    prefix = "cond_stage_model.model."
+    named = make.ldm_open_clip(text.state_dict(), prefix, extra_layer=layers == 24)
+    named[f"{prefix}text_projection"] = torch.empty(1024, 1024, device="meta")
+    state = text_state(Path("x"), named, "sd2", "text_encoder")
+    own = {n.removeprefix("text_model."): t.shape for n, t in text.state_dict().items()}
+    assert {n: t.shape for n, t in state.items()} == own
 
 
 # ---------------------------------------------------------------------------------------------------- with real memory

@@ -267,8 +267,7 @@ def test_a_look_s_two_halves_are_saved_together(tmp_path):
         make.pairs(text_encoder, "q_proj$"), prefix="lora_te_text_model_"
     )
     look = opened(tmp_path, weights)
-    look._for_animator = True
-    halves = look.build(inflate(unet)), look.build_text(text_encoder)
+    halves = look.build(inflate(unet), text_too=True), look.build_text(text_encoder)
     saved = open_checkpoint(save_checkpoint(halves[0], tmp_path / "out.safetensors", "kohya", text_encoder=halves[1]))
     assert saved.weights.keys() == weights.keys() and all(torch.equal(saved.weights[n], t) for n, t in weights.items())
     with pytest.raises(AnimkitError, match="no place for a text encoder"):
@@ -345,3 +344,38 @@ def test_a_look_that_may_be_a_domain_adapter_says_so(tmp_path):
         checkpoint = opened(tmp_path, naming(made))
         assert checkpoint.kind == "LoRA" and "or a domain adapter" in checkpoint.notes[0]
     assert opened(tmp_path, make.peft_lora(make.pairs(make.unet(), "attn1.to_q$"))).notes == []
+
+
+@pytest.mark.parametrize("naming", ["kohya", "PEFT", "diffusers"])
+def test_xl_s_two_text_encoders_each_get_their_own(tmp_path, naming):
+    unet, encoders = make.unet("sdxl"), {"text_encoder": make.text(64), "text_encoder_2": make.text(32, projection=32)}
+    made = {part: make.pairs(encoder, "v_proj$", seed=i) for i, (part, encoder) in enumerate(encoders.items())}
+    old = {part: {f"text_model.{n.removeprefix('text_model.')}": pair for n, pair in pairs.items()}
+           for part, pairs in made.items()}
+    write, prefixes = {"kohya": (make.kohya_lora, ("lora_te1_", "lora_te2_")),
+                       "PEFT": (make.peft_lora, ("text_encoder.", "text_encoder_2.")),
+                       "diffusers": (make.diffusers_lora, ("text_encoder.", "text_encoder_2."))}[naming]
+    weights = write(make.pairs(unet, "attn1.to_q$"))
+    for part, prefix in zip(made, prefixes):
+        weights |= write(old[part], prefix=prefix)
+    checkpoint = opened(tmp_path, weights)
+    assert "2 layers are on the second text encoder" in checkpoint.notes
+    for part, encoder in encoders.items():
+        state = checkpoint.build_text(encoder, part).state_dict()
+        for name, (down, up) in made[part].items():
+            assert torch.equal(state[f"{name}.down.weight"], down) and torch.equal(state[f"{name}.up.weight"], up)
+
+
+@pytest.mark.parametrize("patterns, scale", [
+    ({}, 2.0), ({"to_q": 4}, 1.0), ({"q": 4}, 2.0), ({"^to_q": 4}, 2.0), ({r"attn1\.to_q$": 4}, 1.0),
+    ({"(a+)+": 4}, "which is no layer's name"), ({"to_.": 4}, 1.0)], ids=str)
+def test_alpha_patterns_are_names_and_never_run_as_expressions(tmp_path, patterns, scale):
+    made = make.peft_lora(make.pairs(make.unet(), "attn1.to_q$", rank=4))
+    said = json.dumps({"unet.lora_alpha": 8, "unet.alpha_pattern": patterns})
+    save_file(made, tmp_path / "l.safetensors", {"lora_adapter_metadata": said})
+    if isinstance(scale, str):
+        with pytest.raises(AnimkitError, match=scale):
+            open_checkpoint(tmp_path / "l.safetensors")
+    else:
+        lora = open_checkpoint(tmp_path / "l.safetensors").build(inflate(make.unet()))
+        assert {float(layer.scale) for layer in _layers(lora)} == {scale}

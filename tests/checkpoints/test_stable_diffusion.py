@@ -104,6 +104,14 @@ def test_half_files_stay_half_and_are_not_copied(tmp_path, suffix):
     stored = {t.data_ptr() for t in checkpoint.weights.values()}
     assert all(p.data_ptr() in stored for p in unet.parameters())
     assert {p.dtype for p in checkpoint.unet(torch.float32).parameters()} == {torch.float32}
+    one, two = (open_checkpoint(checkpoint.path) for _ in range(2))
+    stored = {t.data_ptr() for t in one.weights.values()}
+    first, second = (one.components(tokenizer=object()) for _ in range(2))
+    for part in ("unet", "vae", "text_encoder"):  # every part takes the file's own tensors over, one model alone
+        assert all(p.data_ptr() in stored and p.dtype == torch.float16 for p in first[part].parameters())
+        assert same(second[part], first[part]) and not any(p.data_ptr() in stored for p in second[part].parameters())
+    looks = [two.build_text(make.text().half()).state for _ in range(2)]
+    assert all(torch.equal(t, looks[1][n]) and t.data_ptr() != looks[1][n].data_ptr() for n, t in looks[0].items())
 
 
 def test_pruned_and_damaged_files_are_refused(tmp_path):
@@ -141,13 +149,15 @@ def test_a_whole_model_as_a_look_scales_and_leaves_no_trace(tmp_path):
     x, text = torch.randn(1, 4, 2, 8, 8), torch.randn(1, 5, 64)
     base = video(x, 3, text)
     look = open_checkpoint(file)
-    video.insert(look, name="toon")
+    with pytest.warns(UserWarning, match="toonyou.ckpt: its text encoder is not used by a UNet alone"):
+        video.insert(look, name="toon")
     assert torch.equal(video(x, 3, text), inflate(open_checkpoint(file).unet())(x, 3, text))
     video.alpha["toon"] = 0.5
     name = "conv_in.weight"
     assert torch.allclose(original[name], values[name] + 0.005, atol=1e-6)
     other = {n: t - 0.02 if t.is_floating_point() else t for n, t in state.items()}
-    video.insert(open_checkpoint(make.write(tmp_path / "other.ckpt", other)), alpha=0.25, name="other")
+    with pytest.warns(UserWarning):
+        video.insert(open_checkpoint(make.write(tmp_path / "other.ckpt", other)), alpha=0.25, name="other")
     assert torch.allclose(original[name], values[name] + 0.005 - 0.005, atol=1e-6)  # several add up
     video.remove("toon")
     assert torch.allclose(original[name], values[name] - 0.005, atol=1e-6)
@@ -155,7 +165,7 @@ def test_a_whole_model_as_a_look_scales_and_leaves_no_trace(tmp_path):
     assert torch.equal(video(x, 3, text), base)
     video.remove("other")
     assert all(p.data_ptr() == pointers[n] and torch.equal(p, values[n]) for n, p in unet.named_parameters())
-    with pytest.raises(AnimkitError, match="tensors"):
+    with pytest.raises(AnimkitError, match="tensors"), pytest.warns(UserWarning):
         inflate(make.unet("sd2")).insert(open_checkpoint(file))
 
 
@@ -226,3 +236,50 @@ def test_a_tokenizer_with_more_words_than_the_text_encoder_is_refused(tmp_path):
     file = make.write(tmp_path / "base.safetensors", make.single_file("sd1")[0])
     with pytest.raises(AnimkitError, match="the tokenizer knows 61 words and the file's text encoder 60"):
         open_checkpoint(file).components(tokenizer=range(61))
+
+
+@pytest.mark.parametrize("version, prefix", [("sd2", "cond_stage_model.model."),
+                                             ("sdxl", "conditioner.embedders.1.model.")])
+def test_nothing_of_an_openclip_text_encoder_is_dropped(tmp_path, version, prefix):
+    """diffusers' renaming takes the names it knows and leaves the others, without a word."""
+    state, _ = make.single_file(version)
+    for name in ("strange.weight", "text_projection.weight", "ln_finally.weight"):
+        checkpoint = open_checkpoint(make.write(tmp_path / "b.safetensors", state | {prefix + name: torch.ones(2, 2)}))
+        with pytest.raises(AnimkitError, match=f"1 tensor left over: {prefix}{name}"):
+            checkpoint.components(tokenizer=object())
+
+
+def test_a_text_encoder_saved_without_the_layer_that_sd2_does_not_use(tmp_path):
+    """As trainers save it, who have diffusers' model and write it back in the original names."""
+    state, parts = make.single_file("sd2")
+    whole = make.ldm_open_clip(parts["text_encoder"].state_dict(), "cond_stage_model.model.")
+    state = {n: t for n, t in state.items() if not n.startswith("cond_stage_model.")} | whole
+    made = open_checkpoint(make.write(tmp_path / "base.safetensors", state)).text_encoder()
+    assert same(made, parts["text_encoder"])
+
+
+def test_a_vae_alone_has_the_factor_of_the_base_it_is_given_to(tmp_path):
+    vae = open_checkpoint(make.write(tmp_path / "vae.safetensors", make.ldm_vae(make.vae(4).state_dict())))
+    for version, factor in (("sd1", 0.18215), ("sdxl", 0.13025)):
+        base = open_checkpoint(make.write(tmp_path / f"{version}.safetensors", make.single_file(version)[0]))
+        made = base.components(tokenizer=object(), vae=vae)["vae"]
+        assert made.config.scaling_factor == factor and same(made, make.vae(4))
+        assert vae.vae(version=version).config.scaling_factor == factor
+    with pytest.raises(AnimkitError, match="unknown version 'sd9': choose one of sd1, sd2, sdxl"):
+        vae.vae(version="sd9")
+    make.vae().save_pretrained(tmp_path / "own", safe_serialization=True)
+    config = tmp_path / "own" / "config.json"
+    config.write_text(config.read_text().replace("0.18215", "0.5"))
+    assert open_checkpoint(tmp_path / "own").vae(version="sdxl").config.scaling_factor == 0.5
+    with pytest.raises(AnimkitError, match="does not fit a VAE alone; 1 tensor left over: cond_stage_model.x"):
+        open_checkpoint(make.write(tmp_path / "vae.safetensors", make.ldm_vae(make.vae().state_dict()) | {
+            "cond_stage_model.x": torch.ones(1)}))
+
+
+def test_a_stable_diffusion_around_a_controlnet_is_left_out_and_counted(tmp_path):
+    control = make.ldm_controlnet(make.controlnet().state_dict())
+    around = {"first_stage_model.x": torch.ones(1), "model.diffusion_model.y": torch.ones(1)}
+    assert open_checkpoint(make.write(tmp_path / "c.safetensors", control)).notes == []
+    checkpoint = open_checkpoint(make.write(tmp_path / "c.safetensors", control | around))
+    assert checkpoint.notes == ["2 other tensors (the Stable Diffusion around it) are left out"]
+    assert same(checkpoint.controlnet(), make.controlnet())
