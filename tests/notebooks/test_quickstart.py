@@ -9,8 +9,10 @@ import pytest
 
 import animkit as ak
 from animkit import cli, samples
+from animkit.animator import sample
 from animkit.demo import QUICKSTART
 from animkit.pages import network_loads
+from animkit.show.source import beside
 
 SMALLEST = {"frames": 6, "steps": 4, "seed": 3, "prompt": "a blue car in the city, walking"}
 needs_weights = pytest.mark.skipif(not {"miniature", "motion_module", "looks"} <= set(samples.names()),
@@ -118,3 +120,18 @@ def test_prompts_that_the_page_suggests_do_what_it_says(executed):
     animator(known, frames=1, steps=1, progress=False)
     with pytest.raises(ak.AnimkitError, match="never learned 'golden'"):
         animator(unknown, frames=1, steps=1, progress=False)
+
+
+def test_it_has_the_parts_of_a_lesson_that_a_first_page_has():
+    """Goals and costs first, guesses before their answers, the package's own lines, the paper beside what is measured."""
+    source = nbformat.read(QUICKSTART, as_version=4)
+    first, text = source.cells[0].source, "\n".join(c.source for c in source.cells if c.cell_type == "markdown")
+    assert "When you leave this page" in first and "**You need to know**" in first
+    assert re.search(r"\| about [a-z0-9]+ minutes? on two CPU cores", first)
+    assert re.findall(r"^## (.+)$", text, re.M)[-3:] == ["What the paper found, and what we measure", "Summary",
+                                                         "Where to go next"]
+    guesses = [n for n, c in enumerate(source.cells) if "**Guess first.**" in c.source]
+    assert len(guesses) >= 3 and all(source.cells[n + 1].cell_type == "code" for n in guesses)
+    space = {"MotionModule": ak.MotionModule, "sample": sample, "beside": beside}
+    shown = [eval(c.source, space).text for c in source.cells if c.source.startswith("beside(")]
+    assert len(shown) == 2 and "alpha" in shown[0]
