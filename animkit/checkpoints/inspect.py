@@ -25,11 +25,16 @@ def run(args: argparse.Namespace) -> int:
     for number, file in enumerate(args.files):
         print(end="\n" if number else "")
         try:
-            print(table(open_checkpoint(file), args.tensors))
+            print(_harmless(table(open_checkpoint(file), args.tensors)))
         except AnimkitError as error:
-            print(error)
+            print(_harmless(str(error)))
             failed = 1
     return failed
+
+
+def _harmless(text: str) -> str:
+    """Names come from strangers, and some letters are commands to a terminal."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 def table(checkpoint: Checkpoint, tensors: bool = False) -> str:

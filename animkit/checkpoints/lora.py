@@ -90,7 +90,8 @@ def flat(name: str) -> str:
 
 
 def parse(path: Path, weights: Mapping[str, Tensor], metadata: Mapping, config: Mapping = {}) -> tuple[dict, str]:
-    """({model: {flat layer name: Layer}}, naming); AnimkitError if a half is missing or a tensor is no LoRA's."""
+    """({model: {flat layer name: Layer}}, naming); AnimkitError if a half or an alpha is missing, or a tensor is no
+    LoRA's."""
     models: dict[str, dict[str, Layer]] = {}
     unknown, seen, formats = (
         [],
@@ -125,6 +126,9 @@ def parse(path: Path, weights: Mapping[str, Tensor], metadata: Mapping, config: 
         setattr(place, half, value)
     missing = [f"{layer.name} ({'down' if layer.down is None else 'up'} half)" for layers in models.values()
                for layer in layers.values() if layer.down is None or layer.up is None]
+    for layers in models.values():  # all of a model's layers have an alpha of their own, or none has
+        without = [layer.name for layer in layers.values() if layer.alpha is None]
+        missing += [f"{name} (alpha)" for name in without if len(without) < len(layers)]
     if unknown or missing:
         raise misfit(
             path,

@@ -221,6 +221,15 @@ def test_all_or_nothing(tmp_path):
         video.insert(opened(tmp_path, v2_lora(tmp_path)[1]))
 
 
+def test_one_layer_s_alpha_is_missed(tmp_path):
+    weights = make.kohya_lora(make.pairs(make.unet(), "attn1.to_q$"), 2.0)
+    name = next(n for n in weights if n.endswith(".alpha"))
+    del weights[name]
+    layer = name.removeprefix("lora_unet_").removesuffix(".alpha")
+    with pytest.raises(AnimkitError, match=rf"1 tensor missing: {layer} \(alpha\)"):
+        opened(tmp_path, weights)
+
+
 def test_a_1x1_convolution_s_lora_goes_on_a_linear_and_back(tmp_path):
     sd1, sd2 = make.unet("sd1"), make.unet("sd2")
     made = make.pairs(sd1, "proj_in$")

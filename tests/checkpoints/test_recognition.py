@@ -246,6 +246,16 @@ def test_inspect_prints_a_table(tmp_path, capsys):
     assert inspect.describe(tmp_path / "mm.ckpt").startswith("mm.ckpt: motion module v2")
 
 
+def test_inspect_prints_no_command_to_the_terminal(tmp_path, capsys):
+    lora = make.peft_lora(make.pairs(make.unet(), r"0\.attn1\.to_q$"))
+    evil = {f"unet.\x1b]0;owned\x07x.lora_{h}.weight": torch.ones(3, 3) for h in "AB"}
+    good = make.write(tmp_path / "a.ckpt", lora | evil)
+    bad = make.write(tmp_path / "b.ckpt", {"\x1b[2Jx": torch.ones(1)})
+    assert main(["inspect", "--tensors", str(good), str(bad)]) == 1
+    out = capsys.readouterr().out
+    assert "unet.?]0;owned?x.lora_A.weight" in out and "?[2Jx" in out and "\x1b" not in out and "\x07" not in out
+
+
 def test_every_recognised_part_goes_into_a_unet_that_it_fits(tmp_path):
     """Not one width or block count is assumed: two UNets of other sizes, one of them SDXL's shape."""
     for version, widths in (("sd1", (32, 96)), ("sdxl", (32, 64, 128))):
