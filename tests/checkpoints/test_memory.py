@@ -19,7 +19,8 @@ def test_offloading_draws_the_same_clip_and_moves_what_belongs_together(files, m
     unet = a.pipe.unet
     assert a.offload(device="cpu") is a  # the hooks are the same for any device; this machine's only one is the CPU
     assert a.pipe.unet is unet and a.device == torch.device("cpu:0") and a.pipe.vae.use_slicing
-    assert np.array_equal(draw(a), plain)
+    # frames leave the VAE one by one and not together, which rounds its sums otherwise: by one step of 255 at most
+    assert np.abs(draw(a).astype(int) - plain).max() <= 1
     order = [m for i, m in enumerate(came) if i == 0 or m is not came[i - 1]]
     assert order == [a.pipe.text_encoder, a.video_unet, a.pipe.vae]
     # each sends the one before it back to main memory when its own turn comes
@@ -28,10 +29,12 @@ def test_offloading_draws_the_same_clip_and_moves_what_belongs_together(files, m
     ]._hf_hook.prev_module_hook is None
     moved = {id(m) for m in a.video_unet.modules()}  # what goes to the device with the video UNet
     assert all(id(part) in moved for part in (a.video_unet.motion, a.pipe.unet, *a.video_unet.parts))
+    a.pipe.vae.disable_slicing()
+    assert np.array_equal(draw(a), plain)
     a.remove("ZoomIn")
     a.insert(files["roll"], alpha=0.3)  # later parts come along too
     assert all(id(part) in {id(m) for m in a.video_unet.modules()} for part in a.video_unet.parts)
-    assert not np.array_equal(draw(a), plain)
+    assert np.abs(draw(a).astype(int) - plain).max() > 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU here")
