@@ -54,7 +54,8 @@ class TemporalAttention(nn.Module):
             y = weights @ v
         else:
             rows = zip(q.split(MOST_ROWS), k.split(MOST_ROWS), v.split(MOST_ROWS))
-            y = torch.cat([F.scaled_dot_product_attention(*few) for few in rows])
+            parts = [F.scaled_dot_product_attention(*few) for few in rows]
+            y = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.to_out(rearrange(y, "b n f d -> b f (n d)"))
 
 

@@ -82,14 +82,14 @@ def timesteps(b: int, scheduler: Any, generator: torch.Generator, towards_noise:
 
 
 def short_attention(device: torch.device, model: nn.Module | None = None) -> AbstractContextManager:
-    """On a CPU, attention by plain matrix products: torch's fused kernel is made for long rows; in bf16 its backward on
-    the 16 to 64 tokens of small latents and of frames takes several times as long, in float32 neither is the faster
-    (benchmarks/attention.py). Same numbers.
+    """Under bfloat16 autocast on a CPU, attention by plain matrix products: there torch's fused kernel takes longer on
+    the 16 to 64 tokens of small latents and of frames; in float32 it is the faster one (benchmarks/attention.py).
 
     Not for a model with gradient checkpointing: it computes again in backward, where this choice no longer holds.
     """
     again = model is not None and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" and not again else nullcontext()
+    slow = device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return sdpa_kernel(SDPBackend.MATH) if slow and not again else nullcontext()
 
 
 def drop_captions(text: Tensor, empty: Tensor | None, p: float, generator: torch.Generator) -> Tensor:
