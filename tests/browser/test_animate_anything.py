@@ -30,7 +30,7 @@ def test_it_runs_its_knob_turns_and_clips_play(lab, repo, screenshots, tmp_path)
     page.page.set_default_timeout(120_000)
     page.run_all()
     page.wait_done(600)
-    page.page.get_by_role("button", name="Animate").wait_for()
+    page.page.get_by_role("button", name="Animate", exact=True).wait_for()
     assert page.errors() == []
     assert page.undrawn_widgets() == 0 and page.broken_pictures() == 0 and page.outside == []
     clips = page.clips()
@@ -51,7 +51,7 @@ def test_it_runs_its_knob_turns_and_clips_play(lab, repo, screenshots, tmp_path)
                                 arg=before)
     page.page.get_by_label("seed").fill("7")
     page.page.get_by_label("seed").press("Tab")
-    page.page.get_by_role("button", name="Animate").click()
+    page.page.get_by_role("button", name="Animate", exact=True).click()
     page.page.get_by_text(re.compile("seed 7")).first.wait_for()
     assert page.clips() == 5 and page.clip_plays(4)
     assert page.errors() == []
