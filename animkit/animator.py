@@ -21,6 +21,7 @@ import animkit
 from animkit.base import check_size, decode, find_checkpoint, open_base
 from animkit.control import Control, check_fits, check_pictures, matched, steer
 from animkit.errors import AnimkitError
+from animkit.heap import keep_freed_memory
 from animkit.inflation import VideoUNet, inflate
 from animkit.insertion import checked_alpha
 from animkit.prompts import check_prompt, encode_text
@@ -258,6 +259,8 @@ class Animator:
         check_pictures(pictures, frames, h, w)
         prompts = [p for p in prompts for _ in range(clips_per_prompt)]
         unet, device = self.pipe.unet, self.device
+        if device.type == "cpu":
+            keep_freed_memory()
         controls = {name: self.alpha.controls[name] for name in pictures}
         for one in controls.values():
             one.model.to(device)

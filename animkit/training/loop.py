@@ -14,6 +14,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from animkit.errors import AnimkitError
+from animkit.heap import keep_freed_memory
 from animkit.training import plumbing, saving
 from animkit.training.draws import generator_at, rank_and_world, seed_at
 from animkit.training.ema import EMA
@@ -111,6 +112,8 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = plumbing.accelerator_for(config)
     main, device = accelerator.is_main_process, accelerator.device
+    if device.type == "cpu":
+        keep_freed_memory()
     trainable = plumbing.named_trainable(model, parameters)
     stop_at = stop if callable(stop) or stop is None else lambda seconds: seconds >= stop
     fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
