@@ -5,7 +5,9 @@ for again and zeroed: some 60,000 page faults in a training step of the miniatur
 (benchmarks/heap.py). What is computed is the same.
 """
 import ctypes
+import re
 import sys
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 MIB = 2**20
@@ -20,3 +22,17 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return all([mallopt(M_MMAP_THRESHOLD, 32 * MIB), mallopt(M_TRIM_THRESHOLD, 1024 * MIB), mallopt(M_TOP_PAD, 64 * MIB)])
+
+
+def peak_memory() -> int | None:
+    """The most main memory that this process has held so far, in bytes; None where the system does not tell.
+
+    Not Linux's ru_maxrss: a new program begins with the peak of the one that started it.
+    """
+    if sys.platform == "linux":
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

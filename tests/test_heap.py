@@ -1,4 +1,4 @@
-"""Memory kept for the next step changes no number."""
+"""Memory kept for the next step changes no number; the peak is of this process alone."""
 import subprocess
 import sys
 
@@ -38,3 +38,15 @@ def test_other_systems_are_left_alone(monkeypatch):
     from animkit.heap import keep_freed_memory
     monkeypatch.setattr(sys, "platform", "win32")
     assert keep_freed_memory() is False
+
+
+def test_the_peak_is_not_that_of_the_program_that_started_this_one():
+    """ru_maxrss would be: the child's is no less than what its parent held."""
+    child = "from animkit.heap import peak_memory; print(peak_memory())"
+    parent = f"""if True:
+        import subprocess, sys
+        held = b"x" * 2**30
+        print(subprocess.run([sys.executable, "-c", {child!r}], capture_output=True, text=True, check=True).stdout)"""
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert 2**22 < int(done.stdout) < 2**29

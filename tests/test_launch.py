@@ -88,11 +88,11 @@ def test_badges_lead_to_files_that_exist(repo):
 
 
 HUNGRY = """
-import resource, sys, tempfile
-from dataclasses import replace
+import sys, tempfile
 import matplotlib
 matplotlib.use("Agg")
 import animkit as ak
+from animkit.heap import peak_memory
 from animkit.training import load_config, train_motion_lora
 config = load_config(sys.argv[1], "motion-lora", ["camera=crop", "amount=0.4", "domain_adapter=null", "data.count=4",
                                                   "data.world.web=false", "training.steps=2", "sample_steps=2", "data.workers=1",
@@ -102,8 +102,7 @@ with tempfile.TemporaryDirectory() as folder:
     animator = ak.Animator("miniature")
     animator.insert(str(trained.file))
     animator("a red balloon over the sea, rising", steps=2, progress=False)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print("peak GiB", peak / 2**30 if sys.platform == "darwin" else peak / 2**20)
+print("peak GiB", peak_memory() / 2**30)
 """
 
 

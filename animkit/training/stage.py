@@ -23,6 +23,7 @@ from animkit.checkpoints.checkpoint import Checkpoint
 from animkit.data.cache import fingerprint_of
 from animkit.errors import AnimkitError
 from animkit.files import write_atomically
+from animkit.heap import peak_memory
 from animkit.motion_module import MotionModules
 from animkit.prompts import check_prompt
 from animkit.show.filmstrip import filmstrip
@@ -269,9 +270,5 @@ def _peak_memory(device: torch.device) -> int | None:
     """MB: of the device where it counts them, else of this process; None where the system does not tell."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6)
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 1e6 if sys.platform == "darwin" else peak / 1e3)
+    peak = peak_memory()
+    return None if peak is None else round(peak / 1e6)

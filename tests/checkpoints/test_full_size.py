@@ -197,9 +197,10 @@ def test_a_full_size_sd2_text_encoder_whichever_layers_its_file_has(layers):
 
 # ---------------------------------------------------------------------------------------------------- with real memory
 RUN = """
-import resource, sys, time
+import sys, time
 import torch
 from animkit import Animator
+from animkit.heap import peak_memory
 from transformers import CLIPTokenizer
 torch.set_num_threads(int(sys.argv[2]))
 folder, start = sys.argv[1], time.time()
@@ -211,7 +212,7 @@ parts = {p.data_ptr(): p.nbytes for m in (animator.pipe.unet, animator.video_une
 clip = animator("a cat", frames=16, steps=1, guidance=7.5, height=64, width=64, progress=False)
 print("frames", len(clip), "unique", len({frame.tobytes() for frame in __import__("numpy").asarray(clip)}),
       "parameters", sum(parts.values()) // 4, "load", round(loaded - start), "run", round(time.time() - loaded),
-      "peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+      "peak", peak_memory())
 """
 
 
