@@ -37,14 +37,16 @@ def tokenizer(extra: str = "") -> CLIPTokenizer:
         ]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ends = [a + "</w>" for a in alphabet]  # in this order, or ties are broken by chance and words change their numbers
     bpe.train_from_iterator(
         [*sentences(), extra],
-        trainers.BpeTrainer(vocab_size=5000, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False),
+        trainers.BpeTrainer(vocab_size=5000, initial_alphabet=alphabet, special_tokens=[*alphabet, *ends],
+                            end_of_word_suffix="</w>", show_progress=False),
     )
     merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = [
         *alphabet,
-        *[a + "</w>" for a in alphabet],
+        *ends,
         *["".join(m) for m in merges],
         "<|startoftext|>",
         "<|endoftext|>",
