@@ -1,7 +1,7 @@
-"""Memory that a step frees is kept for the next one: on Linux, training and drawing on a CPU gain a sixth or more.
+"""Memory that a step frees is kept for the next one: on Linux, training and drawing on a CPU gain about a tenth.
 
 glibc gives large blocks back to the kernel as soon as they are freed, and every page of the next one has to be asked
-for again and zeroed: some 60,000 page faults in a training step of the miniature's motion module, and none so
+for again and zeroed: 120,000 page faults in a training step of the miniature's motion module, and 5,000 so
 (benchmarks/heap.py). What is computed is the same.
 """
 import ctypes
