@@ -57,7 +57,7 @@ def test_no_file_names_a_registry_or_the_path_of_an_authors_machine(tracked_text
 
 def test_the_rules_about_names_see_what_they_should():
     assert HOSTS.search("--index-url https://py" + "pi.org/simple") and AUTHOR_PATHS.search('open("/ro' + 'ot/x/y")')
-    assert AUTHOR_PATHS.search("/home/ann/clips") and not AUTHOR_PATHS.search("https://example.org/work/x")
+    assert AUTHOR_PATHS.search("/home/ann/clips") and not AUTHOR_PATHS.search("https://example.org/wo" + "rk/x")
 
 
 def test_notebooks_can_be_opened_by_anyone(tracked_notebooks, repo):

@@ -242,7 +242,8 @@ class Contrast:
 @torch.no_grad()
 def classify(clip, tokenizer, x, attribute: str, values=None) -> torch.Tensor:
     """Which value of an attribute each picture (b c h w, -1 to 1) shows: the mean of a value's wordings nearest to the picture. Indices into NAMES (or values)."""
-    return nearest(clip, tokenizer, torch.cat([embed_images(clip, part) for part in x.split(256)]), attribute, values)
+    device = clip.visual_projection.weight.device
+    return nearest(clip, tokenizer, torch.cat([embed_images(clip, part.to(device)) for part in x.split(256)]), attribute, values)
 
 
 @torch.no_grad()
@@ -250,9 +251,9 @@ def nearest(clip, tokenizer, images, attribute: str, values=None) -> torch.Tenso
     """classify, for pictures that are unit vectors b d already: many attributes are asked of one look at them."""
     values = list(values or NAMES[attribute])
     texts = torch.stack(
-        [F.normalize(embed_text(clip, tokens(tokenizer, PHRASES[attribute][v])).mean(0), dim=-1) for v in values]
+        [F.normalize(embed_text(clip, tokens(tokenizer, PHRASES[attribute][v]).to(images.device)).mean(0), dim=-1) for v in values]
     )
-    return (images @ texts.T).argmax(-1)
+    return (images @ texts.T).argmax(-1).cpu()
 
 
 def accuracy(clip, tokenizer, stills, attributes=tuple(PHRASES)) -> dict[str, float]:

@@ -82,13 +82,19 @@ STEPS = {
 
 @dataclass
 class Recipe:
-    """Where the work lies, how much of it to do, and for how many seconds at most (None: to the end); more: steps on top of a stage that is done."""
+    """Where the work lies, how much of it to do, and for how many seconds at most (None: to the end); more: steps on top of a stage that is done.
+
+    batch, lr, count: other than each stage's own, which suit two cores: a GPU wants larger batches of more pictures (or clips).
+    """
 
     folder: Path = Path("runs/miniature")
     budget: float = 1.0
     seconds: float | None = None
     more: int | None = None
     samples: Path = Path("data_samples")  # where `assemble` puts the results, and what the zoo stands on
+    batch: int | None = None
+    lr: float | None = None
+    count: int | None = None
 
     def steps(self, stage: str) -> int:
         if self.more:
@@ -96,12 +102,17 @@ class Recipe:
         return max(1, round(STEPS[stage] * self.budget))
 
     def stills(self, name: str, count: int, **how):
-        return stills(self.folder / "data", name, max(1, round(count * self.budget)), **how)  # whole chunks
+        return stills(self.folder / "data", name, self.counted(count), **how)  # whole chunks
+
+    def counted(self, count: int) -> int:
+        """How many pictures or clips a stage draws."""
+        return self.count or max(1, round(count * self.budget))
 
     def train(self, stage: str, model, loss, batch, validate=None, parameters=None, keep=None, **settings):
         """fit, then write the averaged weights (of `keep`, else of the model) to <stage>.safetensors and what it took to <stage>.json."""
         usual = dict(steps=self.steps(stage), warmup=100, schedule="cosine", floor=0.02, mixed_precision="auto", clip_norm=1.0)
-        config = LoopConfig(**usual | settings)
+        usual["prefetch"] = 2 if torch.cuda.is_available() else 0
+        config = LoopConfig(**usual | settings | ({"lr": self.lr} if self.lr else {}))
         before, folder = self.told(stage), self.folder / stage
         if self.more:
             self.read(stage, keep or model)
@@ -120,6 +131,7 @@ class Recipe:
             "seconds": round(last["seconds"]),
             "loss": round(sum(losses) / len(losses), 4),
             "device": where,
+            **{k: v for k in ("batch", "lr", "count") if (v := getattr(self, k))},
             **{k: v for k, v in last.items() if k.startswith("validate/")},
         }
         if self.more:
@@ -163,7 +175,7 @@ class Recipe:
             "vae",
             model,
             vaes.vae_loss,
-            vaes.batches(train.pixels),
+            vaes.batches(train.pixels, self.batch or 64),
             lambda m, s: reconstruction(model, test),
             lr=2e-3,
             ema=0.998,
@@ -179,7 +191,7 @@ class Recipe:
             "decoder",
             model,
             vaes.decoder_loss,
-            vaes.batches(train.pixels),
+            vaes.batches(train.pixels, self.batch or 64),
             lambda m, s: reconstruction(model, test),
             lr=1.5e-3,
             ema=0.998,
@@ -192,7 +204,7 @@ class Recipe:
     def clip(self):
         model, tokenizer = self.new_clip()
         attributes = ("object", "colour", "setting", "motion", "look")
-        task = clips.Contrast(self.stills("base", 120_000, seed=3), tokenizer, attributes, captioned=32)
+        task = clips.Contrast(self.stills("base", 120_000, seed=3), tokenizer, attributes, self.batch or 128, captioned=32)
 
         def validate(training, step):
             return clips.accuracy(model, tokenizer, self.test("base"), attributes[:4])
@@ -206,6 +218,7 @@ class Recipe:
             self.stills("judge", 100_000, looks=tuple(LOOKS), web=0.05, seed=5),
             tokenizer,
             tuple(clips.PHRASES),
+            self.batch or 128,
             captioned=32,
         )
         self.train(
@@ -251,7 +264,7 @@ class Recipe:
             unets.text_states(text_encoder, tokenizer, pictures.captions),
             unets.text_states(text_encoder, tokenizer, [""]),
         )
-        task = unets.Denoising(self.latents(pictures, f"{stage}-latents"), text, empty, size=batch)
+        task = unets.Denoising(self.latents(pictures, f"{stage}-latents"), text, empty, size=self.batch or batch)
         model = unets.new_unet()
         if start and not (self.folder / stage / "checkpoint").exists():
             self.read(start, model).train()
@@ -280,7 +293,7 @@ class Recipe:
         betas = DDIMScheduler.from_config(unets.scheduler().config, beta_schedule="linear")
 
         def rows(k, generator):
-            rows = randint(0, len(z), (batch,), generator)
+            rows = randint(0, len(z), (self.batch or batch,), generator)
             return rearrange(z[rows], "b f c h w -> b c f h w").float(), text[rows].float()
 
         self.train(
@@ -404,7 +417,7 @@ class Recipe:
 
     def clip_latents(self, name, count, size, **how):
         """Latents n f c h w (float16) and captions of `count` clips, encoded once, a hundred clips at a time."""
-        paths = render_clips(self.folder / "data", name, max(1, round(count * self.budget)), size=size, **how)
+        paths = render_clips(self.folder / "data", name, self.counted(count), size=size, **how)
         vae, parts, captions = self.scaled_vae(), [], []
         for path in tqdm(paths, desc="encoding clips", unit="00 clips"):
             cached = path.with_suffix(".safetensors")
@@ -442,6 +455,7 @@ def save(model, path: Path):
 def reconstruction(vae, x) -> dict:
     """PSNR of whole held-out pictures, sent through the latents' means."""
     vae.eval()
+    x = x.to(vae.device)
     y = vae.decode(vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean).sample
     vae.train()
     return {"psnr": round(vaes.psnr(y, x), 2)}
@@ -455,6 +469,9 @@ def add_arguments(parser):
     parser.add_argument("--folder", type=Path, default=Path("runs/miniature"), help="where the work lies")
     parser.add_argument("--seconds", type=float, help="stop a stage after this long in all (resumable)")
     parser.add_argument("--more", type=int, metavar="STEPS", help="let stages that are done go on for so many steps")
+    parser.add_argument("--batch", type=int, help="pictures or clips a step, other than a stage's own; for a GPU")
+    parser.add_argument("--lr", type=float, help="learning rate, other than a stage's own; for larger batches")
+    parser.add_argument("--count", type=int, help="pictures or clips to draw and learn from, other than a stage's own")
     parser.add_argument("--samples", type=Path, default=Path("data_samples"), help="where the results go (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads")
 
@@ -462,7 +479,7 @@ def add_arguments(parser):
 def run(args) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
-    recipe = Recipe(args.folder, args.budget, args.seconds, args.more, args.samples)
+    recipe = Recipe(args.folder, args.budget, args.seconds, args.more, args.samples, args.batch, args.lr, args.count)
     stages = STAGES if "all" in args.stage else args.stage
     for stage in stages:
         if stage in zoo.STAGES:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from ..training.draws import rand, randint, randn
-from ..training.losses import short_attention
+from ..training.losses import short_attention, snr_weight
 from .clip import tokens
 
 # As SD 1.x: a block without attention, blocks with text and self-attention, a middle block; the order is turned, so
@@ -47,9 +47,12 @@ def scheduler() -> DDIMScheduler:
 
 @torch.no_grad()
 def text_states(text_encoder, tokenizer, captions) -> torch.Tensor:
-    """What the UNet reads: the text encoder's last hidden states, n 28 96, float16."""
-    ids = tokens(tokenizer, captions)
-    return torch.cat([text_encoder(input_ids=part).last_hidden_state.half() for part in ids.split(500)])
+    """What the UNet reads: the text encoder's last hidden states, n 28 96, float16; made on a GPU if there is one."""
+    ids, device = tokens(tokenizer, captions), "cuda" if torch.cuda.is_available() else "cpu"
+    text_encoder.to(device)
+    states = torch.cat([text_encoder(input_ids=part.to(device)).last_hidden_state.half().cpu() for part in ids.split(500)])
+    text_encoder.cpu()
+    return states
 
 
 class Denoising:
@@ -64,7 +67,7 @@ class Denoising:
             drop,
             towards_noise,
         )
-        self.alphas = scheduler().alphas_cumprod
+        self.scheduler = scheduler()
 
     def batch(self, k, generator):
         rows = randint(0, len(self.latents), (self.size,), generator)
@@ -74,16 +77,19 @@ class Denoising:
         return self.latents[rows].float(), text
 
     def loss(self, unet, batch, generator):
-        """|| eps - eps_theta(sqrt(a) x + sqrt(1 - a) eps, t, text) ||^2.
+        """|| eps - eps_theta(sqrt(a) x + sqrt(1 - a) eps, t, text) ||^2, weighted as an error of x by SNR + 1.
 
-        t is drawn towards noise (1000 u^0.6), where shape and layout are decided.
+        Shape and layout are decided near pure noise, where the error of eps is small whatever is drawn: so t is drawn
+        towards noise (1000 u^0.6) and no t counts next to nothing (snr_weight).
         """
         x, text = batch
         t = (1000 * rand((len(x),), generator) ** self.power).long().clamp(max=999)
         eps = randn(x.shape, generator).to(x)
-        a = self.alphas[t].to(x).view(-1, 1, 1, 1)
+        a = self.scheduler.alphas_cumprod[t].to(x).view(-1, 1, 1, 1)
         with short_attention(x.device):
-            return F.mse_loss(unet(a.sqrt() * x + (1 - a).sqrt() * eps, t.to(x.device), text).sample.float(), eps)
+            predicted = unet(a.sqrt() * x + (1 - a).sqrt() * eps, t.to(x.device), text).sample.float()
+        error = F.mse_loss(predicted, eps, reduction="none").mean(dim=(1, 2, 3))
+        return (error * snr_weight(self.scheduler, t, snr_plus_one=True).to(x)).mean()
 
 
 @torch.no_grad()

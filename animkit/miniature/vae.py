@@ -93,12 +93,14 @@ def pca_floor(pixels, patch: int = 4, channels: int = 8) -> float:
 
 @torch.no_grad()
 def encode(vae, pixels, size: int = 250) -> torch.Tensor:
-    """All pictures (uint8 n h w c) to scaled latent means (n c h w, float16)."""
-    vae.eval()
+    """All pictures (uint8 n h w c) to scaled latent means (n c h w, float16), on a GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    vae.to(device).eval()
     out = []
     for k in range(0, len(pixels), size):
-        x = to_signal(torch.from_numpy(pixels[k : k + size])).contiguous(memory_format=torch.channels_last)
+        x = to_signal(torch.from_numpy(pixels[k : k + size]).to(device)).contiguous(memory_format=torch.channels_last)
         # where bf16 is fast: it is wrong by less than the VAE is
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast_precision("cpu") == "bf16"):
-            out.append((vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half())
+        with torch.autocast(device, torch.bfloat16, enabled=fast_precision() == "bf16"):
+            out.append((vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half().cpu())
+    vae.cpu()
     return torch.cat(out).contiguous()
