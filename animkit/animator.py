@@ -255,6 +255,7 @@ class Animator:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         self._check(prompts, negative_prompt, seed, guidance, fps, scheduler,
                     {"frames": frames, "steps": steps, "clips_per_prompt": clips_per_prompt})
+        frames, seed, steps = int(frames), int(seed), int(steps)  # numpy's integers are not what libraries take
         h, w = check_size(self.pipe, self.defaults, height, width)
         check_pictures(pictures, frames, h, w)
         prompts = [p for p in prompts for _ in range(clips_per_prompt)]
@@ -298,8 +299,8 @@ class Animator:
         for name, number in counts.items():
             if not isinstance(number, Integral) or number < 1:
                 raise AnimkitError(f"{name} is a whole number of at least 1; got {number!r}.")
-        if not isinstance(seed, Integral):
-            raise AnimkitError(f"seed is a whole number; got {seed!r}.")
+        if not isinstance(seed, Integral) or not -2**63 <= seed < 2**63:
+            raise AnimkitError(f"seed is a whole number of at most 63 bits; got {seed!r}.")
         for name, number, least in (("guidance", guidance, 0), ("fps", fps, 1e-3)):
             if not isinstance(number, Real) or not math.isfinite(number) or number < least:
                 raise AnimkitError(f"{name} is a number of at least {least}; got {number!r}.")

@@ -2,6 +2,7 @@
 import json
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import animkit as ak
 from animkit.animator import decode, sample
 from animkit.base import open_base
+from animkit.prompts import _as_read
 
 WORDS = "a red blue green balloon bird house over the sea rising falling".split()
 STEPS = 3
@@ -177,6 +179,12 @@ def test_settings_make_the_clip_again(moving):
     assert again.settings["scheduler_config"] == s["scheduler_config"]
     other = moving(clip.prompt, **{option: s[option] for option in options} | {"seed": 4}, progress=False)
     assert not np.array_equal(again, other)
+
+
+def test_numpys_whole_numbers_are_numbers(moving):
+    clip = moving("a bird", frames=np.int64(2), seed=np.int64(11), steps=np.int64(2), progress=False)
+    assert np.array_equal(clip, moving("a bird", frames=2, seed=11, steps=2, progress=False))
+    assert all(type(clip.settings[name]) is int for name in ("frames", "seed", "steps"))
 
 
 def test_the_noise_is_drawn_on_the_cpu_as_documented(moving):
@@ -461,6 +469,7 @@ def test_sdxl_one_frame_is_the_image_pipeline():
     ({"steps": 0}, "steps .* got 0"),
     ({"clips_per_prompt": 0}, "clips_per_prompt .* got 0"),
     ({"seed": "x"}, "seed .* 'x'"),
+    ({"seed": 2**64}, "seed .* got 18446744073709551616"),
     ({"guidance": float("nan")}, "guidance .* nan"),
     ({"guidance": "high"}, "guidance .* 'high'"),
     ({"fps": 0}, "fps .* got 0"),
@@ -493,6 +502,21 @@ def test_a_closed_vocabulary_names_unknown_words(folder, tmp_path):
         animator("a purple baloon over the sea", **options)
     with pytest.raises(ak.AnimkitError, match="horse"):
         animator("a bird", negative_prompt="a horse", **options)
+
+
+def test_an_is_read_as_a_where_only_a_is_known(folder, tmp_path):
+    base = shutil.copytree(folder, tmp_path / "toy")
+    options = dict(frames=1, steps=2, progress=False)
+    for vocabulary in ("closed", ["a", "bird", "house"]):
+        (base / "animkit.json").write_text(json.dumps({"vocabulary": vocabulary}))
+        animator = ak.Animator(base, device="cpu")
+        clip = animator("An bird", negative_prompt="an house", **options)
+        assert clip.prompt == "An bird"
+        assert np.array_equal(clip, animator("a bird", negative_prompt="a house", **options))
+        with pytest.raises(ak.AnimkitError, match="'can'"):
+            animator("can bird", **options)
+    full = SimpleNamespace(convert_tokens_to_ids={"a</w>": 1, "an</w>": 2}.get, unk_token_id=0)  # CLIP's own knows both
+    assert _as_read("an orange bird", full) == "an orange bird"
 
 
 def test_a_listed_vocabulary_is_taken_by_the_word(folder, tmp_path):
