@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from fractions import Fraction
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -28,7 +29,8 @@ SEEN_AT = 256  # pixels; a smaller clip is enlarged by whole numbers to at least
 class Clip:
     """Frames `array` (f h w 3, uint8) shown at `fps` frames a second; `prompt` and `settings` make it again.
 
-    Plays at the end of a notebook cell. `clip[0]` is a PIL image, `clip[4:8]` a Clip, `np.asarray(clip)` an array.
+    Plays at the end of a notebook cell. `clip[0]` is a PIL image, `clip[4:8]` or `clip[[0, 5]]` a Clip; `clip[:, 8:24]`
+    and `np.asarray(clip)` are arrays.
     Raises AnimkitError when the frames are not f h w 3 uint8, or fps is not positive.
     """
 
@@ -45,14 +47,15 @@ class Clip:
     def __len__(self) -> int:
         return len(self.array)
 
-    def __getitem__(self, index: int | slice) -> PIL.Image.Image | Clip:
-        if not isinstance(index, slice):
+    def __getitem__(self, index: Any) -> PIL.Image.Image | Clip | np.ndarray:
+        if isinstance(index, tuple) or index is None or index is Ellipsis:
+            return self.array[index]
+        if isinstance(index, Integral):
             return PIL.Image.fromarray(self.array[index])
         if not len(self.array[index]):
-            raise AnimkitError(f"No frame is left in clip[{index.start}:{index.stop}:{index.step}] of {len(self)} "
-                               f"frames.")
-        kept = self.settings.get("frames_kept", list(range(len(self))))[index]  # a part still says which part it is
-        return Clip(self.array[index], self.fps, self.prompt, {**self.settings, "frames_kept": kept})
+            raise AnimkitError(f"No frame of {len(self)} is left by the index {index}.")
+        kept = np.array(self.settings.get("frames_kept", range(len(self))))[index]  # a part still says which part it is
+        return Clip(self.array[index], self.fps, self.prompt, {**self.settings, "frames_kept": kept.tolist()})
 
     def __iter__(self) -> Iterator[PIL.Image.Image]:
         return (PIL.Image.fromarray(frame) for frame in self.array)
@@ -95,7 +98,7 @@ class Clip:
     def _note(self, scale: int) -> str:
         note = {"prompt": self.prompt, "fps": self.fps, "scale": scale, "size": self.array.shape[1:3],
                 "settings": self.settings}
-        return "animkit " + json.dumps(note, default=str)  # ASCII: all that GIF comments and PNG text are sure to know
+        return "animkit " + json.dumps(note, default=_plain)  # ASCII: all that GIF comments and PNG text are sure to know
 
     def _save_frames(self, folder: Path, scale: int) -> Path:
         if folder.exists() and (not folder.is_dir() or any(not f.match("frame_*.png") for f in folder.iterdir())):
@@ -221,6 +224,10 @@ def _pillow(pictures: list[PIL.Image.Image], format: str, fps: float, **options)
 
 
 _FILMS = {".mp4": _mp4, ".gif": _gif, ".webp": _webp}
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else str(value)  # numpy's numbers stay numbers
 
 
 def _read_note(text: str | bytes) -> dict | None:

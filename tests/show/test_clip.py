@@ -38,6 +38,21 @@ def test_is_a_sequence_of_pictures_and_an_array():
         clip[6]
 
 
+def test_indexes_as_an_array():
+    clip = moving(f=6)[1:]
+    chosen = [clip[[0, 3]], clip[np.array([0, 3])], clip[np.array([True, False, False, True, False])]]
+    assert all(isinstance(c, Clip) and np.array_equal(c.array, clip.array[[0, 3]]) for c in chosen)
+    assert all(c.settings["frames_kept"] == [1, 4] for c in chosen)
+    assert np.array_equal(np.asarray(clip[np.int64(2)]), clip.array[2])
+    for index in (np.s_[:, 4:8], np.s_[0, 1, 2], np.s_[..., 0], None):
+        assert np.array_equal(clip[index], clip.array[index])
+
+
+def test_numbers_of_numpys_come_back_as_numbers(tmp_path):
+    back = Clip.load(moving(seed=np.int64(3), guidance=np.float32(2.5)).save(tmp_path / "c.gif"))
+    assert back.settings == {"seed": 3, "guidance": 2.5}
+
+
 def test_takes_a_list_of_pictures():
     clip = moving()
     assert np.array_equal(Clip(list(clip)).array, clip.array)
