@@ -121,7 +121,9 @@ def night(layers):
 def paper(layers):
     """Cut-outs: pale card, a white cut edge, a hard shadow to the lower right."""
     px = max(1, round(0.08 / layers.pixel))
-    shadow = np.roll(layers.cover, (px, px), (-2, -1)) * (1 - layers.cover)
+    shadow = np.zeros_like(layers.cover)
+    shadow[..., px:, px:] = layers.cover[..., :-px, :-px]
+    shadow *= 1 - layers.cover
     card = layers.albedo * 0.6 + 0.36 + 0.025 * noise(layers, 30)[..., None]
     return np.clip(over(over(card, (0.25, 0.2, 0.3), 0.55 * shadow), (1, 1, 1), 0.85 * layers.line), 0, 1)
 

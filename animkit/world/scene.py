@@ -142,6 +142,13 @@ class Scene:
                 raise AnimkitError(
                     f"There is no {kind} {name!r} in the cartoon world; choose one of: {', '.join(str(k) for k in known if k)}."
                 )
+        if not self.seed >= 0:
+            raise AnimkitError(f"A scene's seed is 0 or more; got {self.seed!r}.")
+        for thing in self.things:
+            if not thing.size > 0 or thing.facing not in (-1, 1):
+                raise AnimkitError(
+                    f"A thing's size is above 0 and its facing 1 or -1; got {thing.size!r} and {thing.facing!r}."
+                )
 
     with_ = replace
 

@@ -52,6 +52,14 @@ def test_every_look_draws_in_range_and_differs_from_flat(look):
         assert np.abs(rgb - render(Scene(), 2, 32).rgb).mean() > 0.02
 
 
+def test_the_shadow_of_paper_ends_at_the_pictures_edge():
+    """What leaves the picture below or on the right casts no shadow above or on the left."""
+    scene = Scene((Thing("ball", "red", x=0.9, y=-0.9),), "space", "paper")
+    empty, drawn = (render(s, 1).rgb[0] for s in (scene.with_(things=()), scene))
+    assert np.array_equal(drawn[:3], empty[:3])
+    assert np.array_equal(drawn[:, :3], empty[:, :3]) and not np.array_equal(drawn, empty)
+
+
 @pytest.mark.parametrize("name", OBJECTS)
 def test_every_object_has_a_body_of_its_colour(name):
     footage = render(Scene((Thing(name, "green"),), "space"), 1)
@@ -144,5 +152,10 @@ def test_bad_descriptions_are_refused():
         Scene((Thing("zeppelin"),))
     with pytest.raises(AnimkitError, match="no look 'oil'"):
         Scene(look="oil")
+    with pytest.raises(AnimkitError, match="seed is 0 or more; got -1"):
+        Scene(seed=-1)
+    for thing in (Thing(size=0), Thing(facing=0)):
+        with pytest.raises(AnimkitError, match="size is above 0 and its facing 1 or -1"):
+            Scene((thing,))
     with pytest.raises(AnimkitError, match="1 frame"):
         render(Scene(), 0)
