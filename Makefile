@@ -16,10 +16,11 @@ help:  ## list these targets
 
 venv: $(READY)  ## make or refresh .venv with the pinned versions
 
+# Where Python comes without ensurepip (Debian without python3-venv), a first try leaves a .venv without pip: try again.
 # torch first and by its exact version: a looser first install may take gigabytes of another build.
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "animkit needs Python 3.11, 3.12 or 3.13 on the path (or make PYTHON=/path/to/python)"; exit 1; }
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a few minutes the first time"
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'

@@ -164,6 +164,17 @@ def test_make_help_lists_every_target(repo):
     assert dry.returncode == 0, dry.stderr
 
 
+def test_a_venv_that_was_left_without_pip_is_made_again(repo, tmp_path):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text((repo / name).read_text())
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    for path, script in {tmp_path / ".venv" / "bin" / "python": "exit 1", tmp_path / "made": 'echo "$@" >told; exit 1'}.items():
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    done = subprocess.run(["make", "venv", "PYTHON=./made"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode and (tmp_path / "told").read_text() == "-m venv .venv\n"
+
+
 def test_importing_animkit_is_quick_and_its_public_names_are_there():
     code = "import sys, animkit; assert not {'torch', 'numpy', 'diffusers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
