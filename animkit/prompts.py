@@ -18,7 +18,7 @@ def check_prompt(prompt: str, tokenizer: Any, vocabulary: str | list[str] = "ope
     vocabulary: "open" takes any word; a list takes its words; "closed" takes words that the tokenizer leaves whole.
     Raises AnimkitError that names the words and the nearest known ones.
     """
-    prompt = _as_read(prompt, tokenizer)
+    prompt = as_read(prompt, tokenizer)
     if vocabulary != "open":
         unknown = _unknown_words(prompt, tokenizer, vocabulary)
         if unknown:
@@ -33,7 +33,7 @@ def check_prompt(prompt: str, tokenizer: Any, vocabulary: str | list[str] = "ope
                       f"'{cut}'.", stacklevel=4)
 
 
-def _as_read(prompt: str, tokenizer: Any) -> str:
+def as_read(prompt: str, tokenizer: Any) -> str:
     """Small tokenizers may have a word "a" and no "an": they read "an orange cat" as "a orange cat". CLIP's has both."""
     a, an = (tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in ("a", "an"))
     lacking = (None, tokenizer.unk_token_id)
@@ -61,7 +61,7 @@ def _unknown_words(prompt: str, tokenizer: Any, vocabulary: str | list[str]) -> 
 def encode_text(pipe: Any, prompts: list[str], negative: str, guided: bool, size: tuple[int, int],
                 device: torch.device) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """-> (text [negative, positive] stacked: 2b n d, or b n d when not guided; SDXL's added conditions, else {})."""
-    prompts, negative = [_as_read(p, pipe.tokenizer) for p in prompts], _as_read(negative, pipe.tokenizer)
+    prompts, negative = [as_read(p, pipe.tokenizer) for p in prompts], as_read(negative, pipe.tokenizer)
     negatives = [negative] * len(prompts) if guided and negative else None  # None: SDXL takes zeros for the text ""
     with quiet_libraries():  # check_prompt has said what is cut
         encoded = pipe.encode_prompt(prompt=prompts, device=device, num_images_per_prompt=1,

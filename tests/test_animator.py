@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 import animkit as ak
 from animkit.animator import decode, sample
 from animkit.base import open_base
-from animkit.prompts import _as_read
+from animkit.prompts import as_read
 
 WORDS = "a red blue green balloon bird house over the sea rising falling".split()
 STEPS = 3
@@ -516,7 +516,7 @@ def test_an_is_read_as_a_where_only_a_is_known(folder, tmp_path):
         with pytest.raises(ak.AnimkitError, match="'can'"):
             animator("can bird", **options)
     full = SimpleNamespace(convert_tokens_to_ids={"a</w>": 1, "an</w>": 2}.get, unk_token_id=0)  # CLIP's own knows both
-    assert _as_read("an orange bird", full) == "an orange bird"
+    assert as_read("an orange bird", full) == "an orange bird"
 
 
 def test_a_listed_vocabulary_is_taken_by_the_word(folder, tmp_path):

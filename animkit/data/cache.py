@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from animkit.errors import AnimkitError
 from animkit.files import write_atomically
+from animkit.prompts import as_read
 
 
 class LatentCache:
@@ -91,8 +92,8 @@ def cache_text(tokenizer: Any, text_encoder: nn.Module, captions: Sequence[str],
     """The text encoder's last hidden states of the captions and of "", computed unless `folder` has them already."""
     captions = sorted({"", *captions})
     length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)  # some name no limit
-    ids = tokenizer(captions, padding="max_length", max_length=length, truncation=True,
-                    return_tensors="pt").input_ids  # b n
+    ids = tokenizer([as_read(caption, tokenizer) for caption in captions], padding="max_length", max_length=length,
+                    truncation=True, return_tensors="pt").input_ids  # b n
     key = _digest(captions, hashlib.sha256(ids.numpy().tobytes()).hexdigest(), fingerprint_of(text_encoder))
     path = Path(folder) / f"text-{key}.safetensors"
     if not path.exists():

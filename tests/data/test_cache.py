@@ -124,7 +124,10 @@ def words():
                                          eos_token_id=2))
 
     class Tokenizer:
-        model_max_length = 12
+        model_max_length, unk_token_id = 12, None
+
+        def convert_tokens_to_ids(self, token):
+            return {"a</w>": 0}.get(token)  # no "an"
 
         def __call__(self, captions, padding, max_length, truncation, return_tensors):
             from types import SimpleNamespace
@@ -143,6 +146,7 @@ def test_text_embeddings_once_with_the_empty_prompt(words, tmp_path):
             plain = model(tokenizer([caption], "max_length", 12, True, "pt").input_ids).last_hidden_state[0]
         assert torch.allclose(texts[caption], plain, atol=2e-3) and texts[caption].shape == (12, 8)
     assert torch.equal(texts.empty, texts[""]) and texts.text.shape[0] == 3
+    assert torch.equal(cache_text(tokenizer, model, ["an dog"], tmp_path, quiet=True)["an dog"], texts["a dog"])
     count = len(asked)
     assert torch.equal(cache_text(tokenizer, model, ["a dog", "a cat"], tmp_path, quiet=True).text, texts.text)
     assert len(asked) == count

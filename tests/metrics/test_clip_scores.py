@@ -99,6 +99,11 @@ def test_the_judge_is_asked_as_the_miniature_asks_it(judge_folder, moving):
     assert torch.allclose(encoder.texts(["a red ball"]), torch.nn.functional.normalize(expected, dim=-1), atol=1e-6)
 
 
+def test_the_judge_reads_an_as_a(judge_folder):
+    encoder = Encoder.from_pretrained(judge_folder)
+    assert torch.equal(encoder.texts(["an orange ball"]), encoder.texts(["a orange ball"]))
+
+
 def test_a_prompt_longer_than_clip_reads_is_cut_not_refused(clip_folder):
     encoder = Encoder.from_pretrained(clip_folder)
     assert encoder.texts(["a red ball over the sea " * 40]).shape == (1, 16)
