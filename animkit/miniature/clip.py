@@ -16,6 +16,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, ResNetConfig, ResNetModel
 
 from ..errors import AnimkitError
+from ..prompts import as_read
 from ..training.draws import randint
 from ..training.losses import short_attention
 from ..world.captions import DOING, LOOK, OVER
@@ -137,7 +138,7 @@ def new_clip(
 def tokens(tokenizer, texts) -> torch.Tensor:
     """Token ids b n, padded to the full length."""
     return tokenizer(
-        list(texts), padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+        [as_read(text, tokenizer) for text in texts], padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
     ).input_ids
 
 

@@ -1,5 +1,7 @@
 """Plain English for a scene, in several wordings, and back: every word that the miniature knows is here."""
 
+import re
+
 import numpy as np
 
 from .scene import Scene
@@ -43,7 +45,10 @@ STILL = ("a {thing} {over}", "{over} a {thing}", "a picture of a {thing} {over}"
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None, templates=TEMPLATES, look: bool = True) -> str:
-    """One caption: the first wording of everything, or, given rng, one by chance. look=False leaves the look out; new looks have no word of their own."""
+    """One caption: the first wording of everything, or, given rng, one by chance.
+
+    look=False leaves the look out; new looks have no word of their own. Two things are never said to be ("a cat and a dog is").
+    """
 
     def pick(options):
         return options[0] if rng is None else options[rng.integers(len(options))]
@@ -51,6 +56,9 @@ def caption(scene: Scene, rng: np.random.Generator | None = None, templates=TEMP
     things = " and a ".join(f"{t.colour} {t.object}" for t in scene.things)
     motions = {t.motion for t in scene.things}
     doing = pick(DOING[scene.things[0].motion]) if len(motions) == 1 and scene.things[0].motion else None
-    words = pick(templates if doing else STILL).format(thing=things, over=pick(OVER[scene.setting]), doing=doing)
+    templates = templates if doing else STILL
+    fitting = [t for t in templates if len(scene.things) == 1 or " is " not in t] or templates
+    words = pick(fitting).format(thing=things, over=pick(OVER[scene.setting]), doing=doing)
+    words = re.sub(r"\ba (?=[aeiou])", "an ", words)
     style = pick(LOOK.get(scene.look, ("",))) if look else ""
     return f"{words}, {style}" if style else words
