@@ -167,8 +167,8 @@ class Clip:
         alt, k = html.escape(self.alt, quote=True), self.enlargement
         _, h, w, _ = self.array.shape
         film = base64.b64encode(self.encode(".mp4")).decode()
-        return (f'<video controls loop muted playsinline width="{w * k}" height="{h * k}" aria-label="{alt}" '
-                f'title="{alt}" src="data:video/mp4;base64,{film}">{alt}</video>'
+        return (f'<video controls loop muted playsinline width="{w * k}" height="{h * k}" style="max-width: 100%; height: auto" '
+                f'aria-label="{alt}" title="{alt}" src="data:video/mp4;base64,{film}">{alt}</video>'
                 f"<figcaption>{html.escape(self._caption())}</figcaption>")
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:

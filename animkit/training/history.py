@@ -45,8 +45,9 @@ class History:
         """Draw the losses and their running mean over `smooth` steps; returns the matplotlib axes."""
         import matplotlib.pyplot as plt
         ax = ax or plt.subplots(figsize=(6, 3))[1]
-        ax.plot(self.steps, self.losses, lw=0.5, alpha=0.4, label="loss")
-        if len(self.losses) > (n := max(1, min(smooth, len(self.losses) // 4 or 1))):
+        n = min(smooth, len(self.losses) // 4)
+        ax.plot(self.steps, self.losses, lw=0.5, alpha=0.4 if n > 1 else 1, label="loss")
+        if n > 1:
             ax.plot(self.steps[n - 1:], np.convolve(self.losses, np.ones(n) / n, "valid"), label=f"mean of {n} steps")
         ax.set(xlabel="step", ylabel="loss")
         ax.legend()

@@ -19,14 +19,17 @@ class LiveCurve:
             return
         if get_ipython() is None:
             return
-        import matplotlib.pyplot as plt
         from IPython.display import display
-        with plt.ioff():
-            figure, ax = plt.subplots(figsize=(6, 3))
-            history.plot(ax)
-        plt.close(figure)  # or the cell would show it once more at its end
+        from matplotlib.figure import Figure
+
+        from animkit.show.figure import drawn
+        figure, losses = Figure(figsize=(6, 3), layout="constrained"), history.losses
+        history.plot(figure.subplots())
+        ends = f", from {losses[0]:.3g} to {losses[-1]:.3g}" if len(losses) else ""
+        # a bare figure may come out as text only: Jupyter draws figures from the cell on that follows the first of them
+        picture = drawn(figure, f"The loss over {len(losses)} steps{ends}")
         if self.handle is None:
-            self.handle = display(figure, display_id=True)
+            self.handle = display(picture, display_id=True)
         else:
-            self.handle.update(figure)
+            self.handle.update(picture)
         self.shown = time.monotonic()

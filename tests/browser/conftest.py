@@ -118,6 +118,21 @@ class Lab:
         self.pages.append(page)
         return page
 
+    def open_as_stranger(self, name: str) -> NotebookPage:
+        """A saved notebook as one that came from somebody else, unrun: its signature does not fit, its widgets are gone."""
+        import nbformat
+        notebook = nbformat.read(self.folder / name, as_version=4)
+        notebook.metadata.pop("widgets", None)
+        for cell in notebook.cells:
+            cell.metadata.pop("trusted", None)
+            for out in cell.get("outputs", []):
+                if "text/html" in out.get("data", {}):
+                    out.data["text/html"] += "\n"               # changed outside Lab
+        page = self.open_notebook(self.add(notebook, f"{Path(name).stem}_stranger.ipynb"))
+        trusted = f"() => [...{page.MODEL}.content.model.cells].filter(c => c.type === 'code' && c.trusted).length"
+        assert page.page.evaluate(trusted) == 0
+        return page
+
     def close(self) -> None:
         for page in self.pages:
             page.page.context.close()
@@ -198,12 +213,48 @@ class NotebookPage:
         """How many widgets still say 'Loading widget...'."""
         return self.page.get_by_text("Loading widget...").count()
 
+    def names(self) -> list[str]:
+        """What each picture and clip in the outputs is said to be; empty where nothing is (JupyterLab itself says "Image")."""
+        return self.page.evaluate("""() => [...document.querySelectorAll('.jp-OutputArea img, .jp-OutputArea video')]
+            .map(e => (e.alt || e.title || '').trim().replace(/^Image$/, ''))""")
+
+    def saved(self) -> int:
+        """How many pictures and clips stand in the notebook's saved outputs, shown or not."""
+        outputs = json.dumps([cell.get("outputs", []) for cell in self.cells()])
+        return len(re.findall(r"<img |<video |\"image/", outputs))
+
+    def faults(self) -> list[str]:
+        """Whatever is wrong with what the notebook shows, once it has run or been opened."""
+        data = [out.get("data", {}) for cell in self.cells() for out in cell.get("outputs", [])]
+        bare = [d for d in data if list(d) == ["text/plain"] and "".join(d["text/plain"]).startswith("<")]
+        dead = [i for i in range(self.clips()) if not self.clip_plays(i)]
+        cut = self.page.evaluate("""() => [...document.querySelectorAll('.jp-OutputArea img, .jp-OutputArea video')].filter(e =>
+            e.offsetWidth > e.closest('.jp-OutputArea-output').clientWidth).length""")
+        counts = {"widgets not drawn": self.undrawn_widgets(), "pictures not loaded": self.broken_pictures(),
+                  "objects shown by their type only": len(bare), "pictures or clips without a name": self.names().count(""),
+                  "pictures or clips wider than the page": cut,
+                  "clips that play unasked": self.page.locator("video[autoplay]").count(), "clips that do not play": len(dead)}
+        asked = [f"asks for {address}" for address in self.outside]
+        return self.errors() + asked + [f"{n} {what}" for what, n in counts.items() if n]
+
     def press_slider(self, key: str = "ArrowRight", index: int = 0, times: int = 1) -> None:
         """Move the index-th slider by the keyboard."""
         handle = self.page.locator(".widget-slider .noUi-handle").nth(index)
         handle.focus()
         for _ in range(times):
             handle.press(key)
+
+    def turn_knob(self, key: str, value: str, index: int = 0) -> list[str]:
+        """Press a key on the index-th knob and wait until it says `value` and shows other pictures: their addresses."""
+        knob = self.page.locator(".widget-vbox:has(> .widget-slider):has(> .widget-html)").nth(index)
+        addresses = "knob => [...knob.querySelectorAll('img, video')].map(e => e.src)"
+        before = knob.evaluate(addresses)
+        knob.locator(".noUi-handle").press(key)
+        knob.locator(".widget-readout").get_by_text(value, exact=True).wait_for()
+        self.page.wait_for_function(f"""([knob, before]) => {{ const now = ({addresses})(knob);
+            return now.length === before.length && now.every(a => !before.includes(a)); }}""",
+                                    arg=[knob.element_handle(), before])
+        return knob.evaluate(addresses)
 
     def press_play(self, index: int = 0) -> None:
         """Press the first button of the index-th Play widget."""
@@ -214,13 +265,13 @@ class NotebookPage:
         self.page.evaluate(f"async () => {{ await {self.MODEL}.context.save(); }}")
 
     def screenshot(self, path: str | Path, whole: bool = True) -> Path:
-        """A picture of the notebook; `whole` makes the window as tall as the notebook first (up to 12,000 pixels)."""
+        """A picture of the notebook; `whole` makes the window as tall as the notebook first (Chromium ends at 16,384)."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if whole:
             height = self.page.evaluate("""() => [...document.querySelectorAll(
                 '.jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell')].reduce((sum, c) => sum + c.offsetHeight, 0)""")
-            self.page.set_viewport_size({"width": 1280, "height": int(min(max(height + 250, 600), 12000))})
+            self.page.set_viewport_size({"width": 1280, "height": int(min(max(height + 250, 600), 16000))})
             self.page.wait_for_timeout(500)
         self.page.evaluate("""() => document.querySelectorAll('.jp-WindowedPanel-outer, .jp-Notebook').forEach(
             e => e.scrollTo(0, 0))""")

@@ -1,6 +1,8 @@
-"""What the browser tests look at: a film and a notebook, made here."""
+"""What the browser tests look at: a film and a notebook, made here, and the kit's notebooks at their smallest."""
 import base64
 import io
+import re
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -27,3 +29,13 @@ def notebook(*sources: str) -> nbformat.NotebookNode:
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return v4.new_notebook(cells=[v4.new_markdown_cell("# A test"), *map(v4.new_code_cell, sources)],
                            metadata={"kernelspec": kernel})
+
+
+def smallest(path: Path, **parameters) -> nbformat.NotebookNode:
+    """One of the kit's notebooks with these parameters; everything else as it is committed."""
+    notebook = nbformat.read(path, as_version=4)
+    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    for name, value in parameters.items():
+        cell.source, changed = re.subn(rf"^({name}: \w+ = )[^#\n]+", lambda m: f"{m[1]}{value!r}  ", cell.source, flags=re.M)
+        assert changed == 1, name
+    return notebook

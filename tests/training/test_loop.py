@@ -485,17 +485,17 @@ def test_the_live_curve_is_one_figure_that_changes(monkeypatch):
     matplotlib.use("Agg")
 
     class Handle:
-        def update(self, figure):
-            drawn.append(("again", len(figure.axes[0].lines[0].get_xdata())))
+        def update(self, picture):
+            drawn.append(picture.alt)
 
     drawn = []
     monkeypatch.setattr(IPython, "get_ipython", lambda shell=MagicMock(): shell)
-    monkeypatch.setattr(IPython.display, "display", lambda figure, display_id: drawn.append("new") or Handle())
+    monkeypatch.setattr(IPython.display, "display", lambda picture, display_id: drawn.append(picture.alt) or Handle())
     live, records = LiveCurve(every=3600), [{"step": i, "loss": 1 / i, "seconds": i} for i in range(1, 9)]
     live(History(records[:4], ended="running"))
     live(History(records[:6], ended="running"))  # too soon
     live(History(records, ended="finished"))
-    assert drawn == ["new", ("again", 8)]
+    assert drawn == ["The loss over 4 steps, from 1 to 0.25", "The loss over 8 steps, from 1 to 0.125"]
 
 
 def test_the_curve_draws(tmp_path):
