@@ -55,11 +55,23 @@ def text_states(text_encoder, tokenizer, captions) -> torch.Tensor:
     return states
 
 
-class Denoising:
-    """batch and loss for fit: latent diffusion's objective, on latents (n c h w) and text states (n m d) in memory."""
+def draw_rows(n: int, size: int, generator: torch.Generator, hard: torch.Tensor | None = None, share: float = 0.25):
+    """`size` row numbers below n; of `hard` rows, if there are any, this share more: what is learned last is seen more often."""
+    rows = randint(0, n, (size,), generator)
+    if hard is None or not len(hard):
+        return rows
+    return torch.where(rand((size,), generator) < share, hard[randint(0, len(hard), (size,), generator)], rows)
 
-    def __init__(self, latents, text, empty, size: int = 64, drop: float = 0.1, towards_noise: float = 0.6):
-        self.latents, self.text, self.empty, self.size, self.drop, self.power = (
+
+class Denoising:
+    """batch and loss for fit: latent diffusion's objective, on latents (n c h w) and text states (n m d) in memory.
+
+    hard: numbers of rows to see more often.
+    """
+
+    def __init__(self, latents, text, empty, size: int = 64, drop: float = 0.1, towards_noise: float = 0.6, hard=None):
+        self.hard, self.latents, self.text, self.empty, self.size, self.drop, self.power = (
+            hard,
             latents,
             text,
             empty,
@@ -70,7 +82,7 @@ class Denoising:
         self.scheduler = scheduler()
 
     def batch(self, k, generator):
-        rows = randint(0, len(self.latents), (self.size,), generator)
+        rows = draw_rows(len(self.latents), self.size, generator, self.hard)
         text = self.text[rows].float()
         dropped = rand((self.size,), generator) < self.drop
         text[dropped] = self.empty.float()

@@ -96,3 +96,23 @@ def test_stills_are_the_same_whoever_draws_them_and_looks_never_leak(tiny):
 def test_a_damaged_judge_is_named(tmp_path):
     with pytest.raises(AnimkitError, match="no image-text model"):
         ImageText.from_pretrained(tmp_path)
+
+
+def test_what_is_learned_last_is_seen_more_often():
+    captions = ["a red cat spinning around in the sea", "a blue cat over the sea", "trembling, a red dog in space", "a cat turning around"]
+    assert recipe.saying(captions, "spinning").tolist() == [0, 3] and recipe.saying(captions, "shaking").tolist() == [2]
+    rows = recipe.unets.draw_rows(100, 4000, torch.Generator().manual_seed(0), hard=torch.tensor([7, 8]))
+    share = torch.isin(rows, torch.tensor([7, 8])).float().mean()
+    assert 0.23 < share < 0.31 and rows.unique().numel() == 100  # a quarter, and their part of the rest
+    plain = [recipe.unets.draw_rows(100, 50, torch.Generator().manual_seed(1), hard) for hard in (None, torch.tensor([], dtype=torch.long))]
+    assert torch.equal(*plain) and torch.equal(plain[0], torch.randint(0, 100, (50,), generator=torch.Generator().manual_seed(1)))
+
+
+def test_a_gpu_takes_larger_batches_of_more_pictures(tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr(recipe, "fit", lambda model, loss, batch, config, *a, **k: seen.append((batch(0, torch.Generator()), config)) or 1 / 0)
+    larger = recipe.Recipe(tiny.folder, budget=1e-6, batch=5, lr=3e-4, count=45)
+    with pytest.raises(ZeroDivisionError):
+        larger.vae()
+    pictures, config = seen[0]
+    assert len(pictures) == 5 and config.lr == 3e-4 and larger.counted(16_000) == 45
