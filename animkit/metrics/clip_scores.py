@@ -79,7 +79,6 @@ class Encoder:
         """The kit's own judge: a Judge, or the folder of one (its picture model and tokenizer are used)."""
         from ..miniature.clip import ImageText, tokens
         from ..miniature.vae import to_signal
-        from ..prompts import as_read
         if not isinstance(judge, (str, Path)):
             model, tokenizer = judge.clip, judge.tokenizer
         else:
@@ -93,7 +92,7 @@ class Encoder:
                 raise AnimkitError(f"{judge} holds a tokenizer of {len(tokenizer)} words for a model of "
                                    f"{model.text_model.config.vocab_size}: fetch or train the judge again.")
         return cls(model, lambda frames: to_signal(torch.from_numpy(np.ascontiguousarray(frames))),
-                   lambda prompts: {"input_ids": tokens(tokenizer, [as_read(p, tokenizer) for p in prompts])}, batch)
+                   lambda prompts: {"input_ids": tokens(tokenizer, prompts)}, batch)
 
     @torch.no_grad()
     def images(self, frames) -> Tensor:

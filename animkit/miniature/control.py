@@ -132,9 +132,10 @@ class Control(Denoising):
 def train(recipe: Any) -> None:
     """The recipe's stage: 2,000 steps of 32 pictures, about 13 minutes of one core; nothing in it ever moves."""
     tokenizer, text_encoder = recipe.text()
-    found = pictures(recipe.folder / "data", max(1, round(10_000 * recipe.budget)))
+    found = pictures(recipe.folder / "data", recipe.counted(10_000))
     text, empty = (text_states(text_encoder, tokenizer, captions) for captions in (found.captions, [""]))
-    task = Control(recipe.latents(found, "depth-latents"), text, empty, torch.from_numpy(found.depth))
+    task = Control(recipe.latents(found, "depth-latents"), text, empty, torch.from_numpy(found.depth),
+                   recipe.batch or 32)
     unet = recipe.read("unet", new_unet())
     controlnet = new_controlnet(unet)
     recipe.train("control", Steered(unet, controlnet), task.loss, task.batch, task.validate,

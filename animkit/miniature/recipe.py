@@ -96,6 +96,11 @@ class Recipe:
     lr: float | None = None
     count: int | None = None
 
+    def __post_init__(self):
+        for name in ("batch", "lr", "count", "more"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise AnimkitError(f"--{name} is above 0; got {value}.")
+
     def steps(self, stage: str) -> int:
         if self.more:
             return self.more
@@ -236,8 +241,8 @@ class Recipe:
 
     def motion_judge(self):
         watching, test = (
-            eyes.Watching(*eyes.clips(self.folder / "data", f"eye-{name}", max(250, round(count * self.budget)), seed))
-            for name, count, seed in (("train", 5000, 7), ("test", 500, 8))
+            eyes.Watching(*eyes.clips(self.folder / "data", f"eye-{name}", max(250, count), seed), self.batch or 48)
+            for name, count, seed in (("train", self.counted(5000), 7), ("test", round(500 * self.budget), 8))
         )
         self.train(
             "motion_judge",
@@ -491,6 +496,8 @@ def run(args) -> int:
     stages = STAGES if "all" in args.stage else args.stage
     for stage in stages:
         if stage in zoo.STAGES:
+            if args.batch or args.lr or args.count:
+                raise AnimkitError(f"--batch, --lr and --count are not for {stage}: the zoo's settings are those of its config.")
             zoo.run(stage, args.folder, args.samples, args.budget, args.seconds, args.more, args.threads)
         else:
             getattr(recipe, stage)()

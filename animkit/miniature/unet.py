@@ -1,11 +1,10 @@
 """The miniature's image model: Stable Diffusion's UNet in small, taught on stills of moving scenes, fully captioned."""
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from ..training.draws import rand, randint, randn
-from ..training.losses import short_attention, snr_weight
+from ..training.draws import rand, randint
+from ..training.losses import denoising_loss
 from .clip import tokens
 
 # As SD 1.x: a block without attention, blocks with text and self-attention, a middle block; the order is turned, so
@@ -48,15 +47,16 @@ def scheduler() -> DDIMScheduler:
 @torch.no_grad()
 def text_states(text_encoder, tokenizer, captions) -> torch.Tensor:
     """What the UNet reads: the text encoder's last hidden states, n 28 96, float16; made on a GPU if there is one."""
-    ids, device = tokens(tokenizer, captions), "cuda" if torch.cuda.is_available() else "cpu"
+    ids, home = tokens(tokenizer, captions), text_encoder.device
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     text_encoder.to(device)
     states = torch.cat([text_encoder(input_ids=part.to(device)).last_hidden_state.half().cpu() for part in ids.split(500)])
-    text_encoder.cpu()
+    text_encoder.to(home)
     return states
 
 
 def draw_rows(n: int, size: int, generator: torch.Generator, hard: torch.Tensor | None = None, share: float = 0.25):
-    """`size` row numbers below n; of `hard` rows, if there are any, this share more: what is learned last is seen more often."""
+    """`size` row numbers below n; this share of them from `hard` rows alone, if there are any: what is learned last, more often."""
     rows = randint(0, n, (size,), generator)
     if hard is None or not len(hard):
         return rows
@@ -89,19 +89,14 @@ class Denoising:
         return self.latents[rows].float(), text
 
     def loss(self, unet, batch, generator):
-        """|| eps - eps_theta(sqrt(a) x + sqrt(1 - a) eps, t, text) ||^2, weighted as an error of x by SNR + 1.
+        """denoising_loss on stills x b c h w, as clips of one frame, and text b m d; unet as diffusers' UNet2DConditionModel.
 
         Shape and layout are decided near pure noise, where the error of eps is small whatever is drawn: so t is drawn
-        towards noise (1000 u^0.6) and no t counts next to nothing (snr_weight).
+        towards noise (1000 u^0.6) and no t counts next to nothing (snr_plus_one).
         """
         x, text = batch
-        t = (1000 * rand((len(x),), generator) ** self.power).long().clamp(max=999)
-        eps = randn(x.shape, generator).to(x)
-        a = self.scheduler.alphas_cumprod[t].to(x).view(-1, 1, 1, 1)
-        with short_attention(x.device):
-            predicted = unet(a.sqrt() * x + (1 - a).sqrt() * eps, t.to(x.device), text).sample.float()
-        error = F.mse_loss(predicted, eps, reduction="none").mean(dim=(1, 2, 3))
-        return (error * snr_weight(self.scheduler, t, snr_plus_one=True).to(x)).mean()
+        return denoising_loss(lambda z, t, text: unet(z.squeeze(2), t, text).sample.unsqueeze(2), x.unsqueeze(2), text, generator,
+                              scheduler=self.scheduler, towards_noise=self.power, snr_plus_one=True)
 
 
 @torch.no_grad()

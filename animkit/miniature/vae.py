@@ -94,7 +94,7 @@ def pca_floor(pixels, patch: int = 4, channels: int = 8) -> float:
 @torch.no_grad()
 def encode(vae, pixels, size: int = 250) -> torch.Tensor:
     """All pictures (uint8 n h w c) to scaled latent means (n c h w, float16), on a GPU if there is one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    home, device = vae.device, "cuda" if torch.cuda.is_available() else "cpu"
     vae.to(device).eval()
     out = []
     for k in range(0, len(pixels), size):
@@ -102,5 +102,5 @@ def encode(vae, pixels, size: int = 250) -> torch.Tensor:
         # where bf16 is fast: it is wrong by less than the VAE is
         with torch.autocast(device, torch.bfloat16, enabled=fast_precision() == "bf16"):
             out.append((vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half().cpu())
-    vae.cpu()
+    vae.to(home)
     return torch.cat(out).contiguous()

@@ -81,13 +81,13 @@ def timesteps(b: int, scheduler: Any, generator: torch.Generator, towards_noise:
     return (T * rand((b,), generator) ** towards_noise).long().clamp(max=T - 1)
 
 
-def short_attention(device: torch.device, model: nn.Module | None = None) -> AbstractContextManager:
+def short_attention(device: torch.device, model: Any = None) -> AbstractContextManager:
     """Under bfloat16 autocast on a CPU, attention by plain matrix products: there torch's fused kernel takes longer on
     the 16 to 64 tokens of small latents and of frames; in float32 it is the faster one (benchmarks/attention.py).
 
     Not for a model with gradient checkpointing: it computes again in backward, where this choice no longer holds.
     """
-    again = model is not None and any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+    again = model is not None and any(getattr(m, "gradient_checkpointing", False) for m in getattr(model, "modules", list)())
     slow = device.type == "cpu" and torch.is_autocast_enabled("cpu")
     return sdpa_kernel(SDPBackend.MATH) if slow and not again else nullcontext()
 

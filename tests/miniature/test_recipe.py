@@ -1,6 +1,7 @@
 """The recipe, from nothing to a pipeline that draws, at a size where every stage is a step or two."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -116,3 +117,25 @@ def test_a_gpu_takes_larger_batches_of_more_pictures(tiny, monkeypatch):
         larger.vae()
     pictures, config = seen[0]
     assert len(pictures) == 5 and config.lr == 3e-4 and larger.counted(16_000) == 45
+
+
+def test_the_base_learns_from_stills_by_the_weighted_loss():
+    """(1 + SNR) |x - x_theta|^2, x_theta from the eps that the UNet predicts."""
+    task = recipe.unets.Denoising(torch.randn(4, 8, 16, 16), torch.zeros(4, 28, 96), torch.zeros(1, 28, 96), size=4)
+    seen = {}
+
+    class Half:  # predicts half of what it is given
+        def __call__(self, z, t, text):
+            seen.update(z=z, t=t)
+            return SimpleNamespace(sample=z / 2)
+
+    loss = task.loss(Half(), (task.latents, task.text), torch.Generator().manual_seed(0))
+    a = task.scheduler.alphas_cumprod[seen["t"]].view(-1, 1, 1, 1)
+    found = (seen["z"] - (1 - a).sqrt() * seen["z"] / 2) / a.sqrt()
+    assert torch.allclose(loss, ((1 + a / (1 - a)) * (task.latents - found) ** 2).mean(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["batch", "lr", "count", "more"])
+def test_settings_that_make_no_sense_are_refused(name):
+    with pytest.raises(AnimkitError, match=f"--{name} is above 0; got -1"):
+        recipe.Recipe(**{name: -1})
