@@ -28,7 +28,7 @@ from ..show.filmstrip import Picture
 from ..world import render
 from ..world.web import degrade
 from .clip import COLOURLESS
-from .evaluate import FRAMES, draw, in_rows, open_animator
+from .evaluate import FRAMES, PRECISIONS, draw, in_rows, open_animator
 from .judge import TEXT, Judge, asked, names_its_look, text_found, truth
 from .zoo import NEW_LOOKS
 
@@ -39,14 +39,14 @@ FEW = 4  # prompts on which a MotionLoRA's alpha is tried, and real clips of eac
 
 
 def judge_adapter(folder: Path, judge: Judge, count: int, seed: int, batch: int, look: str | None,
-                  steps: int | None) -> tuple[dict, Picture]:
+                  steps: int | None, dtype: torch.dtype = torch.float32) -> tuple[dict, Picture]:
     """4.1: what is left of the web videos' look, for each alpha; the ablation's module has no adapter to turn down."""
     web, plain = (_file(folder, f"motion_modules/{name}.safetensors", f"motion_{name}") for name in ("web", "plain"))
     adapter = _file(folder, "domain_adapter.safetensors", "adapter")
     prompts, scenes = map(list, zip(*asked(count, seed, look=look is None)))
     scenes = [s if look is None else s.with_(look=look) for s in scenes]
     named = np.array([look is not None or names_its_look(*each) for each in zip(prompts, scenes)])
-    animator = open_animator(folder, look=look)
+    animator = open_animator(folder, look=look, dtype=dtype)
     animator.insert(web, name="motion")
     animator.insert(adapter, name="domain adapter")
     drawn = {}
@@ -87,7 +87,7 @@ def judge_adapter(folder: Path, judge: Judge, count: int, seed: int, batch: int,
 
 
 def judge_looks(folder: Path, judge: Judge, count: int, seed: int, batch: int, only: str | None,
-                steps: int | None) -> tuple[dict, Picture]:
+                steps: int | None, dtype: torch.dtype = torch.float32) -> tuple[dict, Picture]:
     """5.1: the same motion module in the base and in each look (or only one), beside the stills of the same prompts."""
     there = [look for look in NEW_LOOKS if (folder / "looks" / f"{look}.safetensors").exists()]
     if not there:
@@ -97,9 +97,9 @@ def judge_looks(folder: Path, judge: Judge, count: int, seed: int, batch: int, o
         prompts, scenes = map(list, zip(*asked(count, seed, look=look is None)))
         scenes = [s if look is None else s.with_(look=look) for s in scenes]
         named = np.array([look is not None or names_its_look(*each) for each in zip(prompts, scenes)])
-        animator = open_animator(folder, look=look)
+        animator = open_animator(folder, look=look, dtype=dtype)
         stills = _draw(animator, prompts, 1, seed, batch, steps, f"{look or 'base'}, stills")
-        open_motion = open_animator(folder, motion=True, look=look)
+        open_motion = open_animator(folder, motion=True, look=look, dtype=dtype)
         clips = _draw(open_motion, prompts, FRAMES, seed, batch, steps, f"{look or 'base'}, clips")
         whose = look or "base"
         scores[whose] = {}
@@ -126,7 +126,7 @@ def judge_looks(folder: Path, judge: Judge, count: int, seed: int, batch: int, o
 
 
 def judge_shots(folder: Path, judge: Judge, count: int, seed: int, batch: int,
-                steps: int | None) -> tuple[dict, Picture]:
+                steps: int | None, dtype: torch.dtype = torch.float32) -> tuple[dict, Picture]:
     """4.3: which way the camera goes with each MotionLoRA and how far; do objects still do what the prompt says?"""
     files = {shot: folder / "motion_loras" / f"{shot.replace(' ', '-')}.safetensors" for shot in camera.SHOTS}
     files = {shot: file for shot, file in files.items() if file.exists()}
@@ -135,7 +135,7 @@ def judge_shots(folder: Path, judge: Judge, count: int, seed: int, batch: int,
                            "shots zoo`.")
     prompts, scenes = map(list, zip(*asked(count, seed, look=False)))
     named = [truth(s, "motion") for s in scenes]
-    animator = open_animator(folder, motion=True)
+    animator = open_animator(folder, motion=True, dtype=dtype)
 
     def drawn(shots: dict[str, float], said: str, only: int | None = None) -> np.ndarray:
         for shot, alpha in shots.items():
@@ -300,16 +300,18 @@ def run(args) -> int:
         raise AnimkitError(f"--count and --batch are at least 1; got {count} and {args.batch}.")
     if args.look and what not in ("adapter", "looks"):
         raise AnimkitError(f"--look does not go with `animkit judge {what}`.")
+    dtype = PRECISIONS[args.precision]
     folder, picture = samples.root() if args.folder is None else args.folder, None
     if what == "cost":
         report = judge_cost(folder)
     elif what == "shots":
-        report, picture = judge_shots(folder, _judge(folder), count, args.seed, args.batch, args.steps)
+        report, picture = judge_shots(folder, _judge(folder), count, args.seed, args.batch, args.steps, dtype)
     else:
         report, picture = {"adapter": judge_adapter, "looks": judge_looks}[what](
-            folder, _judge(folder), count, args.seed, args.batch, args.look, args.steps)
+            folder, _judge(folder), count, args.seed, args.batch, args.look, args.steps, dtype)
     out, name = folder / "results" if args.out is None else args.out, f"{what}-{args.look}" if args.look else what
-    options = {"look": args.look, "count": count or None, "seed": args.seed if count else None, "steps": args.steps}
+    options = {"look": args.look, "count": count or None, "seed": args.seed if count else None, "steps": args.steps,
+               "precision": None if args.precision == "float32" or what == "cost" else args.precision}
     said = f"animkit judge {what}" + "".join(f" --{k} {v}" for k, v in options.items() if v is not None)
     record(out / f"{name}.json", {"command": said, **options}, report, {"all": time.monotonic() - start})
     written = [out / f"{name}.json"] if picture is None else [out / f"{name}.json", picture.save(out / f"{name}.png")]

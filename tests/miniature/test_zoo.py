@@ -174,6 +174,16 @@ def test_judge_looks(toy, tmp_path):
     one = judged(toy[0], tmp_path, "looks", "--count", "1", "--look", "neon", "--steps", "1")
     assert one["metrics"]["scores"]["neon"] == report["metrics"]["scores"]["neon"]
     assert one["parameters"]["command"] == "animkit judge looks --look neon --count 1 --seed 0 --steps 1"
+    assert one["parameters"]["precision"] is None
+
+
+def test_judging_in_bf16_says_so(toy, tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(evaluate_zoo, "open_animator", lambda *a, f=evaluate_zoo.open_animator, **k: opened.append(
+        f(*a, **k)) or opened[-1])
+    half = judged(toy[0], tmp_path, "looks", "--count", "1", "--look", "neon", "--steps", "1", "--precision", "bf16")
+    assert half["parameters"]["command"].endswith(" --steps 1 --precision bf16")
+    assert {animator.pipe.unet.dtype for animator in opened} == {torch.bfloat16} and len(opened) == 2
 
 
 def test_judge_shots(toy, tmp_path, monkeypatch):
