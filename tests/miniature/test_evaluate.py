@@ -199,7 +199,8 @@ def test_the_eye_is_judged_on_every_motion():
 # --- the command, on a toy model ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("words, name", [(("stills", "--count", "4"), "stills"), (("judge", "--count", "3"), "judge"),
-                                         (("motion", "--count", "2", "--look", "ink"), "motion-ink")])
+                                         (("motion", "--count", "2", "--look", "ink"), "motion-ink"),
+                                         (("stills", "--count", "2", "--precision", "bf16"), "stills")])
 def test_the_command_writes_numbers_and_a_picture(folder, tmp_path, capsys, words, name):
     where = ["--folder", str(folder), "--out", str(tmp_path)]
     assert cli.main(["judge", *words, *where, "--batch", "2", "--threads", "1"]) == 0
@@ -212,6 +213,7 @@ def test_the_command_writes_numbers_and_a_picture(folder, tmp_path, capsys, word
     if name != "judge":
         assert report["parameters"]["steps"] == 2 and report["parameters"]["guidance"] == 5
         assert Image.open(tmp_path / f"{name}.png").format == "PNG"
+    assert ("--precision" in words) == report["parameters"]["command"].endswith(" --precision bf16")
     told = capsys.readouterr().out
     assert "share that is right" in told and f"{name}.json" in told
 
