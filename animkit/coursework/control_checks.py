@@ -56,7 +56,10 @@ def pictures_for_frames(answer: Callable[[Tensor, int], Tensor]) -> None:
     pictures = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0))
     compare("your batch", answer(pictures.clone(), 2), repeat(pictures, "f c h w -> (b f) c h w", b=2), "(b f) c h w", {
         "the batch is (b f): all pictures of the first clip come first. You repeat each picture b times in a row "
-        "(repeat_interleave); repeat the whole list.": pictures.repeat_interleave(2, 0)}, b=2, f=3)
+        "(repeat_interleave); repeat the whole list.": pictures.repeat_interleave(2, 0),
+        "every frame is shown the first picture: each frame has its own.": pictures[:1].repeat(6, 1, 1, 1),
+        "the clips stand on an axis of their own, b f c h w: merge the first two, (b f).": pictures.expand(2, -1, -1, -1, -1)},
+        b=2, f=3)
 
 
 @exercise("intersection over union", "1 for equal masks, 0 for masks apart, and too large a mask costs as well.")

@@ -1,5 +1,6 @@
 """The exercises of notebook 08: the right answer is right, each planted wrong one is told what is wrong with it."""
 import pytest
+import torch
 from einops import repeat
 from torch import nn
 
@@ -31,6 +32,8 @@ ANSWERS = [
     (checks.pictures_for_frames, lambda p, b: repeat(p, "f c h w -> (b f) c h w", b=b), None),
     (checks.pictures_for_frames, lambda p, b: p.repeat_interleave(b, 0), "repeat_interleave"),
     (checks.pictures_for_frames, lambda p, b: p, "shape"),
+    (checks.pictures_for_frames, lambda p, b: p[:1].repeat(b * len(p), 1, 1, 1), "the first picture"),
+    (checks.pictures_for_frames, lambda p, b: p.expand(b, *p.shape), "an axis of their own"),
     (checks.mask_overlap, lambda a, b: (a & b).sum((1, 2)) / (a | b).sum((1, 2)), None),
     (checks.mask_overlap, lambda a, b: (a & b).sum((1, 2)) / b.sum((1, 2)), "covers everything"),
     (checks.mask_overlap, lambda a, b: (a & b).sum((1, 2)) / a.sum((1, 2)), "single pixel"),
@@ -47,8 +50,19 @@ def test_answers_are_told_apart(check, answer, said):
     assert said is None or said in verdict.message, verdict
 
 
-def test_an_answer_that_is_not_written_yet_is_to_do():
+CHECKS = [check for check in vars(checks).values() if hasattr(check, "exercise")]
+
+
+def test_every_exercise_has_a_right_answer_and_three_wrong_ones_here():
+    for check in CHECKS:
+        told = [said for of, _, said in ANSWERS if of is check]
+        assert told.count(None) == 1 and len(told) >= 4, check.exercise
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_an_answer_that_is_not_written_yet_is_to_do_and_nonsense_is_wrong(check):
     def later(*_):
         raise NotImplementedError
-    states = {check(later).state for check in (checks.depth_picture, checks.zero_convolution, checks.mask_overlap)}
-    assert states == {"to do"}
+    assert check(later).state == "to do"
+    for nonsense in (lambda *a: None, lambda *a: "word", lambda *a: torch.zeros(7, 7), lambda: 1, lambda *a: float("nan"), 3):
+        assert check(nonsense).state == "wrong"
