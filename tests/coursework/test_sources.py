@@ -70,6 +70,7 @@ WRONG = {
              "    return z[torch.arange(len(z)), :, k].unsqueeze(2)", "never comes up")]),
         "train": ("train-test", [
             ("return torch.zeros(rank, x.shape[1]), torch.zeros(weight.shape[0], rank)", "down is not"),
+            ("return torch.randn(rank, x.shape[1]), torch.randn(weight.shape[0], rank)", "up is zero"),
             ("g = generator\n    return 0.1 * torch.randn(rank, x.shape[1], generator=g), torch.zeros(weight.shape[0], rank)",
              "still 100% of what it was"),
             ("down, up = torch.randn(rank, x.shape[1]), torch.zeros(weight.shape[0], rank)\n"
@@ -96,6 +97,16 @@ WRONG = {
                                ("return float(weight.norm() / (alpha * up @ down).norm())", "upside down"),
                                ("return float(abs(alpha) * up.norm() * down.norm() / weight.norm())", "multiply B A first")])},
 }
+
+
+# Of assignment 4: what a student's `results` has other than these, and a piece of what its test says.
+RESULTS = {"question": "why?", "varied": "alpha", "held": {"steps": 4}, "metric": "change", "seeds": [0, 1, 2],
+           "numbers": {"alpha 0": [3.0, 2.5, 2.0], "alpha 1": [1.0, 1.5, 0.5]}}
+WRONG_RESULTS = [
+    ({"seeds": [0, 0, 0]}, "three different seeds"), ({"numbers": {"alpha 1": [1.0, 1.5, 0.5]}}, "two settings"),
+    ({"numbers": {"alpha 0": [3.0], "alpha 1": [1.0, 1.5, 0.5]}}, "'alpha 0' has 1 numbers for 3 seeds"),
+    ({"numbers": {"alpha 0": [3.0, 2.5, float("nan")], "alpha 1": [1.0, 1.5, 0.5]}}, "not finite"),
+    ({"numbers": {"alpha 0": [1.0, 1.5, 0.5], "alpha 1": [1.0, 1.5, 0.5]}}, "nothing was varied"), ({"held": {}}, "what was held")]
 
 
 def source(repo, assignment):
@@ -190,6 +201,19 @@ def test_planted_wrong_answers_get_no_points_and_are_told_why(repo, assignment, 
     raised = run(wanted, until=test)
     assert type(raised.get(test)) is AssertionError, raised
     assert re.search(told, str(raised[test])), str(raised[test])
+
+
+def test_the_experiment_is_told_what_its_results_lack(repo):
+    test = next(c.source for c in source(repo, "4_experiment").cells if nbgrader(c).get("grade_id") == "results-test")
+    exec(test, {"results": RESULTS})
+    with pytest.raises(NotImplementedError):
+        exec(test, {"results": {}})
+    for other, told in WRONG_RESULTS:
+        with pytest.raises(AssertionError, match=told):
+            exec(test, {"results": RESULTS | other})
+    for name in RESULTS:
+        with pytest.raises(AssertionError, match=f"results lacks {name}"):
+            exec(test, {"results": {key: value for key, value in RESULTS.items() if key != name}})
 
 
 def test_every_exercise_marked_by_a_test_has_three_planted_wrong_answers(repo):
