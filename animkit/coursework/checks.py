@@ -504,8 +504,7 @@ def training_bytes(answer: Callable[[int, int], int]) -> None:
             "what is frozen needs no gradient and nothing of Adam's.": 16 * a + 16 * b,
             "Adam keeps two averages for each trained number, 4 bytes each.": 2 * a + 8 * b,
             "4 bytes a trained number are missing: weight, gradient and two averages are 4 each.": 2 * a + 12 * b,
-                "frozen weights are in bfloat16, 2 bytes each.": 4 * a + 16 * b,
-                "the weights that learn are missing themselves.": 2 * a + 12 * b + 0.25})
+            "frozen weights are in bfloat16, 2 bytes each.": 4 * a + 16 * b})
 
 
 @exercise("days of a training", "twice the GPUs, half the days: as long as they can be fed.")
