@@ -29,8 +29,9 @@ def write_atomically(path: str | Path, write: Callable[[str], None]) -> Path:
     except BaseException as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-        if isinstance(error, OSError):
-            why = error.strerror or error
+        from safetensors import SafetensorError  # what its save_file makes of a full disk
+        if isinstance(error, (OSError, SafetensorError)):
+            why = getattr(error, "strerror", None) or error
             raise AnimkitError(f"could not write {path}: {why}; an older file there is untouched") from error
         raise
     return path

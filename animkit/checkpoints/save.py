@@ -146,5 +146,12 @@ def _write(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str
     if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
         # a view of a mapped file would be saved with the whole file behind it
         own = {name: t if t.untyped_storage().nbytes() == t.nbytes else t.clone() for name, t in tensors.items()}
-        return write_atomically(path, lambda file: torch.save(own, file))
+        return write_atomically(path, lambda file: _pickle(own, file))
     raise AnimkitError(f"{path}: the file's name must end in .safetensors, .ckpt, .pt, .pth or .bin.")
+
+
+def _pickle(tensors: Mapping[str, Tensor], file: str) -> None:
+    try:
+        torch.save(tensors, file)
+    except RuntimeError as error:  # what torch makes of a full disk
+        raise OSError(f"torch could not save it ({error})") from error
