@@ -173,6 +173,7 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
             *each, mean, halt, due = accelerator.reduce(told, "mean").tolist()
             bad_gradient = config.mixed_precision != "fp16" and not math.isfinite(float(norm))  # fp16 skips such steps
             if bad_gradient or not math.isfinite(mean):
+                fetch.close()  # the thread ahead ends before the guilty batch is made once more: a stream is one reader's
                 raise AnimkitError(plumbing.not_finite(folder, step, each, float(norm), batch, config))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -362,6 +363,23 @@ def test_nan_stops_names_step_and_batch_and_keeps_the_checkpoint(tmp_path, where
     assert fit(tiny_model(), loss, batch, CONFIG, tmp_path, quiet=True).steps.tolist() == list(range(1, 61))
 
 
+def test_a_nan_is_told_of_while_a_thread_reads_ahead(tmp_path):
+    """The guilty batch is made again only when the thread has ended: what reads a stream cannot do both at once."""
+    reading = threading.Lock()
+
+    def one_reader(k, generator):
+        assert reading.acquire(blocking=False), "two read at once"
+        time.sleep(0.05)
+        reading.release()
+        return batch(k, generator) | {"k": k}
+
+    def bad(model, x, generator):
+        return loss(model, x, generator)[0] * (float("nan") if x["k"] == 3 else 1)
+
+    with pytest.raises(AnimkitError, match=r"step 4: the loss is nan on micro-batch 3 \(.*k 3\)"):
+        fit(tiny_model(), bad, one_reader, replace(CONFIG, accumulate=1, prefetch=4), tmp_path, quiet=True)
+
+
 def run_on_a_full_disk(folder: Path, answer) -> None:
     import resource
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -386,6 +404,31 @@ def test_a_full_disk_stops_with_a_word_and_the_old_checkpoint_intact(tmp_path):
     history = fit(tiny_model(), loss, batch, CONFIG, tmp_path, quiet=True)
     unbroken = fit(tiny_model(), loss, batch, CONFIG, tmp_path / "b", quiet=True)
     assert history.losses.tolist() == unbroken.losses.tolist()
+
+
+@pytest.mark.parametrize("most, cut", [(5000, "weights.safetensors"), (9000, "optimizer.pt")])
+def test_a_disk_that_fills_in_mid_checkpoint_leaves_the_old_one_whole(tmp_path, most, cut):
+    """What safetensors and torch raise then are errors of their own."""
+    resource = pytest.importorskip("resource")
+
+    def wide():
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            return nn.Sequential(nn.Linear(6, 200), nn.Tanh(), nn.Linear(200, 1))
+
+    fit(wide(), loss, batch, replace(CONFIG, steps=5), tmp_path, quiet=True)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "checkpoint").iterdir()}
+    assert len(before[cut]) > most > len(before["weights.safetensors"]) * (cut == "optimizer.pt")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        with pytest.raises(AnimkitError, match="step 8 could not be written .*the one of step 5 is intact: free some"):
+            fit(wide(), loss, batch, replace(CONFIG, steps=8), tmp_path, quiet=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "checkpoint").iterdir()} == before
+    assert [path.name for path in tmp_path.glob("checkpoint*")] == ["checkpoint"]
+    assert fit(wide(), loss, batch, replace(CONFIG, steps=8), tmp_path, quiet=True).steps.tolist() == list(range(1, 9))
 
 
 def test_other_settings_are_named(tmp_path):
