@@ -34,9 +34,10 @@ def asked_moving(count: int, seed: int, **how) -> tuple[list[str], list]:
 
 def drawn(animator: Any, prompts: Sequence[str], *, seed: int, work: str | Path, name: str, batch: int = 4,
           each: Mapping[str, Sequence] | None = None, **how) -> list[Clip]:
-    """A clip for each prompt, clip k from the noise of seed + k; what was drawn before, of all the same, is in work.
+    """A clip for each prompt, clip k from the noise of seed + k; what was drawn before, of all the same, is in work,
+    whichever notebook drew it.
 
-    name: said by the bar and the files. each: an argument that has a value for each clip, drawn one by one, such as
+    name: said by the bar. each: an argument that has a value for each clip, drawn one by one, such as
     control. how: for the animator's (or a baseline's) call. Raises AnimkitError as that does.
     """
     batch, each = 1 if each else batch, each or {}
@@ -52,7 +53,7 @@ def drawn(animator: Any, prompts: Sequence[str], *, seed: int, work: str | Path,
         given = how | {key: values[k] for key, values in each.items()}
         said = [made_by, list(prompts[k:k + batch]), seed + k, {key: _plain(value) for key, value in given.items()}]
         key = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:24]
-        path = folder / f"{''.join(c if c.isalnum() else '-' for c in name)[:40]}-{key}.npz"
+        path = folder / f"{key}.npz"
         if not path.exists():
             new = animator(list(prompts[k:k + batch]), seed=seed + k, progress=False, **given)
             pixels = np.stack([clip.array for clip in new])
