@@ -56,6 +56,8 @@ def test_what_was_drawn_is_kept_and_a_killed_run_goes_on(animator, tmp_path, cal
     files[0].unlink()
     drawn(animator, PROMPTS, seed=5, work=tmp_path, **HOW)
     assert len(calls) == 3, "only what is missing is drawn"
+    drawn(animator, PROMPTS[:2], seed=5, work=tmp_path, **HOW | {"name": "as another notebook calls it"})
+    assert len(calls) == 3, "notebooks share what they draw alike"
 
 
 def test_nothing_stale_is_taken(animator, tmp_path, calls):
@@ -122,6 +124,13 @@ def test_a_resampled_ratio_has_an_interval_around_it():
 def test_rank_correlation_is_spearmans(y, rho):
     assert rank_correlation([10, 20, 40], y) == pytest.approx(rho)
     assert np.isnan(rank_correlation([1, 2, 3], [5, 5, 5]))
+
+
+def test_above_0_8_five_alphas_have_one_pair_out_of_order_at_most():
+    """The rule of domain_adapter's "monotone"."""
+    alphas = [1, 0.75, 0.5, 0.25, 0]
+    assert rank_correlation(alphas, [90, 60, 70, 20, 10]) == pytest.approx(0.9)
+    assert rank_correlation(alphas, [80, 90, 60, 70, 10]) == pytest.approx(0.8)
 
 
 def test_a_power_law_is_found_again():
