@@ -21,7 +21,7 @@ _PUBLIC = {
     "mark_correlation": "watermark", "watermark_score": "watermark",
     "frechet_distance": "frechet", "motion_judge_features": "frechet", "frechet_extrapolated": "frechet",
     "Page": "study", "plan": "study", "ranked": "study", "save_answers": "study", "load_answers": "study",
-    "average_user_ranking": "study", "RankingStudy": "study_widget",
+    "average_user_ranking": "study", "user_lead": "study", "RankingStudy": "study_widget",
 }
 __all__ = sorted(_PUBLIC)
 

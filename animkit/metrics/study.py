@@ -131,6 +131,33 @@ def average_user_ranking(paths: str | Path | Iterable[str | Path], level: float 
     about the prompts only. Raises AnimkitError if there is no file or answer, a ranking stands in two files, or
     rankings differ in their methods.
     """
+    methods, tables = _tables(paths)
+    rng = np.random.default_rng(seed)
+    result: dict[str, dict[str, Interval]] = {method: {} for method in methods}
+    for aspect, people in tables.items():
+        for method, interval in zip(methods, _intervals(people, level, rounds, rng)):
+            result[method][aspect] = interval
+    return result
+
+
+def user_lead(paths: str | Path | Iterable[str | Path], ours: str, others: Sequence[str], aspect: str = "smoothness",
+              level: float = 0.95, rounds: int = 2000, seed: int = 0) -> tuple[Interval, str]:
+    """How far `ours` is ahead in an aspect, ranking by ranking, of the best of the others; and which one that is.
+
+    Interval and errors as in `average_user_ranking`; AnimkitError also if the files rank no such method or aspect.
+    """
+    methods, tables = _tables(paths)
+    if not {ours, *others} <= set(methods) or aspect not in tables:
+        raise AnimkitError(f"The files rank {', '.join(methods)} by {', '.join(tables)}; asked was for {ours} against "
+                           f"{', '.join(others)} by {aspect}.")
+    mean = dict(zip(methods, np.concatenate(tables[aspect]).mean(0)))
+    rival = max(others, key=mean.get)
+    ahead = [scores[:, [methods.index(ours)]] - scores[:, [methods.index(rival)]] for scores in tables[aspect]]
+    return _intervals(ahead, level, rounds, np.random.default_rng(seed))[0], rival
+
+
+def _tables(paths: str | Path | Iterable[str | Path]) -> tuple[tuple[str, ...], dict[str, list[np.ndarray]]]:
+    """The methods, and aspect -> for each person the scores, prompts x methods, of all files."""
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     scores: dict[str, dict[str, dict[str, dict[str, int]]]] = {}  # aspect -> person -> prompt -> method -> score
     source: dict[tuple, Path] = {}
@@ -155,18 +182,18 @@ def average_user_ranking(paths: str | Path | Iterable[str | Path], level: float 
         raise AnimkitError(f"An average wants rankings of the same methods throughout; {len(source)} rankings in "
                            f"{len(paths)} files compare: "
                            f"{'; '.join(', '.join(m) for m in sorted(compared)) or 'nothing'}.")
-    methods, rng = compared.pop(), np.random.default_rng(seed)
-    result: dict[str, dict[str, Interval]] = {method: {} for method in methods}
-    for aspect, people in ((a, scores[a]) for a in ASPECTS if a in scores):
-        table = [np.array([[of[m] for m in methods] for of in prompts.values()], float)
-                 for prompts in people.values()]                                        # a person: prompts methods
-        means = np.empty((rounds, len(methods)))
-        for k in range(rounds):
-            drawn = [table[i][rng.integers(len(table[i]), size=len(table[i]))]
-                     for i in rng.integers(len(table), size=len(table))]
-            means[k] = np.concatenate(drawn).mean(0)
-        low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)], axis=0)
-        every = np.concatenate(table)
-        for j, method in enumerate(methods):
-            result[method][aspect] = Interval(float(every[:, j].mean()), float(low[j]), float(high[j]), len(every))
-    return result
+    methods = compared.pop()
+    return methods, {aspect: [np.array([[of[m] for m in methods] for of in prompts.values()], float)
+                              for prompts in scores[aspect].values()] for aspect in ASPECTS if aspect in scores}
+
+
+def _intervals(people: Sequence[np.ndarray], level: float, rounds: int, rng: np.random.Generator) -> list[Interval]:
+    """The mean of each column of people's tables (each rows x columns), by the bootstrap in two stages."""
+    means = np.empty((rounds, people[0].shape[1]))
+    for k in range(rounds):
+        drawn = [people[i][rng.integers(len(people[i]), size=len(people[i]))]
+                 for i in rng.integers(len(people), size=len(people))]
+        means[k] = np.concatenate(drawn).mean(0)
+    low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)], axis=0)
+    every = np.concatenate(people)
+    return [Interval(float(v), float(a), float(b), len(every)) for v, a, b in zip(every.mean(0), low, high)]

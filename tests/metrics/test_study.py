@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from animkit.errors import AnimkitError
-from animkit.metrics import RankingStudy, average_user_ranking, load_answers, plan, ranked, save_answers
+from animkit.metrics import RankingStudy, average_user_ranking, load_answers, plan, ranked, save_answers, user_lead
 from animkit.metrics.study import ASPECTS, answered
 from animkit.show.clip import Clip
 
@@ -54,6 +54,18 @@ def test_averages_over_files_and_their_intervals(tmp_path):
     # all a person's answers are alike, so the interval is that of four people, not of twelve rankings
     assert found.low == pytest.approx(1.5) and found.high == 3
     assert sum(v["domain"].value for v in average_user_ranking(paths).values()) == pytest.approx(6)
+
+
+def test_a_lead_is_taken_ranking_by_ranking_over_the_best_rival(tmp_path):
+    ours, zero, tuned = METHODS
+    people = [(ours, zero, tuned)] * 3 + [(zero, ours, tuned)]
+    paths = [save_answers(tmp_path / f"{k}.csv", answers(f"p{k}", order)) for k, order in enumerate(people)]
+    ahead, rival = user_lead(paths, ours, [tuned, zero])
+    assert rival == zero and ahead.n == 12 and ahead.value == pytest.approx((3 * 1 - 1) / 4)
+    assert ahead.low == pytest.approx(-0.5) and ahead.high == 1, "four people, two of whom may be the one that differs"
+    assert user_lead(paths[:3], ours, [zero])[0] == (1, 1, 1, 9)
+    with pytest.raises(AnimkitError, match="asked was for AnimateDiff against Gen-2"):
+        user_lead(paths, ours, ["Gen-2"])
 
 
 def test_a_page_wants_each_clip_once_for_each_aspect():
