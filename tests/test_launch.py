@@ -7,10 +7,11 @@ import sys
 import tomllib
 
 import nbformat
+import numpy as np
 import pytest
 import yaml
 
-from animkit import samples
+from animkit import Clip, samples
 from animkit.notebooks import parameters
 
 BINDER_GIB = 2.0
@@ -85,6 +86,17 @@ def test_badges_lead_to_files_that_exist(repo):
     assert len(named) == 2 and [name for name in named if not (repo / name).is_file()] == []
     assert len(re.findall(r"\[!\[(\w+)\]\(https://[^)]+\.svg\)\]\(https://[^)]+OWNER/animkit", text)) == 3
     assert "docs/launch.md" in (repo / "README.md").read_text()
+
+
+def test_the_readmes_first_screen_shows_a_film_that_the_kit_made_and_two_commands(repo):
+    screen = "\n".join((repo / "README.md").read_text().splitlines()[:20])
+    said, picture = re.search(r"!\[([^\]]+)\]\(([^)]+)\)", screen).groups()
+    film = Clip.load(repo / picture)
+    made = film.settings["side_by_side"]
+    assert len(film) >= 8 and (np.asarray(film)[0] != np.asarray(film)[-1]).any(), "it moves"
+    assert made[0]["prompt"] in said and {one["base"] for one in made} == {"miniature"}
+    assert [set(one["alpha"]) - {"motion"} for one in made] == [set(), {"ink"}, {"neon"}]
+    assert re.findall(r"^    (make \w+)", screen, re.M) == ["make demo", "make test"]
 
 
 HUNGRY = """
