@@ -61,6 +61,15 @@ def test_the_first_cell_says_what_comes_and_what_it_costs(book):
     assert "parameters" in book.cells[1].metadata.get("tags", [])
 
 
+def test_the_first_cell_counts_minutes_and_exercises_rightly(book):
+    run, own = re.search(r"^\| \d+ minutes \| ([^|]+) \| ([^|]+) \|", book.cells[0].source, re.M).groups()
+    number = re.match(r"about (\w+) minute", run)[1]
+    assert int({"a": 1, "two": 2, "three": 3, "four": 4, "five": 5}.get(number, number)) <= 5
+    count, minutes = map(int, re.fullmatch(r"(\d+), some (\d+) minutes", own).groups())
+    each = [int(re.search(r"(\d+) minutes\*", cell(book, f"exercise-{n}").source)[1]) for n in exercises(book)]
+    assert count == len(each) and abs(sum(each) - minutes) <= 5, each
+
+
 def test_it_has_every_part_of_a_lesson(book):
     text, code = text_of(book), code_of(book)
     headings = re.findall(r"^## (.+)$", text, re.M)
@@ -69,6 +78,29 @@ def test_it_has_every_part_of_a_lesson(book):
     assert "beside(" in code and "drawn(" in code and re.search(r"\bknob\(", code)
     assert sum(map(code.count, ("drawn(", "sheet(", "filmstrip(", "side_by_side("))) >= 4, "pictures, with words"
     assert "autoplay" not in code
+    assert any(c.id in ("tiny", "shapes") and ".shape" in c.source for c in book.cells), "classes built tiny, with their shapes"
+    at = next(n for n, c in enumerate(book.cells) if "## What the paper found, and what we measure" in c.source)
+    told = next(c for c in book.cells[at:] if c.cell_type == "code")
+    assert "table(" in told.source and "the paper" in told.source, "the paper's findings in a table beside ours"
+
+
+GREY = re.compile(r"[01](\.\d+)?|black|white|none|cividis")  # what is told apart without seeing colours; cividis is even in grey
+
+
+def test_figures_are_readable_in_grey(book):
+    """No colour but greys, and no curve or bar in matplotlib's own colours: lines differ by dash and mark, bars by hatch."""
+    for c in book.cells:
+        for call in ast.walk(ast.parse(c.source)) if c.cell_type == "code" else ():
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+                continue
+            given = {k.arg: [n.value for n in ast.walk(k.value) if isinstance(n, ast.Constant)] for k in call.keywords}
+            for name in given.keys() & {"color", "c", "facecolor", "edgecolor", "mfc", "mec", "cmap"}:
+                named = [value for value in given[name] if value != "down"]             # of a condition, not a colour
+                assert all(GREY.fullmatch(str(value)) for value in named), f"{c.id}: {ast.unparse(call)}"
+            if call.func.attr in ("plot", "semilogy", "loglog", "bar", "barh", "errorbar", "scatter", "hist", "fill_between"):
+                formats = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+                black = any(f.startswith("k") for f in formats) if formats else re.search(r"[\"']k[-:.os^]", c.source)
+                assert "color" in given or black or ast.unparse(call) == "result.history.plot(ax)", f"{c.id}: {ast.unparse(call)}"
 
 
 def test_guesses_come_before_the_cell_that_answers(book):
@@ -78,9 +110,10 @@ def test_guesses_come_before_the_cell_that_answers(book):
 
 
 def test_a_widget_has_a_static_picture_before_it(book):
-    for c in book.cells:
-        if c.cell_type == "code" and re.search(r"^knob\(", c.source, re.M):
-            assert c.source.index("display(") < c.source.index("knob(draw"), c.id
+    turned = [c for c in book.cells if c.cell_type == "code" and "knob(draw" in c.source]
+    assert turned
+    for c in turned:
+        assert re.search(r"display\(\s*(sheet|ak\.filmstrip|draw\w*)\(", c.source[:c.source.index("knob(draw")]), c.id
 
 
 def test_it_stands_in_the_repo_as_a_lesson_not_as_a_run(book):
@@ -162,8 +195,10 @@ def execute(name, repo, tmp_path):
     assert len(said) == len(exercises(book)) and all(s.startswith("To do") for s in said)
     warned = [o.text for c in book.cells if c.cell_type == "code" for o in c.outputs if o.get("name") == "stderr"]
     assert not [w for w in warned if "Traceback" in w]
-    images = re.findall(r"<img[^>]*>", json.dumps([c.outputs for c in book.cells if c.cell_type == "code"]))
+    outputs = json.dumps([c.outputs for c in book.cells if c.cell_type == "code"])
+    images, films = re.findall(r"<img[^>]*>", outputs), re.findall(r"<video[^>]*>", outputs)
     assert len(images) >= 4 and all(re.search(r'alt=\\"[^"]{10,}', image) for image in images)
+    assert all("controls" in film and "autoplay" not in film and re.search(r'title=\\"[^"]{10,}', film) for film in films)
 
 
 def test_a_short_one_runs(repo, tmp_path):
