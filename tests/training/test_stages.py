@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -129,6 +130,13 @@ def test_the_settings_say_what_timesteps_count(runs, trained, override, heavier)
     first = trained["motion"][0].history.losses[0]  # of the same fresh module, the same clips and the same noise
     weighed = train(runs, "motion_module", f"weighed-{heavier}", override, "training.steps=1").history.losses[0]
     assert weighed > 1.01 * first if heavier else weighed < 0.99 * first
+
+
+def test_the_settings_say_how_many_captions_are_dropped(runs, trained):
+    """At 1 every caption is the empty prompt: another loss, of the same module, clips and noise, than at 0."""
+    losses = {drop: train(runs, "motion_module", f"dropped-{drop}", f"drop_captions={drop}", "training.steps=1",
+                          "prompts=[a red balloon]").history.losses[0] for drop in (0, 1)}
+    assert losses[0] != losses[1]
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -369,6 +377,42 @@ def test_videos_of_a_folder_live_and_cached_and_bad_ones(runs, trained, tmp_path
         train(runs, "motion_lora", "videos-bad", *own, "data.count=null")
     with pytest.raises(AnimkitError, match="camera: scene moves the camera of the cartoon world"):
         train(runs, "motion_lora", "videos-bad", *own, "camera=scene")
+
+
+@pytest.fixture(scope="module")
+def webvid(tmp_path_factory):
+    """Twelve videos as a WebVid table, and the same as two shards."""
+    folder = tmp_path_factory.mktemp("webvid")
+    (folder / "videos").mkdir()
+    rows = ["videoid,name,page_dir"]
+    for i in range(12):
+        frames = np.random.default_rng(i).integers(0, 256, (8, 24, 32, 3), dtype=np.uint8)
+        ak.Clip(frames, 8, "").save(folder / "videos" / f"{i}.mp4")
+        (folder / "videos" / f"{i}.txt").write_text("a red balloon")
+        rows.append(f"{i},a red balloon,")
+        with tarfile.open(folder / f"clips-{i % 2}.tar", "a") as shard:
+            for suffix in ("mp4", "txt"):
+                shard.add(folder / "videos" / f"{i}.{suffix}", f"{i}.{suffix}")
+    (folder / "table.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("stage, source, clips", [("domain_adapter", "table.csv", 12), ("motion_module", "table.csv", 12),
+                                                  ("motion_module", "clips-{0..1}.tar", None)])
+def test_the_settings_for_full_size_train_a_table_and_shards(toy, runs, trained, webvid, stage, source, clips):
+    """configs/sd15.yaml as it stands, bf16, live decoding and all; only the base, the sizes and the length are small."""
+    own = ["data.videos=null"] if clips is None else [f"data.videos={webvid / 'videos'}"]
+    own += [f"domain_adapter={runs / 'adapter'}", "data.stride=2"] if stage == "motion_module" else ["rank=2"]
+    small = {"base": toy, "data.source": webvid / source, "data.size": 16, "data.batch": 2, "sample_steps": 2,
+             "data.frames": 3 if stage == "motion_module" else 1, "training.steps": 3, "training.device": "cpu"}
+    config = load_config("sd15", stage, [*own, *(f"{name}={value}" for name, value in small.items())])
+    folder = runs / f"sd15-{stage}-{clips}"
+    result = TRAIN[stage](config, folder, quiet=True)
+    assert config.training.mixed_precision == "bf16" and not config.data.cache and config.training.prefetch
+    assert result.history.steps.tolist() == [1, 2, 3] and np.isfinite(result.history.losses).all()
+    assert result.record["clips"] == clips and ak.open_checkpoint(result.file).kind == stage.replace("_", " ")
+    assert result.animator.pipe.unet.is_gradient_checkpointing == (stage == "motion_module")
+    assert (folder / "samples" / "step-000003.png").exists()
 
 
 # ---- the cartoon world as a source -----------------------------------------------------------------------------------
