@@ -63,11 +63,13 @@ class Plan:
         return notebooks.checked(FOLDER / f"{name}.ipynb", common | self.given.get(name, {}))
 
     def fingerprint(self, name: str) -> str:
-        """A hash of all that a notebook's numbers come from: its cells, the package, the shipped weights."""
+        """A hash of all that a notebook's numbers come from: its cells, the package, the shipped weights. Of "report":
+        of all that the page comes from, besides the results."""
+        unseen = () if name == "report" else UNSEEN
         nb = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
         digest = hashlib.sha256(json.dumps([cell["source"] for cell in nb["cells"]]).encode())
         package = Path(__file__).resolve().parents[1]
-        code = [p for p in sorted(package.rglob("*.py")) if not set(p.relative_to(package).parts) & set(UNSEEN)]
+        code = [p for p in sorted(package.rglob("*.py")) if not set(p.relative_to(package).parts) & set(unseen)]
         weights = [p for p in sorted(samples.root().rglob("*")) if p.suffix in (".safetensors", ".json")
                    and "results" not in p.parts]
         for path in [*code, *weights]:
@@ -97,7 +99,8 @@ def presets_of(name: str) -> dict[str, dict[str, Any]]:
 
 def run_notebook(name: str, parameters: dict[str, Any], executed: str | Path, threads: int = 1) -> None:
     """Run one notebook; it leaves results.json in its `out`. AnimkitError if it fails, or leaves none."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)       # the kernel inherits it: notebooks side by side share the cores
+    for name_of_limit in ("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):  # torch's and optical flow's
+        os.environ[name_of_limit] = str(threads)       # the kernel inherits it: notebooks side by side share the cores
     notebooks.execute(FOLDER / f"{name}.ipynb", executed, parameters, progress=False, cell_timeout=DAYS)
     if not (Path(parameters["out"]) / "results.json").is_file():
         raise AnimkitError(f"{name} ran, but left no results.json in {parameters['out']}")

@@ -1,5 +1,6 @@
 """The notebooks of reproduce/: their form, the plan of their jobs, and one of them run through the whole workflow."""
 import ast
+import os
 import re
 
 import nbformat
@@ -121,6 +122,37 @@ def test_a_fingerprint_is_of_what_numbers_come_from(monkeypatch, tmp_path):
     nb.cells[-2].source += "."
     nbformat.write(nb, tmp_path / "comparison.ipynb")
     assert plan.fingerprint("comparison") != before
+
+
+def test_the_page_is_written_anew_when_its_code_changes_and_no_notebook_is_run_for_that(monkeypatch):
+    plan = workflow.Plan("smoke")
+    page, numbers = plan.fingerprint("report"), plan.fingerprint("comparison")
+    monkeypatch.setattr(workflow, "UNSEEN", ())
+    assert plan.fingerprint("report") == page, "report.py is in it anyway"
+    assert plan.fingerprint("comparison") != numbers, "and not in a notebook's"
+
+
+def test_threads_are_capped_in_what_a_notebook_starts(monkeypatch, tmp_path):
+    seen = {}
+    for name in ("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
+        monkeypatch.setenv(name, "64")
+    monkeypatch.setattr(notebooks, "execute", lambda *args, **how: seen.update(os.environ))
+    (tmp_path / "results.json").touch()
+    workflow.run_notebook("comparison", {"out": str(tmp_path)}, tmp_path / "run.ipynb", threads=3)
+    assert seen["OMP_NUM_THREADS"] == seen["OPENCV_FOR_THREADS_NUM"] == "3"
+
+
+def test_further_arguments_reach_snakemake(tmp_path):
+    """As "--executor slurm" would, whose plugin is not installed here."""
+    assert "notebook\nreport" in dry_run(tmp_path, "--snakemake", "--list-rules --nocolor")
+
+
+def test_what_there_is_is_reported_when_a_notebook_fails(tmp_path, monkeypatch, capsys):
+    reported = []
+    monkeypatch.setattr(workflow, "_snakemake", lambda *args: 1)
+    monkeypatch.setattr(workflow, "write_report", reported.append)
+    assert cli.main(["reproduce", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]) == 1
+    assert reported == [tmp_path / "out"] and "snakemake.log" in capsys.readouterr().err
 
 
 def test_the_list_names_claims_and_minutes(capsys):
