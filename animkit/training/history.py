@@ -92,6 +92,12 @@ class Log:
                 if name != "step":
                     self.board.add_scalar(name, value, record["step"])
 
+    def draw(self, pictures: dict, step: int) -> None:
+        """Pictures, such as samples drawn on the way, into TensorBoard."""
+        with _on_disk(self.path):
+            for name, picture in pictures.items() if self.board else ():
+                self.board.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+
     def __enter__(self) -> "Log":
         return self
 

@@ -103,8 +103,8 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
     batch(k, generator) gives micro-batch k (of this process: see draws.py), loss(model, batch, generator) its mean
     loss, maybe with a dict of further numbers to log. Both must draw from their generator alone (on the CPU): it is a
     function of (config.seed, k), which is why a killed run resumes bit for bit. validate(model, step) runs under the
-    EMA weights. stop: seconds of training in all, or a function of them. Only `parameters` (default: all with
-    requires_grad) change. The model ends with its own weights; `history.ema.copy_to_model()` makes them the average.
+    EMA weights; of a dict that it returns the numbers are logged, and PIL images shown in TensorBoard. stop: seconds of
+    training in all, or a function of them. Only `parameters` (default: all with requires_grad) change. The model ends with its own weights; `history.ema.copy_to_model()` makes them the average.
     watch(history) is called as the log is shown, each `log_every` steps: LiveCurve() draws it in a notebook.
     Raises AnimkitError on a NaN, on a full disk, and on a checkpoint in `folder` of other settings or another model.
     """
@@ -173,7 +173,7 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
             *each, mean, halt, due = accelerator.reduce(told, "mean").tolist()
             bad_gradient = config.mixed_precision != "fp16" and not math.isfinite(float(norm))  # fp16 skips such steps
             if bad_gradient or not math.isfinite(mean):
-                fetch.close()  # the thread ahead ends before the guilty batch is made once more: a stream is one reader's
+                fetch.close()  # the thread ahead ends before the guilty batch is made again: a stream has one reader
                 raise AnimkitError(plumbing.not_finite(folder, step, each, float(norm), batch, config))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -186,7 +186,9 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
             look = validate and (at_end or (config.validate_every and step % config.validate_every == 0))
             if main:
                 if look:
-                    record.update(plumbing.validated(validate, model, step, ema))
+                    numbers, pictures = plumbing.validated(validate, model, step, ema)
+                    record.update(numbers)
+                    log.draw(pictures, step)
                 log.add(record)
                 if look or at_end or step % config.log_every == 0:
                     log.show(record)

@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterable, Iterator
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from PIL.Image import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -206,21 +207,24 @@ def load(folder: Path, config, model: nn.Module, trainable: dict[str, nn.Paramet
     return state["step"], state["seconds"]
 
 
-def validated(validate: Callable, model: nn.Module, step: int, ema) -> dict[str, float]:
-    """The numbers of validate(model, step), in eval mode and under the average of the weights if one is kept."""
+def validated(validate: Callable, model: nn.Module, step: int, ema) -> tuple[dict[str, float], dict[str, Image]]:
+    """The numbers and the pictures of validate(model, step), in eval mode and under the average of the weights if one
+    is kept."""
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             if ema:
                 with ema.swapped_in():
-                    numbers = validate(model, step)
+                    found = validate(model, step)
             else:
-                numbers = validate(model, step)
+                found = validate(model, step)
     finally:
         for m, mode in modes:
             m.training = mode
-    return {f"validate/{name}": float(value) for name, value in (numbers or {}).items()}
+    found = {f"validate/{name}": value for name, value in (found or {}).items()}
+    pictures = {name: value for name, value in found.items() if isinstance(value, Image)}
+    return {name: float(value) for name, value in found.items() if name not in pictures}, pictures
 
 
 def not_finite(folder: Path, step: int, losses: list[float], norm: float, batch: Callable, config) -> str:

@@ -26,7 +26,7 @@ from animkit.files import write_atomically
 from animkit.heap import peak_memory
 from animkit.motion_module import MotionModules
 from animkit.prompts import check_prompt
-from animkit.show.filmstrip import filmstrip
+from animkit.show.filmstrip import filmstrip, side_by_side
 from animkit.training import plumbing, saving, sources
 from animkit.training.config import StageConfig
 from animkit.training.history import History
@@ -200,17 +200,22 @@ class Stage:
                 prompts.append(caption)
         return prompts if self.config.prompts else prompts[:3]
 
-    def _sample(self, prompts: list[str], step: int) -> None:
-        """Clips (of motion stages) or stills of the prompts, by the stage's own betas, as samples/step-000500.png."""
+    def _sample(self, prompts: list[str], step: int) -> dict:
+        """Clips (of motion stages) or stills of the prompts, by the stage's own betas: samples/step-000500.png, a .mp4
+        of clips, and a picture for TensorBoard."""
         frames = self.config.data.frames if self.video_unet.motion is not None else 1
         scheduler = DDIMScheduler.from_config(self.animator.scheduler.config, **asdict(self.config.noise))
         size = self.config.data.size
         clips = [self.animator(prompt, frames=frames, seed=i, steps=self.config.sample_steps, height=size, width=size,
                                scheduler=scheduler, progress=False) for i, prompt in enumerate(prompts)]
-        if clips:
-            (self.folder / "samples").mkdir(exist_ok=True)
-            strip = filmstrip(clips, labels=prompts if frames > 1 else None)
-            strip.save(self.folder / "samples" / f"step-{step:06d}.png")
+        if not clips:
+            return {}
+        path = self.folder / "samples" / f"step-{step:06d}"
+        strip = filmstrip(clips, labels=prompts if frames > 1 else None)
+        strip.save(path.with_suffix(".png"))
+        if frames > 1:
+            side_by_side(clips, labels=prompts).save(path.with_suffix(".mp4"))
+        return {"samples": strip.image}
 
     # ---- files
 

@@ -184,9 +184,16 @@ def test_train_json_says_what_made_the_file(trained, runs):
 
 
 def test_curve_and_samples_are_written_as_it_goes(trained, runs):
-    assert sorted(p.name for p in (runs / "motion" / "samples").iterdir()) == ["step-000002.png", "step-000003.png"]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    assert sorted(p.name for p in (runs / "motion" / "samples").iterdir()) == [
+        f"step-00000{step}.{kind}" for step in (2, 3) for kind in ("mp4", "png")]
     strip = np.asarray(Image.open(runs / "motion" / "samples" / "step-000003.png").convert("RGB"))
     assert strip.std() > 5 and np.asarray(Image.open(runs / "motion" / "loss.png")).std() > 5
+    film = ak.Clip.load(runs / "motion" / "samples" / "step-000003.mp4")
+    assert len(film) == 3 and film.array.std() > 5
+    assert [p.suffix for p in (runs / "look" / "samples").iterdir()] == [".png"]  # stills
+    board = EventAccumulator(str(runs / "motion" / "tensorboard")).Reload()
+    assert [event.step for event in board.Images("validate/samples")] == [2, 3]
 
 
 def test_stages_share_the_cache_of_the_same_clips(trained, runs):
@@ -397,8 +404,9 @@ def webvid(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("stage, source, clips", [("domain_adapter", "table.csv", 12), ("motion_module", "table.csv", 12),
-                                                  ("motion_module", "clips-{0..1}.tar", None)])
+@pytest.mark.parametrize("stage, source, clips", [
+    ("domain_adapter", "table.csv", 12), ("motion_module", "table.csv", 12),
+    ("motion_module", "clips-{0..1}.tar", None)])
 def test_the_settings_for_full_size_train_a_table_and_shards(toy, runs, trained, webvid, stage, source, clips):
     """configs/sd15.yaml as it stands, bf16, live decoding and all; only the base, the sizes and the length are small."""
     own = ["data.videos=null"] if clips is None else [f"data.videos={webvid / 'videos'}"]
