@@ -1,7 +1,10 @@
 """Tables of videos and of captioned images as `datasets` Datasets: paths and captions; nothing is decoded."""
 import csv
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from datasets import Dataset, Features, Image, Value
 
@@ -18,7 +21,7 @@ def webvid_table(table: str | Path) -> Dataset:
     """
     table = _existing(table, "table of videos")
     wanted = ("videoid", "name", "page_dir")
-    with open(table, newline="", encoding="utf-8") as f:
+    with _text(table) as f:
         rows = csv.reader(f)
         columns = next(rows, [])
         _need(wanted, columns, table)
@@ -70,7 +73,7 @@ def _captioned_folder(folder, kind: str, endings: tuple[str, ...], needed: bool)
         raise AnimkitError(f"no {kind} in {folder}: looked for {', '.join(endings)}")
     captions = _metadata(folder)
     if captions is None:
-        captions = {name: p.with_suffix(".txt").read_text(encoding="utf-8").strip()
+        captions = {name: _caption(p.with_suffix(".txt"))
                     for name, p in files.items() if p.with_suffix(".txt").exists()}
     absent = [name for name in captions if name not in files]
     if absent:
@@ -90,7 +93,7 @@ def _metadata(folder: Path) -> dict[str, str] | None:
     if len(found) == 2:
         raise AnimkitError(f"{folder} has both metadata.csv and metadata.jsonl: keep one")
     path = found[0]
-    with open(path, newline="", encoding="utf-8") as f:
+    with _text(path) as f:
         if path.suffix == ".csv":
             reader = csv.DictReader(f)
             _need(("file_name", "text"), reader.fieldnames or [], path)
@@ -101,11 +104,26 @@ def _metadata(folder: Path) -> dict[str, str] | None:
             except json.JSONDecodeError as error:
                 raise AnimkitError(f"{path} is not one JSON object a line: {error}") from None
             for row in rows:
-                _need(("file_name", "text"), row, path)
+                _need(("file_name", "text"), row if isinstance(row, dict) else (), path)
     holes = [str(row["file_name"]) for row in rows if not isinstance(row["text"], str)]
     if holes:
         raise AnimkitError(f"{path} has rows without a text: {_some(holes)}")
     return {str(Path(row["file_name"])): row["text"] for row in rows}
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[TextIO]:
+    """An open text file, with or without the mark that spreadsheets put first."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise AnimkitError(f"{path} is not text in UTF-8 ({error.reason}): save it in that encoding") from None
+
+
+def _caption(path: Path) -> str:
+    with _text(path) as file:
+        return file.read().strip()
 
 
 def _need(wanted, got, path: Path) -> None:

@@ -135,10 +135,10 @@ def load_config(path: str | Path, stage: str, overrides: Iterable[str] = ()) -> 
         raise AnimkitError(f"There is no stage {stage!r}; there are {', '.join(STAGES)}.")
     path = find_config(path)
     try:
-        content = yaml.load(path.read_text(), Loader=_NoDuplicates) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_NoDuplicates) or {}
     except OSError as error:
         raise AnimkitError(f"The settings {path} cannot be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise AnimkitError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
         raise AnimkitError(f"{path} must hold sections such as {', '.join(STAGES)}, not a {type(content).__name__}.")

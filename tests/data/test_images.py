@@ -29,6 +29,19 @@ def test_captions_from_csv_jsonl_or_files_beside(tmp_path):
     assert image_table(tmp_path)["caption"][:] == ["one, two", "three"]
 
 
+def test_captions_of_a_spreadsheet_and_of_another_encoding(tmp_path):
+    pictures(tmp_path, 1)
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a caf\u00e9\n", encoding="utf-8-sig")  # Excel's
+    assert image_table(tmp_path)["caption"][:] == ["a caf\u00e9"]
+    (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a caf\u00e9\n", encoding="latin-1")
+    with pytest.raises(AnimkitError, match="metadata.csv is not text in UTF-8"):
+        image_table(tmp_path)
+    (tmp_path / "metadata.csv").unlink()
+    (tmp_path / "0.txt").write_text("a caf\u00e9", encoding="latin-1")
+    with pytest.raises(AnimkitError, match="0.txt is not text in UTF-8"):
+        image_table(tmp_path)
+
+
 def test_images_resized_cropped_and_in_batches(tmp_path):
     pictures(tmp_path)
     for i in range(4):
@@ -60,6 +73,9 @@ def test_faults_are_named(tmp_path):
         image_table(tmp_path)
     (tmp_path / "metadata.csv").rename(tmp_path / "metadata.jsonl")
     with pytest.raises(AnimkitError, match="metadata.jsonl is not one JSON object a line"):
+        image_table(tmp_path)
+    (tmp_path / "metadata.jsonl").write_text("[1]\n")
+    with pytest.raises(AnimkitError, match="lacks the columns file_name, text.*has none"):
         image_table(tmp_path)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "caption": "a"}\n')
     with pytest.raises(AnimkitError, match="lacks the column text"):

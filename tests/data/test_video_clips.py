@@ -203,6 +203,15 @@ def test_fingerprint_tells_settings_and_files_apart(videos, folder, tmp_path):
     assert VideoClips(tmp_path, frames=2).fingerprint() != before
 
 
+def test_a_table_of_a_spreadsheet_and_of_another_encoding(tmp_path):
+    text = "videoid,name,page_dir\n1,a caf\u00e9,b\n"
+    (tmp_path / "table.csv").write_text(text, encoding="utf-8-sig")  # as Excel saves it
+    assert webvid_table(tmp_path / "table.csv")[0] == {"videoid": "1", "caption": "a caf\u00e9", "page_dir": "b"}
+    (tmp_path / "table.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(AnimkitError, match="table.csv is not text in UTF-8"):
+        webvid_table(tmp_path / "table.csv")
+
+
 def test_a_broken_csv_is_one_clear_error(tmp_path):
     (tmp_path / "table.csv").write_text('videoid,name,page_dir\n1,a,b\n2,a boat, at sea,b\n')
     with pytest.raises(AnimkitError, match="table.csv, line 3: 4 fields where the header has 3"):

@@ -100,6 +100,12 @@ def test_a_bad_file_is_named(tmp_path, text, message):
     assert message in str(raised.value)
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "c.yaml").write_bytes(b"look: {\xff}")
+    with pytest.raises(AnimkitError, match="c.yaml is not valid YAML: 'utf-8'"):
+        load_config(tmp_path / "c.yaml", "look")
+
+
 def test_two_weightings_of_one_loss_are_refused_before_anything_is_made(tmp_path):
     (tmp_path / "c.yaml").write_text(MINIMAL)
     with pytest.raises(AnimkitError, match="look: min_snr_gamma and snr_plus_one are two weightings"):
