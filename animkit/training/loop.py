@@ -104,8 +104,9 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
     loss, maybe with a dict of further numbers to log. Both must draw from their generator alone (on the CPU): it is a
     function of (config.seed, k), which is why a killed run resumes bit for bit. validate(model, step) runs under the
     EMA weights; of a dict that it returns the numbers are logged, and PIL images shown in TensorBoard. stop: seconds of
-    training in all, or a function of them. Only `parameters` (default: all with requires_grad) change. The model ends with its own weights; `history.ema.copy_to_model()` makes them the average.
-    watch(history) is called as the log is shown, each `log_every` steps: LiveCurve() draws it in a notebook.
+    training in all, or a function of them. Only `parameters` (default: all with requires_grad) change. The model ends
+    with its own weights; `history.ema.copy_to_model()` makes them the average. watch(history) is called as the log is
+    shown, each `log_every` steps: LiveCurve() draws it in a notebook.
     Raises AnimkitError on a NaN, on a full disk, and on a checkpoint in `folder` of other settings or another model.
     """
     folder = Path(folder)
