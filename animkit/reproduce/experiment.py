@@ -155,6 +155,9 @@ class Experiment:
                                "why it was not run.")
         ordered = {claim: self.verdicts[claim] for claim in self.claims}
         parameters = {"notebook": self.notebook, "preset": self.preset, "seed": self.seed, **vars(self.settings)}
+        if device.startswith("cuda"):  # the report tells on what GPU
+            import torch
+            device = torch.cuda.get_device_name(device)
         record(self.out / "results.json", parameters,
                {"claims": ordered, "shown": self.shown, **metrics},
                {**self.seconds, "all": time.perf_counter() - self.began}, device)

@@ -50,6 +50,13 @@ def test_results_hold_all_that_the_report_needs(run, tmp_path):
     assert "| 0.5 | 0.25 to 0.75 (n = 12) | **holds**: level 1 |" in table._repr_markdown_()
 
 
+def test_a_gpu_is_told_by_its_name(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_name", {"cuda:0": "NVIDIA H100"}.get)
+    run.not_run("coarse", "no weights")
+    run.finish({}, device="cuda:0")
+    assert read_results(tmp_path / "out")["device"]["name"] == "NVIDIA H100"
+
+
 def test_a_forgotten_claim_is_refused_and_leaves_no_file(run, tmp_path):
     with pytest.raises(AnimkitError, match="without a verdict on coarse"):
         run.finish({})
