@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from animkit.errors import AnimkitError
 from animkit.files import set_submodule
@@ -123,6 +124,9 @@ class LoRA(nn.Module):
             except AttributeError:
                 continue
             layer = getattr(layer, "base_layer", layer)
+            if isinstance(layer, NonDynamicallyQuantizableLinear):  # its weight is read, so that no hook would run
+                raise AnimkitError(f"{path} is inside torch's MultiheadAttention, which never calls it as a layer: a "
+                                   "LoRA would do nothing there; leave it out, with targets or with lora.select")
             shape, down, up = tuple(layer.weight.shape), self[path].down.weight, self[path].up.weight
             if shape != (up.shape[0], *down.shape[1:]):
                 raise AnimkitError(f"this LoRA was made for another base: {path} has shape {shape}, the LoRA is for "

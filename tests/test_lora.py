@@ -222,6 +222,16 @@ def test_errors():
         LoRA.from_state_dict({})
 
 
+def test_a_layer_that_is_never_called_is_refused_and_the_rest_adapted():
+    net = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    x = torch.randn(2, 3, 8)
+    y, lora = net(x), lora_on(net)
+    with pytest.raises(AnimkitError, match="self_attn.out_proj is inside torch's MultiheadAttention"):
+        lora.attach(net)
+    lora.select(lambda path: "self_attn" not in path).attach(net)
+    assert (net(x) - y).abs().max() > 1e-3
+
+
 def test_select_keeps_some_layers_and_the_same_weights():
     lora = lora_on(two_layers())
     part = lora.select(lambda path: path == "2")
