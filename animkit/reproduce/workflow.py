@@ -63,8 +63,8 @@ class Plan:
         return notebooks.checked(FOLDER / f"{name}.ipynb", common | self.given.get(name, {}))
 
     def fingerprint(self, name: str) -> str:
-        """A hash of all that a notebook's numbers come from: its cells, the package, the shipped weights. Of "report":
-        of all that the page comes from, besides the results."""
+        """A hash of all that a notebook's numbers come from: its cells, the package, the shipped weights, files that it
+        is given (answers of the user study). Of "report": of all that the page comes from, besides the results."""
         unseen = () if name == "report" else UNSEEN
         nb = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
         digest = hashlib.sha256(json.dumps([cell["source"] for cell in nb["cells"]]).encode())
@@ -72,7 +72,10 @@ class Plan:
         code = [p for p in sorted(package.rglob("*.py")) if not set(p.relative_to(package).parts) & set(unseen)]
         weights = [p for p in sorted(samples.root().rglob("*")) if p.suffix in (".safetensors", ".json")
                    and "results" not in p.parts]
-        for path in [*code, *weights]:
+        given = self.parameters(name).values() if name in self.given else ()
+        words = [each for value in given for each in (value if isinstance(value, list) else [value])]
+        files = [path for each in words if isinstance(each, str) and (path := FOLDER / each).is_file()]
+        for path in [*code, *weights, *files]:
             digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
 

@@ -2,6 +2,10 @@
 import ast
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import nbformat
 import pytest
@@ -56,7 +60,17 @@ def test_presets_agree_with_what_the_first_cell_says(name):
     first = source(name).cells[0].source
     for preset, settings in presets.items():
         assert re.search(rf"^\| {preset} \| {settings['minutes']:g} \|", first, re.M), f"{preset}: minutes"
-    assert presets["smoke"]["minutes"] <= 2
+    assert presets["smoke"]["minutes"] <= 1.5
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_the_first_cell_names_claim_and_section_and_the_end_shows_figure_clip_and_table(name):
+    first = source(name).cells[0].source
+    sections = {part for claim in CLAIMS[name].values() for part in claim.section.split(", ") if part != "ours"}
+    assert all(part in first for part in sections), "each section of the paper whose claims are judged here"
+    assert re.search(r"claim.{0,40}\(|question of our own|What is claimed", first, re.S)
+    calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(code(name))) if isinstance(node, ast.Call)]
+    assert {"run.figure", "run.clip", "run.finish"} <= set(calls)
 
 
 @pytest.mark.parametrize("name", THERE)
@@ -122,6 +136,15 @@ def test_a_fingerprint_is_of_what_numbers_come_from(monkeypatch, tmp_path):
     nb.cells[-2].source += "."
     nbformat.write(nb, tmp_path / "comparison.ipynb")
     assert plan.fingerprint("comparison") != before
+
+
+def test_more_answers_in_a_file_of_the_user_study_are_seen(tmp_path):
+    answers = tmp_path / "p01.csv"
+    answers.write_text("one page")
+    plan = workflow.Plan("smoke", given={"comparison": {"answers": f"['{answers}']"}})
+    before, others = plan.fingerprint("comparison"), plan.fingerprint("noise_schedule")
+    answers.write_text("two pages")
+    assert plan.fingerprint("comparison") != before and plan.fingerprint("noise_schedule") == others
 
 
 def test_the_page_is_written_anew_when_its_code_changes_and_no_notebook_is_run_for_that(monkeypatch):
@@ -216,6 +239,36 @@ def test_every_notebook_runs_in_smoke(name, tmp_path):
     if any(claim["verdict"] != "not run" for claim in results["metrics"]["claims"].values()):  # else it does not ship
         shown = {path.name for path in (tmp_path / "out" / name).iterdir()}
         assert {"results.json", "figure.png", "clip.mp4"} <= shown
+    units = max(results["parameters"].get(of, 0) for of in ("prompts", "stills", "held_out"))
+    measured = [claim["measured"] for claim in results["metrics"]["claims"].values() if claim["measured"]]
+    assert all(of["n"] <= units for of in measured), "an interval counts prompts, not clips: those of a prompt are alike"
+    assert results["seconds"]["all"] < 90 * max(1, os.getloadavg()[0] / (os.cpu_count() or 1)), "as the first cell says"
+
+
+@needs_weights
+@pytest.mark.slow
+def test_two_side_by_side_that_are_killed_go_on_where_they_were(tmp_path):
+    """Both draw the clip of the shipped module, into one folder, and it is kept once."""
+    names = [SMALLEST, "train_miniature"]
+    command = [sys.executable, "-m", "animkit", "reproduce", *names, "--out", str(tmp_path / "out"),
+               "--work", str(tmp_path / "work"), "--jobs", "2", "--threads", "1",
+               *(word for name in names for word in ("--set", f"{name}.prompts=1", "--set", f"{name}.steps=1"))]
+    clips = tmp_path / "work" / "clips"
+    first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(clips.glob("*.npz")):
+        assert first.poll() is None, (tmp_path / "work" / "snakemake.log").read_text()[-3000:]
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not any((tmp_path / "out" / name / "results.json").exists() for name in names)
+    before = {path: path.stat().st_mtime_ns for path in clips.glob("*.npz")}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert before.items() <= {path: path.stat().st_mtime_ns for path in clips.glob("*.npz")}.items()
+    found = [read_results(tmp_path / "out" / name) for name in names]
+    assert all(results["device"]["threads"] == 1 for results in found)
+    drawn = len(found[0]["metrics"]["levels"]) + len(found[1]["metrics"]["clips"])
+    assert len(list(clips.glob("*.npz"))) == drawn - 1
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_a_notebook_that_leaves_nothing_is_an_error(tmp_path, monkeypatch):
