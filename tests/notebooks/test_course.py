@@ -1,4 +1,4 @@
-"""The course's notebooks: what each must have, solutions that are right, one run of a small one; all of them when slow."""
+"""The course's notebooks: what each must have, solutions that are right, a run of each; in kernels when slow."""
 import ast
 import json
 import re
@@ -9,6 +9,7 @@ import pytest
 from animkit import notebooks
 from animkit.coursework import checks, control_checks
 from animkit.coursework.verdict import Verdict
+from run_cells import html, run_cells
 
 # Notebook -> its smallest preset.
 SMALLEST = {
@@ -203,6 +204,20 @@ def execute(name, repo, tmp_path):
 
 def test_a_short_one_runs(repo, tmp_path):
     execute("02_inflation", repo, tmp_path)
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", [name for name in HERE if name not in ("02_inflation", "09_full_size")])
+def test_each_runs_at_its_smallest_in_this_process(name, repo, tmp_path):
+    """The others without a kernel and its imports. In kernels, and 09, which counts for a minute, they run when slow."""
+    source = repo / "notebooks" / f"{name}.ipynb"
+    folder = {"out": str(tmp_path / "out")} if "out" in notebooks.parameters(source) else {}
+    _, shown = run_cells(source, **SMALLEST[name] | folder)
+    assert all(things[-1].state == "to do" for id, things in shown.items() if id.startswith("answer-"))
+    page = "".join(html(thing) for things in shown.values() for thing in things)
+    images, films = re.findall(r"<img[^>]*>", page), re.findall(r"<video[^>]*>", page)
+    assert len(images) >= 4 and all(re.search(r'alt="[^"]{10,}', image) for image in images)
+    assert all(re.search(r'title="[^"]{10,}', film) for film in films)
 
 
 @pytest.mark.slow
