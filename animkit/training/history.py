@@ -46,9 +46,10 @@ class History:
         import matplotlib.pyplot as plt
         ax = ax or plt.subplots(figsize=(6, 3))[1]
         n = min(smooth, len(self.losses) // 4)
-        ax.plot(self.steps, self.losses, lw=0.5, alpha=0.4 if n > 1 else 1, label="loss")
+        ax.plot(self.steps, self.losses, color="0.65" if n > 1 else "black", lw=0.5, label="loss")
         if n > 1:
-            ax.plot(self.steps[n - 1:], np.convolve(self.losses, np.ones(n) / n, "valid"), label=f"mean of {n} steps")
+            ax.plot(self.steps[n - 1:], np.convolve(self.losses, np.ones(n) / n, "valid"), color="black",
+                    label=f"mean of {n} steps")
         ax.set(xlabel="step", ylabel="loss")
         ax.legend()
         return ax

@@ -4,7 +4,15 @@ import pytest
 from made import film, notebook
 from nbformat import v4
 
+from animkit import cli
 from animkit.pages import write_page
+
+PLAYS = """async () => { const films = [...document.querySelectorAll('video')], played = [];
+    for (const v of films) { v.scrollIntoView(); await v.play();
+        const end = Date.now() + 10000;
+        while (!(v.currentTime > 0 && v.videoWidth > 0) && Date.now() < end) await new Promise(r => setTimeout(r, 50));
+        played.push(v.currentTime > 0 && !v.error); v.pause(); }
+    return played; }"""
 
 
 @pytest.mark.timeout(120)
@@ -21,12 +29,30 @@ def test_a_page_opens_from_disk(chromium, tmp_path, screenshots):
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: errors.append(str(e)))
     page.goto((tmp_path / "n.html").as_uri())
-    played = page.evaluate("""async () => { const v = document.querySelector('video'); await v.play();
-        const end = Date.now() + 10000;
-        while (!(v.currentTime > 0 && v.videoWidth > 0) && Date.now() < end) await new Promise(r => setTimeout(r, 50));
-        return v.currentTime > 0 && !v.error; }""")
+    played = page.evaluate(PLAYS)
     formula = page.locator("math").bounding_box()
     page.screenshot(path=str(screenshots / "page.png"))
     context.close()
-    assert played and formula["width"] > 80 and formula["height"] > 15
+    assert played == [True] and formula["width"] > 80 and formula["height"] > 15
+    assert asked == [] and errors == []
+
+
+@pytest.mark.timeout(300)
+def test_the_site_opens_from_disk_and_every_clip_of_a_lesson_plays(chromium, tmp_path, screenshots):
+    words = ["--only", "00_quickstart", "-p", "frames", "4", "-p", "steps", "2"]
+    assert cli.main(["site", "--out", str(tmp_path / "site"), *words]) == 0
+    context = chromium.new_context()
+    page = context.new_page()
+    asked, errors = [], []
+    page.on("request", lambda r: asked.append(r.url) if r.url.startswith(("http", "ws")) else None)
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    page.goto((tmp_path / "site" / "index.html").as_uri())
+    page.screenshot(path=str(screenshots / "site.png"))
+    page.get_by_role("link").first.click()
+    page.wait_for_load_state()
+    played = page.evaluate(PLAYS)
+    page.screenshot(path=str(screenshots / "site-lesson.png"))
+    context.close()
+    assert page.url.endswith("00_quickstart.html") and len(played) >= 2 and all(played)
     assert asked == [] and errors == []

@@ -545,7 +545,9 @@ def test_the_curve_draws(tmp_path):
     import matplotlib
     matplotlib.use("Agg")
     history = fit(tiny_model(), loss, batch, CONFIG, tmp_path, quiet=True)
-    drawn = history.plot().lines[0].get_xydata()
+    axes = history.plot()
+    drawn = axes.lines[0].get_xydata()
+    assert [line.get_color() for line in axes.lines] == ["0.65", "black"], "readable in grey"
     assert drawn[:, 0].tolist() == history.steps.tolist() and drawn[:, 1].tolist() == history.losses.tolist()
 
 
