@@ -1,4 +1,4 @@
-"""One knob to turn: a slider over some values, and beside it what a plain function draws for each."""
+"""One knob to turn: a slider over some values with a Play button, and under it what a plain function draws for each."""
 from __future__ import annotations
 
 import html
@@ -11,7 +11,7 @@ from animkit.errors import AnimkitError
 
 
 class Knob(widgets.VBox):
-    """`.slider` and `.shown` (HTML); each value is drawn once, when it is first wanted, and kept in `.kept`."""
+    """`.slider`, `.play` and `.shown` (HTML); each value is drawn once, when it is first wanted, and kept in `.kept`."""
 
     def __init__(self, draw: Callable[[Any], Any], values: Sequence[Any], value: Any, description: str):
         self.draw, self.kept = draw, {}
@@ -20,7 +20,9 @@ class Knob(widgets.VBox):
                                               layout={"width": "32em"})
         self.shown = widgets.HTML(self._drawn(value))
         self.slider.observe(lambda change: self.turn(change["new"]), names="value")
-        super().__init__([self.slider, self.shown])
+        self.play = widgets.Play(min=0, max=len(values) - 1, value=self.slider.index, interval=1500, show_repeat=False)
+        widgets.link((self.play, "value"), (self.slider, "index"))  # the next value every 1.5 s, or as fast as it is drawn
+        super().__init__([widgets.HBox([self.play, self.slider]), self.shown])
 
     def __repr__(self) -> str:  # what an opened notebook says in the widget's place until the cell is run
         return f"Knob '{self.slider.description}': run this cell to turn it; what stands above shows some of its settings."

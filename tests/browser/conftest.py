@@ -246,19 +246,22 @@ class NotebookPage:
 
     def turn_knob(self, key: str, value: str, index: int = 0) -> list[str]:
         """Press a key on the index-th knob and wait until it says `value` and shows other pictures: their addresses."""
-        knob = self.page.locator(".widget-vbox:has(> .widget-slider):has(> .widget-html)").nth(index)
+        return self._turned(lambda knob: knob.locator(".noUi-handle").press(key), value, index)
+
+    def play_knob(self, value: str, index: int = 0) -> list[str]:
+        """Press Play on the index-th knob and wait until it says `value` and shows other pictures: their addresses."""
+        return self._turned(lambda knob: knob.locator(".widget-play button").first.click(), value, index)
+
+    def _turned(self, move, value: str, index: int) -> list[str]:
+        knob = self.page.locator(".widget-vbox:has(> .widget-hbox .widget-slider):has(> .widget-html)").nth(index)
         addresses = "knob => [...knob.querySelectorAll('img, video')].map(e => e.src)"
         before = knob.evaluate(addresses)
-        knob.locator(".noUi-handle").press(key)
+        move(knob)
         knob.locator(".widget-readout").get_by_text(value, exact=True).wait_for()
         self.page.wait_for_function(f"""([knob, before]) => {{ const now = ({addresses})(knob);
             return now.length === before.length && now.every(a => !before.includes(a)); }}""",
                                     arg=[knob.element_handle(), before])
         return knob.evaluate(addresses)
-
-    def press_play(self, index: int = 0) -> None:
-        """Press the first button of the index-th Play widget."""
-        self.page.locator(".widget-play").nth(index).locator("button").first.click()
 
     def save(self) -> None:
         """File > Save, and wait until it is on disk."""

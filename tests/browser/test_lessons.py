@@ -4,18 +4,19 @@ from made import smallest
 
 from animkit import samples
 
-# Notebook -> its smallest preset, the samples that it cannot do without, its clips when run and when only opened.
+# Notebook -> its smallest preset, the samples that it cannot do without, its clips when run and when only opened, its
+# knob's last value.
 LESSONS = {
-    "03_motion_module": ({"frames": 4, "steps": 2}, {"miniature", "motion_module"}, 1, 0),
+    "03_motion_module": ({"frames": 4, "steps": 2}, {"miniature", "motion_module"}, 1, 0, "1.25"),
     "04_domain_adapter": ({"steps": 2, "training_steps": 3, "batch": 2, "videos": 4, "scenes": 2},
-                          {"miniature", "looks", "judge"}, 1, 1),
+                          {"miniature", "looks", "judge"}, 1, 1, "1.0"),
 }
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", LESSONS)
 def test_a_lesson_runs_its_knob_turns_and_a_stranger_can_read_it(name, lab, repo, screenshots, tmp_path):
-    preset, needed, clips, clips_saved = LESSONS[name]
+    preset, needed, clips, clips_saved, last = LESSONS[name]
     if missing := needed - set(samples.names()):
         pytest.skip(f"not in data_samples/ yet: {', '.join(sorted(missing))}")
     if name == "04_domain_adapter":
@@ -32,6 +33,7 @@ def test_a_lesson_runs_its_knob_turns_and_a_stranger_can_read_it(name, lab, repo
     first = page.turn_knob("ArrowLeft", "0.75")
     page.turn_knob("ArrowLeft", "0.5")
     assert page.turn_knob("ArrowRight", "0.75") == first        # kept: a value is drawn once
+    page.play_knob(last)                                        # goes on from 0.75, value by value, to the last
     assert page.faults() == [] and page.clips() == clips
     page.save()
 

@@ -28,6 +28,15 @@ def test_turning_draws_each_value_once():
     assert repr(turned).startswith("Knob 'alpha'")
 
 
+def test_play_and_slider_go_together():
+    turned = knob(lambda value: Picture(PIL.Image.new("L", (2, 2)), f"for {value}"), ("a", "b", "c"), "b", "shot")
+    assert (turned.play.min, turned.play.max, turned.play.value) == (0, 2, 1)
+    turned.play.value = 2
+    assert turned.slider.value == "c" and 'alt="for c"' in turned.shown.value
+    turned.slider.value = "a"
+    assert turned.play.value == 0
+
+
 def test_a_knob_starts_at_one_of_its_values():
     with pytest.raises(AnimkitError, match=r"\(1, 2\); 5 is none"):
         knob(str, (1, 2), 5, "alpha")
