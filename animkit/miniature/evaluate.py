@@ -9,12 +9,14 @@
 Prompts are a fixed list that a seed makes; steps and guidance are the shipped ones. Real renders of the very same
 scenes, judged by the same judge, stand beside the miniature's numbers: no model can be measured better than that.
 """
+import hashlib
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from .. import samples
@@ -194,6 +196,17 @@ def open_animator(folder: Path, motion: bool = False, look: str | None = None, d
     return animator
 
 
+def fingerprints(folder: Path) -> dict[str, str]:
+    """{file: twelve digits} of all weights in a samples folder: a result tells by them which weights it is of."""
+    told = {}
+    for file in sorted(folder.rglob("*.safetensors")):
+        digest = hashlib.sha256()
+        for name, tensor in sorted(load_file(file).items()):  # not the file's bytes: its metadata is in no fixed order
+            digest.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        told[file.relative_to(folder).as_posix()] = digest.hexdigest()[:12]
+    return told
+
+
 def add_arguments(parser) -> None:
     parser.add_argument("what", choices=[*COUNTS, *ZOO], help="what is judged")
     parser.add_argument("--count", type=int, help="how many prompts (stills: 200, motion: 100) or pictures (judge: "
@@ -239,7 +252,8 @@ def run(args) -> int:
     said = f"animkit judge {what}{f' --look {look}' if look else ''} --count {count} --seed {args.seed}"
     if args.precision != "float32" and what != "judge":
         said, settings = f"{said} --precision {args.precision}", settings | {"precision": args.precision}
-    record(out / f"{name}.json", {"command": said, "count": count, "seed": args.seed, "look": look, **settings}, report,
+    parameters = {"command": said, "count": count, "seed": args.seed, "look": look, **settings}
+    record(out / f"{name}.json", parameters | {"weights": fingerprints(folder)}, report,
            {"all": time.monotonic() - start}, device)
     written = [out / f"{name}.json"] if picture is None else [out / f"{name}.json", picture.save(out / f"{name}.png")]
     print(f"{table(report)}\n\n{', '.join(map(str, written))}")

@@ -28,7 +28,7 @@ from ..show.filmstrip import Picture
 from ..world import render
 from ..world.web import degrade
 from .clip import COLOURLESS
-from .evaluate import FRAMES, PRECISIONS, draw, in_rows, open_animator
+from .evaluate import FRAMES, PRECISIONS, draw, fingerprints, in_rows, open_animator
 from .judge import TEXT, Judge, asked, names_its_look, text_found, truth
 from .zoo import NEW_LOOKS
 
@@ -313,7 +313,7 @@ def run(args) -> int:
     options = {"look": args.look, "count": count or None, "seed": args.seed if count else None, "steps": args.steps,
                "precision": None if args.precision == "float32" or what == "cost" else args.precision}
     said = f"animkit judge {what}" + "".join(f" --{k} {v}" for k, v in options.items() if v is not None)
-    record(out / f"{name}.json", {"command": said, **options}, report, {"all": time.monotonic() - start})
+    record(out / f"{name}.json", {"command": said, **options, "weights": fingerprints(folder)}, report, {"all": time.monotonic() - start})
     written = [out / f"{name}.json"] if picture is None else [out / f"{name}.json", picture.save(out / f"{name}.png")]
     print(f"{table(report)}\n\n{', '.join(map(str, written))}")
     return 0
