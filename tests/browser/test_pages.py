@@ -1,4 +1,6 @@
 """A page made of a notebook opens from disk: clips play, formulas are drawn, nothing is asked of the network."""
+from contextlib import contextmanager
+
 import nbformat
 import pytest
 from made import film, notebook
@@ -15,6 +17,22 @@ PLAYS = """async () => { const films = [...document.querySelectorAll('video')], 
     return played; }"""
 
 
+@contextmanager
+def opened(chromium, path):
+    """A page opened from disk; at the end nothing may have been asked of the network, and no error told."""
+    context = chromium.new_context()
+    page, asked, errors = context.new_page(), [], []
+    page.on("request", lambda r: asked.append(r.url) if r.url.startswith(("http", "ws")) else None)
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: errors.append(str(e)))
+    page.goto(path.as_uri())
+    try:
+        yield page
+    finally:
+        context.close()
+    assert asked == [] and errors == []
+
+
 @pytest.mark.timeout(120)
 def test_a_page_opens_from_disk(chromium, tmp_path, screenshots):
     nb = notebook("the_clip")
@@ -22,37 +40,21 @@ def test_a_page_opens_from_disk(chromium, tmp_path, screenshots):
     nb.cells[-1].outputs = [v4.new_output("display_data", {"text/html": f'<video controls muted loop src="{film()}"></video>'})]
     nbformat.write(nb, tmp_path / "n.ipynb")
     write_page(tmp_path / "n.ipynb", tmp_path / "n.html")
-    context = chromium.new_context()
-    page = context.new_page()
-    asked, errors = [], []
-    page.on("request", lambda r: asked.append(r.url) if r.url.startswith(("http", "ws")) else None)
-    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda e: errors.append(str(e)))
-    page.goto((tmp_path / "n.html").as_uri())
-    played = page.evaluate(PLAYS)
-    formula = page.locator("math").bounding_box()
-    page.screenshot(path=str(screenshots / "page.png"))
-    context.close()
+    with opened(chromium, tmp_path / "n.html") as page:
+        played = page.evaluate(PLAYS)
+        formula = page.locator("math").bounding_box()
+        page.screenshot(path=str(screenshots / "page.png"))
     assert played == [True] and formula["width"] > 80 and formula["height"] > 15
-    assert asked == [] and errors == []
 
 
 @pytest.mark.timeout(300)
 def test_the_site_opens_from_disk_and_every_clip_of_a_lesson_plays(chromium, tmp_path, screenshots):
     words = ["--only", "00_quickstart", "-p", "frames", "4", "-p", "steps", "2"]
     assert cli.main(["site", "--out", str(tmp_path / "site"), *words]) == 0
-    context = chromium.new_context()
-    page = context.new_page()
-    asked, errors = [], []
-    page.on("request", lambda r: asked.append(r.url) if r.url.startswith(("http", "ws")) else None)
-    page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda e: errors.append(str(e)))
-    page.goto((tmp_path / "site" / "index.html").as_uri())
-    page.screenshot(path=str(screenshots / "site.png"))
-    page.get_by_role("link").first.click()
-    page.wait_for_load_state()
-    played = page.evaluate(PLAYS)
-    page.screenshot(path=str(screenshots / "site-lesson.png"))
-    context.close()
-    assert page.url.endswith("00_quickstart.html") and len(played) >= 2 and all(played)
-    assert asked == [] and errors == []
+    with opened(chromium, tmp_path / "site" / "index.html") as page:
+        page.screenshot(path=str(screenshots / "site.png"))
+        page.get_by_role("link").first.click()
+        page.wait_for_load_state()
+        played, address = page.evaluate(PLAYS), page.url
+        page.screenshot(path=str(screenshots / "site-lesson.png"))
+    assert address.endswith("00_quickstart.html") and len(played) >= 2 and all(played)
