@@ -313,7 +313,8 @@ def run(args) -> int:
     options = {"look": args.look, "count": count or None, "seed": args.seed if count else None, "steps": args.steps,
                "precision": None if args.precision == "float32" or what == "cost" else args.precision}
     said = f"animkit judge {what}" + "".join(f" --{k} {v}" for k, v in options.items() if v is not None)
-    record(out / f"{name}.json", {"command": said, **options, "weights": fingerprints(folder)}, report, {"all": time.monotonic() - start})
+    record(out / f"{name}.json", {"command": said, **options, "weights": fingerprints(folder)}, report,
+           {"all": time.monotonic() - start})
     written = [out / f"{name}.json"] if picture is None else [out / f"{name}.json", picture.save(out / f"{name}.png")]
     print(f"{table(report)}\n\n{', '.join(map(str, written))}")
     return 0
