@@ -60,8 +60,11 @@ class LoRA(nn.Module):
 
     @classmethod
     def for_module(cls, module: nn.Module, targets: Callable[[str], bool] | Iterable[str], rank: int, *, seed: int = 0,
-                   scale: float = 1.0) -> "LoRA":
-        """A fresh LoRA (no effect yet) on the Linear layers whose path targets accepts, or ends in one of its names."""
+                   scale: float = 1.0, kinds: tuple[type[nn.Module], ...] = (nn.Linear,)) -> "LoRA":
+        """A fresh LoRA (no effect yet) on the layers whose path targets accepts, or ends in one of its names.
+
+        kinds: nn.Linear, nn.Conv2d (A has the convolution's kernel, B is 1 x 1: kohya's LoCon) or both.
+        """
         if rank < 1:
             raise AnimkitError(f"a LoRA's rank must be at least 1, not {rank}")
         names = () if callable(targets) else tuple(targets)
@@ -70,12 +73,12 @@ class LoRA(nn.Module):
         layers = {}
         for path, layer in module.named_modules():
             path = path.replace(".base_layer", "")  # PEFT wraps layers; theirs is the one below, under its old name
-            if isinstance(layer, nn.Linear) and ".lora_" not in path and wanted(path):
-                bound = 1 / math.sqrt(layer.in_features)
-                down = (torch.rand(rank, layer.in_features, generator=generator) * 2 - 1) * bound
-                layers[path] = LowRank(down, torch.zeros(layer.out_features, rank), scale)
+            if isinstance(layer, kinds) and ".lora_" not in path and wanted(path):
+                out, *fan_in = layer.weight.shape  # in; of a convolution in (a group's), height, width
+                down = (torch.rand(rank, *fan_in, generator=generator) * 2 - 1) / math.sqrt(math.prod(fan_in))
+                layers[path] = LowRank(down, torch.zeros(out, rank, *[1 for _ in fan_in[1:]]), scale)
         if not layers:
-            raise AnimkitError(f"no Linear layer of {type(module).__name__} matches the LoRA's targets"
+            raise AnimkitError(f"no {' or '.join(kind.__name__ for kind in kinds)} layer of {type(module).__name__} matches the LoRA's targets"
                                + (f" {', '.join(names)}" if names else "") + ": check the names with named_modules()")
         return cls(layers)
 

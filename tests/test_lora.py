@@ -52,6 +52,23 @@ def test_formula_live_alpha_and_weighted_sums():
     assert (net(x) - by_hand(net, x)).abs().max() > 1e-2 and at_b.alpha == -0.2
 
 
+def test_convolutions_where_they_are_asked_for():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.Conv2d(6, 3, 1))
+    x = torch.randn(2, 4, 9, 9)
+    lora = shaken(LoRA.for_module(net, lambda path: True, 2, kinds=(nn.Linear, nn.Conv2d)))
+    assert lora["0"].down.weight.shape == (2, 4, 3, 3) and lora["0"].up.weight.shape == (6, 2, 1, 1)
+    w = [net[i].weight + 0.7 * torch.einsum("or,rchw->ochw", lora[str(i)].up.weight[..., 0, 0], lora[str(i)].down.weight)
+         for i in (0, 1)]
+    y = nn.functional.conv2d(nn.functional.conv2d(x, w[0], net[0].bias, 2, 1), w[1], net[1].bias)
+    at = lora.attach(net, alpha=0.7)
+    torch.testing.assert_close(net(x), y)
+    at.fuse()
+    torch.testing.assert_close(net(x), y)
+    with pytest.raises(AnimkitError, match="no Linear layer of Sequential"):
+        LoRA.for_module(net, lambda path: True, 2)
+
+
 def test_removal_leaves_no_trace():
     net, x = two_layers(), torch.randn(3, 6)
     y, before, state = net(x), traces(net), {k: v.clone() for k, v in net.state_dict().items()}

@@ -41,13 +41,12 @@ FEW = 4  # prompts on which a MotionLoRA's alpha is tried, and real clips of eac
 def judge_adapter(folder: Path, judge: Judge, count: int, seed: int, batch: int, look: str | None,
                   steps: int | None, dtype: torch.dtype = torch.float32) -> tuple[dict, Picture]:
     """4.1: what is left of the web videos' look, for each alpha; the ablation's module has no adapter to turn down."""
-    web, plain = (_file(folder, f"motion_modules/{name}.safetensors", f"motion_{name}") for name in ("web", "plain"))
+    plain = _file(folder, "motion_module_plain.safetensors", "motion_plain")
     adapter = _file(folder, "domain_adapter.safetensors", "adapter")
     prompts, scenes = map(list, zip(*asked(count, seed, look=look is None)))
     scenes = [s if look is None else s.with_(look=look) for s in scenes]
     named = np.array([look is not None or names_its_look(*each) for each in zip(prompts, scenes)])
-    animator = open_animator(folder, look=look, dtype=dtype)
-    animator.insert(web, name="motion")
+    animator = open_animator(folder, motion=True, look=look, dtype=dtype)
     animator.insert(adapter, name="domain adapter")
     drawn = {}
     for alpha in ALPHAS:

@@ -1,7 +1,8 @@
 """Clips that the motion judge learns from: real renders in every look, and the like of what an image model draws alone.
 
 The marks drawn about a thing (speed lines, a rope, footprints) tell its motion in a still; here they are its own in
-40 % of clips, another motion's in 30 % and absent in 30 %, so that they tell nothing.
+40 % of clips, another motion's in 30 % and absent in 30 %, so that they tell nothing. A third of clips flicker: what is
+asked is which way a thing goes; how steady the rest is, other measures tell (metrics: warp error, smoothness).
 """
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +17,7 @@ from ..world.web import degrade
 
 KINDS = ("still", *MOTIONS, "incoherent")
 FRAMES, SIZE, CHUNK = 16, 32, 250
+FLICKERING = 0.35  # the share of clips with a motion, or none, that flicker
 
 
 def small(rgb: np.ndarray) -> np.ndarray:
@@ -36,22 +38,34 @@ def moving(rng, kind: str, looks=tuple(LOOKS)) -> Scene:
 
 
 def incoherent(rng, looks=tuple(LOOKS)) -> np.ndarray:
-    """What noise of its own gives each frame: the prompt's picture drawn anew 16 times (f 64 64 3), or, in a third of
-    clips, one place where another thing stands in every frame."""
+    """What noise of its own gives each frame: the prompt's picture drawn anew 16 times (f 64 64 3), half of them before
+    the same scenery; or, in a third of clips, one place where another thing stands in every frame."""
     scene = moving(rng, KINDS[rng.integers(len(KINDS) - 1)], looks)
-    kept = rng.random() < 0.67
+    kept, steady = rng.random() < 0.67, rng.random() < 0.5  # steady scenery alone makes no clip coherent
     frames = []
     for _ in range(FRAMES):
         thing = scene.things[0]
         other = moving(rng, thing.motion or "still", (scene.look,))
         if kept:
             same = tuple(replace(t, object=thing.object, colour=thing.colour) for t in other.things)
-            shown = other.with_(things=same, setting=scene.setting)
+            shown = other.with_(things=same, setting=scene.setting, seed=scene.seed if steady else other.seed)
         else:
             shown = scene.with_(things=tuple(replace(t, object=list(OBJECTS)[rng.integers(len(OBJECTS))],
                                                      colour=other.things[0].colour) for t in scene.things))
         frames.append(render(shown, u=[rng.random()]).rgb[0])
     return np.stack(frames)
+
+
+def flickering(rng, scene: Scene, u: np.ndarray) -> np.ndarray:
+    """A scene (f 64 64 3) as a weak generator draws it: the thing goes its way, but scenery and texture are, in part,
+    drawn anew in each frame, and the thing's outline trembles by half a pixel. How much it flickers is not its motion."""
+    def trembling(thing):
+        dx, dy, grown = rng.normal(0, (0.015, 0.015, 0.03))
+        return replace(thing, x=thing.x + dx, y=thing.y + dy, size=thing.size * (1 + grown))
+
+    anew = [scene.with_(seed=int(rng.integers(1 << 30)), things=tuple(map(trembling, scene.things))) for _ in u]
+    redrawn = np.stack([render(each, u=[moment]).rgb[0] for each, moment in zip(anew, u)])
+    return (share := rng.uniform(0.3, 1)) * redrawn + (1 - share) * render(scene, u=u).rgb
 
 
 def draw(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +80,8 @@ def draw(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
             cue = ("own", other, None)[rng.choice(3, p=(0.4, 0.3, 0.3))]
             pace = rng.uniform(0.85, 1)  # a generator need not start and end on the dot
             u = rng.uniform(0, 1 - pace) + pace * np.arange(FRAMES) / FRAMES
-            rgb = render(with_marks(moving(rng, KINDS[label]), cue), u=u).rgb
+            scene = with_marks(moving(rng, KINDS[label]), cue)
+            rgb = flickering(rng, scene, u) if rng.random() < FLICKERING else render(scene, u=u).rgb
         pixels[n] = small(degrade(rgb) if rng.random() < 0.08 else rgb)
     return pixels, labels
 

@@ -346,7 +346,9 @@ class Recipe:
         if (self.folder / "motion_judge.safetensors").exists():
             self.read("motion_judge", eyes.new_motion_judge()).save(into / "judge" / "motion.safetensors")
         if (self.folder / "motion.safetensors").exists():
-            self.read("motion", new_motion_modules(unet.float())).half().save_pretrained(into / "motion_module")
+            modules = self.read("motion", new_motion_modules(unet.float())).half()
+            for where in (into / "motion_module", self.folder / zoo.CLEAN):  # the zoo's takes the first's place
+                modules.save_pretrained(where)
         if (self.folder / "control.safetensors").exists():
             self.read("control", controls.new_controlnet(unet.float())).half().save_pretrained(into / "control")
         made = {
@@ -377,6 +379,7 @@ class Recipe:
             "motion": MotionModules.from_pretrained(shipped / "motion_module"),
         }.items():
             save(part.float(), self.folder / f"{name}.safetensors")
+        MotionModules.from_pretrained(shipped / "motion_module").save_pretrained(self.folder / zoo.CLEAN)
         (self.folder / "scaling_factor.json").write_text(json.dumps(pipe.vae.config.scaling_factor))
         if (shipped / "judge" / "motion.safetensors").exists():
             save(

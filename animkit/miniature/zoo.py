@@ -2,14 +2,15 @@
 
     stage          `animkit train ...`                                                      file in data_samples/
     adapter        domain-adapter: single random frames of watermarked web video            domain_adapter.safetensors
-    motion_web     motion-module: the same clips, the adapter in place with alpha 1         motion_modules/web...
-    motion_plain   motion-module: the ablation: same start, clips, steps, seed, no adapter  motion_modules/plain...
-    look           look: seven LoRAs and one full fine-tune, 40 pictures each               looks/ink...
+    motion_web     motion-module: the same clips, the adapter in place with alpha 1         motion_module/
+    motion_plain   motion-module: the ablation: same start, clips, steps, seed, no adapter  motion_module_plain...
+    look           look: seven LoRAs and one full fine-tune, 50 pictures each               looks/ink...
     shots          motion-lora: one a shot type, 50 clips each, made by moving crops        motion_loras/zoom-in...
     zoo            nothing: copies what has ended to data_samples/, and how it was made to recipe.json
 
-They stand on the base and the motion module in data_samples/ (`animkit miniature assemble` puts them there). Work lies
-in runs/miniature/zoo/; settings are those of configs/miniature.yaml and what stands here.
+They stand on the base in data_samples/ (`animkit miniature assemble` puts it there; or `adopt` what ships), and stage 2 goes on from the module
+that learned clean clips (`animkit miniature motion`), in whose place it ships. Work lies in runs/miniature/zoo/; settings
+are those of configs/miniature.yaml and what stands here.
 """
 import argparse
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..checkpoints import open_checkpoint
 from ..data.camera import SHOTS
 from ..files import write_atomically
 from ..training import command
@@ -31,6 +33,8 @@ NEW_LOOKS = tuple(look for look in LOOKS if look not in BASE_LOOKS)
 FULL = "paper"  # the look that is a full fine-tune, as DreamBooth's; the others are LoRAs
 # Smaller steps for the whole UNet than for a LoRA; it has the same pictures and as many steps.
 FULL_SETTINGS = ("full=true", "training.lr=2e-4")
+MODULE = "motion_module/diffusion_pytorch_model.safetensors"  # with its config.json: a folder that diffusers opens too
+CLEAN = "clean_motion_module"  # what `animkit miniature motion` made, as `assemble` and `adopt` leave it in runs/miniature/
 STAGES = ["adapter", "motion_web", "motion_plain", "look", "shots", "zoo"]
 
 
@@ -45,21 +49,20 @@ class Part:
 def parts(zoo: Path, samples: Path) -> dict[str, dict[str, Part]]:
     """Stage of the zoo -> the runs it takes, by the name of their folder in `zoo`."""
     base = () if samples == Path("data_samples") else (f"base={samples / 'miniature'}",)
-    module = "motion_module" if not base else str(samples / "motion_module")
     # Stage 2 goes on from the module that learned clean clips: from nothing it takes an hour. Both from the same start.
-    motion = (*base, f"start={module}")
+    motion = (*base, f"start={zoo.parent / CLEAN}")
     looks = {f"looks/{look}": Part("look", (*base, f"data.world.looks=[{look}]", f"data.world.seed={20 + k}",
                                             *(FULL_SETTINGS if look == FULL else ())), f"looks/{look}.safetensors")
              for k, look in enumerate(NEW_LOOKS)}
-    shots = {f"shots/{shot.replace(' ', '-')}": Part("motion-lora", (*base, f"motion_module={module}", f"shot={shot}"),
+    shots = {f"shots/{shot.replace(' ', '-')}": Part("motion-lora", (*base, f"motion_module={zoo / 'motion_web'}", f"shot={shot}"),
                                                      f"motion_loras/{shot.replace(' ', '-')}.safetensors")
              for shot in SHOTS}
     return {
         "adapter": {"domain_adapter": Part("domain-adapter", base, "domain_adapter.safetensors")},
         "motion_web": {"motion_web": Part("motion-module", (*motion, f"domain_adapter={zoo / 'domain_adapter'}"),
-                                          "motion_modules/web.safetensors")},
+                                          MODULE)},
         "motion_plain": {"motion_plain": Part("motion-module", (*motion, "domain_adapter=null"),
-                                              "motion_modules/plain.safetensors")},
+                                              "motion_module_plain.safetensors")},
         "look": looks,
         "shots": shots,
     }
@@ -109,7 +112,10 @@ def assemble(folder: Path, into: Path = Path("data_samples")) -> dict[str, dict]
             if not (run / "train.json").exists():  # it is written at a run's end
                 continue
             told = json.loads((run / "train.json").read_text())
-            write_atomically(into / part.file, lambda file: shutil.copyfile(run / told["file"], file))
+            if part.file == MODULE:
+                open_checkpoint(run / told["file"]).build().half().save_pretrained(into / "motion_module")
+            else:
+                write_atomically(into / part.file, lambda file: shutil.copyfile(run / told["file"], file))
             curve = np.array_split(History.of(run).losses, min(60, told["steps"]))
             made[recipe_name(part)] = {
                 "stage": stage, "file": part.file, "command": told["command"], "steps": told["steps"],
@@ -122,9 +128,11 @@ def assemble(folder: Path, into: Path = Path("data_samples")) -> dict[str, dict]
 
 
 def recipe_name(part: Part) -> str:
-    """The name of a part in recipe.json: "look-ink", "shot-zoom-in", "motion_web", "domain_adapter"."""
+    """The name of a part in recipe.json: "look-ink", "shot-zoom-in", "motion_module", "domain_adapter"."""
+    if part.file == MODULE:
+        return "motion_module"
     where, _, name = part.file.removesuffix(".safetensors").rpartition("/")
-    return {"looks": "look-", "motion_loras": "shot-", "motion_modules": "motion_", "": ""}[where] + name
+    return {"looks": "look-", "motion_loras": "shot-", "": ""}[where] + name
 
 
 def add_to_recipe(made: dict[str, dict], into: Path) -> None:

@@ -10,12 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+
 from animkit.errors import AnimkitError
 from animkit.files import write_atomically
 from animkit.metrics.intervals import Interval
 from animkit.record import record
 from animkit.reproduce.claims import CLAIMS, VERDICTS
 from animkit.reproduce.drawing import shipped
+from animkit.training.plumbing import fast_precision
 
 PRESETS = ("smoke", "laptop", "paper")  # does it run; the answer on two cores; the paper's amounts
 
@@ -25,7 +28,8 @@ class Experiment:
 
     presets: preset -> settings, "minutes" on two cores among them. given: settings that were asked for; None means the
     preset's. out: where results.json, figure.png and clip.mp4 go; work: where trainings and drawn clips are kept, so
-    that a killed run goes on. Raises AnimkitError for an unknown notebook, preset or setting.
+    that a killed run goes on. `.dtype`: what clips are drawn in where no more than speed hangs on it, bf16 where the
+    device computes in it (results.json says which). Raises AnimkitError for an unknown notebook, preset or setting.
     """
 
     def __init__(self, notebook: str, preset: str, presets: Mapping[str, Mapping[str, Any]], *, seed: int = 0,
@@ -44,6 +48,8 @@ class Experiment:
         self.out.mkdir(parents=True, exist_ok=True)
         self.work.mkdir(parents=True, exist_ok=True)
         (self.out / "results.json").unlink(missing_ok=True)  # so that what stands there is never an older run's
+        self.precision = "bf16" if fast_precision() == "bf16" else "float32"
+        self.dtype = getattr(torch, {"bf16": "bfloat16"}.get(self.precision, self.precision))
         self.verdicts: dict[str, dict] = {}
         self.seconds: dict[str, float] = {}
         self.began, self.shown = time.perf_counter(), {}
@@ -154,9 +160,9 @@ class Experiment:
             raise AnimkitError(f"{self.notebook} ends without a verdict on {', '.join(forgotten)}: judge it, or say "
                                "why it was not run.")
         ordered = {claim: self.verdicts[claim] for claim in self.claims}
-        parameters = {"notebook": self.notebook, "preset": self.preset, "seed": self.seed, **vars(self.settings)}
+        parameters = {"notebook": self.notebook, "preset": self.preset, "seed": self.seed, **vars(self.settings),
+                      "precision": self.precision}
         if device.startswith("cuda"):  # the report tells on what GPU
-            import torch
             device = torch.cuda.get_device_name(device)
         record(self.out / "results.json", parameters,
                {"claims": ordered, "shown": self.shown, **metrics},

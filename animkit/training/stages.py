@@ -4,7 +4,7 @@
     domain adapter   4.1      base                          LoRA in its spatial attentions      single random frames
     motion module    4.2      base, adapter (alpha 1)       temporal Transformers in between    clips
     MotionLoRA       4.3      base, adapter, motion module  LoRA in the temporal attentions     clips of one shot type
-    look             -        base                          LoRA in its Linear layers, or it    captioned images
+    look             -        base                          LoRA in its layers, or it itself  captioned images
 
 Each is resumable by the same call, and leaves <folder>/<folder's name>.safetensors (float16, the average of the weights
 where one is kept), train.json (what made it), loss.png and samples/. `animkit train` is the same on the command line.
@@ -12,7 +12,7 @@ where one is kept), train.json (what made it), loss.png and samples/. `animkit t
 from pathlib import Path
 
 from animkit.domain_adapter import new_domain_adapter
-from animkit.lora import LoRA
+from animkit.look import new_look
 from animkit.motion_lora import new_motion_lora
 from animkit.motion_module import MotionModules
 from animkit.training.config import DomainAdapterConfig, LookConfig, MotionLoRAConfig, MotionModuleConfig
@@ -64,7 +64,7 @@ def train_motion_lora(config: MotionLoRAConfig, folder: str | Path, **how) -> Tr
 
 
 def train_look(config: LookConfig, folder: str | Path, **how) -> Trained:
-    """A personalised base: a LoRA on all of the UNet's Linear layers, or (full) all its weights, on captioned images.
+    """A personalised base: a LoRA on some of the UNet's layers, or (full) all its weights, on captioned images.
 
     how: quiet, command, seconds. Raises AnimkitError for settings that do not fit the base.
     """
@@ -73,7 +73,7 @@ def train_look(config: LookConfig, folder: str | Path, **how) -> Trained:
     unet = stage.video_unet.unet
     if config.full:
         return stage.learn(unet, denoising_loss, stage.images())
-    lora = LoRA.for_module(unet, lambda path: True, config.rank, seed=config.training.seed)
+    lora = new_look(unet, config.rank, config.layers, config.training.seed)   # linear, or finest convolutions
     stage.insert(lora)
     return stage.learn(lora, denoising_loss, stage.images())
 

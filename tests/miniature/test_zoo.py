@@ -51,6 +51,7 @@ def toy(folder, tmp_path_factory):
     samples, work = tmp_path_factory.mktemp("zoo") / "samples", tmp_path_factory.mktemp("work")
     shutil.copytree(folder, samples)
     shutil.rmtree(samples / "looks")
+    shutil.copytree(samples / "motion_module", work / zoo.CLEAN)
     (samples / "recipe.json").write_text(json.dumps({"unet": {"stage": "unet", "steps": 7}, "look-ink": {"old": True}}))
     patch = pytest.MonkeyPatch()
     patch.setattr(zoo, "CONFIG", work / "toy.yaml")
@@ -76,7 +77,7 @@ def test_everything_of_the_zoo_ships_with_what_made_it(toy):
     files = {str(p.relative_to(samples)) for p in samples.rglob("*.safetensors")}
     new = {f"looks/{look}.safetensors" for look in ("ink neon pixel blueprint night paper chalk sepia").split()}
     shots = {f"motion_loras/{shot.replace(' ', '-')}.safetensors" for shot in SHOTS}
-    both = {"motion_modules/web.safetensors", "motion_modules/plain.safetensors", "domain_adapter.safetensors"}
+    both = {zoo.MODULE, "motion_module_plain.safetensors", "domain_adapter.safetensors"}
     assert new | shots | both <= files and len(zoo.NEW_LOOKS) == 8 and set(zoo.NEW_LOOKS) < set(LOOKS)
     told = json.loads((samples / "recipe.json").read_text())
     assert told.pop("unet") == {"stage": "unet", "steps": 7} and len(told) == len(new | shots | both)
@@ -135,7 +136,7 @@ def test_what_is_shipped_is_trained_by_the_plain_commands():
     from pathlib import Path
     told = zoo.parts(Path("runs/miniature/zoo"), Path("data_samples"))
     assert told["adapter"]["domain_adapter"].settings == ()
-    assert told["motion_web"]["motion_web"].settings == ("start=motion_module",
+    assert told["motion_web"]["motion_web"].settings == ("start=runs/miniature/clean_motion_module",
                                                          "domain_adapter=runs/miniature/zoo/domain_adapter")
     assert [stage for stage in zoo.STAGES if stage not in recipe.STAGES] == []
     assert sum("full=true" in part.settings for part in told["look"].values()) == 1
@@ -208,7 +209,8 @@ def test_judge_cost(toy, tmp_path):
 
 
 @pytest.mark.parametrize("gone, what, message", [
-    ("motion_modules", "adapter", "animkit miniature motion_web zoo"), ("looks", "looks", "animkit miniature look zoo"),
+    ("motion_module_plain.safetensors", "adapter", "animkit miniature motion_plain zoo"),
+    ("looks", "looks", "animkit miniature look zoo"),
     ("domain_adapter.safetensors", "adapter", "animkit miniature adapter zoo"),
     ("motion_loras", "shots", "animkit miniature shots zoo")])
 def test_what_is_missing_is_named(toy, tmp_path, capsys, gone, what, message):

@@ -40,7 +40,7 @@ def test_results_hold_all_that_the_report_needs(run, tmp_path):
     results = read_results(tmp_path / "out")
     assert results == json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["parameters"] == {"notebook": "motion_modules_per_resolution", "preset": "laptop", "seed": 3,
-                                     "prompts": 2, "steps": 9}
+                                     "prompts": 2, "steps": 9, "precision": run.precision}
     assert results["metrics"]["claims"] == {
         "coarse": {"verdict": "holds", "said": "level 1", "measured": FOUND._asdict()}}
     assert results["metrics"]["levels"] == {"all": {"amount": 1.5}}
