@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from .. import samples
 from ..errors import AnimkitError
-from ..metrics.intervals import share
+from ..metrics.intervals import bootstrap, share
+from ..metrics.motion import motion_of
 from ..record import record
 from ..show.filmstrip import Picture
 from ..show.sheet import sheet
@@ -29,7 +30,7 @@ from ..world import BASE_LOOKS, LOOKS, MOTIONS, random_scene, render
 from ..world.captions import HELD_OUT, TEMPLATES, caption
 from .clip import COLOURLESS
 from .judge import TEXT, Judge, asked, moment, names_its_look, text_found, truth
-from .motion_clips import FRAMES, KINDS, incoherent, with_marks
+from .motion_clips import FRAMES, KINDS, flickering, incoherent, with_marks
 from .motion_judge import INCOHERENT, STILL, MotionJudge
 
 COUNTS = {"stills": 200, "motion": 100, "judge": 1000}
@@ -87,6 +88,7 @@ def judge_motion(animator, judge: Judge, count: int = 100, seed: int = 0, batch:
                          "if it must name one of ten": share([f == name for f, name in zip(forced, named)]),
                          "still": share([f == "still" for f in found]),
                          "incoherent": share([f == "incoherent" for f in found]),
+                         "flicker (warp error, % of white)": flicker(clips),
                          **{a: share(r) for a, r in text_found(shown, scenes, readable).items()}}
         if look is not None:
             looks = np.array([found == look for found in shown["look"]])
@@ -117,7 +119,8 @@ def judge_judge(judge: Judge, count: int = 1000, seed: int = 0) -> dict:
 
 def judge_eye(eye: MotionJudge, each: int = 40, seed: int = 77_000_000) -> dict:
     """The motion judge on `each` fresh clips of every motion and of none, in all looks: with the cartoonist's marks,
-    without, with those of another motion; the same clips frozen, and shuffled; frames that do not belong together."""
+    without, with those of another motion, flickering; the same clips frozen, and shuffled; frames that do not belong
+    together."""
     rng, kinds, looks = np.random.default_rng(seed), KINDS[:-1], list(LOOKS)
     truths = [kind for kind in kinds for _ in range(each)]
     scenes = [random_scene(rng, motion=None if kind == "still" else kind, look=looks[k % len(looks)])
@@ -133,6 +136,11 @@ def judge_eye(eye: MotionJudge, each: int = 40, seed: int = 77_000_000) -> dict:
         scores[f"motion, {said}"], motions[said] = share(right), counted(found, truths, kinds)
         if clips is None:
             clips, by_look = shown, {look: share(right[k::len(looks)])["share"] for k, look in enumerate(looks)}
+    bar = tqdm(scenes, desc="rendering clips, flickering", unit="clip")
+    trembling = np.stack([(flickering(rng, s, np.arange(FRAMES) / FRAMES) * 255 + 0.5).astype(np.uint8) for s in bar])
+    found = [KINDS[k] for k in eye.which(trembling)]
+    scores["motion, flickering"] = share([f == t for f, t in zip(found, truths)])
+    motions["flickering"] = counted(found, truths, kinds)
     frozen = eye.which(np.repeat(clips[:, FRAMES // 2:FRAMES // 2 + 1], FRAMES, 1))
     ordered = [k for k, t in enumerate(truths) if t not in ("still", "shaking", "spinning")]  # these may suit any order
     shuffled = eye.which(np.stack([clips[k, rng.permutation(FRAMES)] for k in ordered]))
@@ -141,6 +149,18 @@ def judge_eye(eye: MotionJudge, each: int = 40, seed: int = 77_000_000) -> dict:
                "shuffled clips are incoherent": share((shuffled == INCOHERENT).numpy()),
                "frames drawn apart are incoherent": share((apart == INCOHERENT).numpy())}
     return {"eye": scores, "motions": motions, "motion by look": by_look}
+
+
+def number(values) -> dict:
+    """{"mean", "low", "high", "n"}: not a share, but as sure."""
+    value, low, high, n = bootstrap(values)
+    named = {"mean": value, "low": low, "high": high}
+    return {name: None if v is None else round(v, 4) for name, v in named.items()} | {"n": n}
+
+
+def flicker(clips: np.ndarray) -> dict:
+    """What no movement explains of the change from frame to frame: the mean warp error of clips (metrics.motion_of)."""
+    return number([motion_of(clip).warp_error for clip in clips])
 
 
 def counted(found: list[str], named: list[str], kinds) -> dict:
@@ -165,6 +185,8 @@ def in_rows(rows: dict[str, dict[str, np.ndarray]], alt: str) -> Picture:
 def table(report: dict) -> str:
     """The report as text: a line for each score, a column for each of what was judged; then motion by motion."""
     def cell(s):
+        if "mean" in s:
+            return f"{s['mean']:5.1f} ({s['low']:.1f} to {s['high']:.1f})" if s["n"] else "-"
         return f"{100 * s['share']:5.1f} % ({100 * s['low']:.0f} to {100 * s['high']:.0f})" if s["n"] else "-"
 
     scores = report["scores"]

@@ -20,7 +20,7 @@ from .. import samples
 from ..data import camera
 from ..errors import AnimkitError
 from ..metrics.camera import FULL, LEAST, NAMES, camera_path, name_shot
-from ..metrics.intervals import bootstrap, share
+from ..metrics.intervals import share
 from ..metrics.stabilise import stabilised
 from ..metrics.watermark import watermark_score
 from ..record import record
@@ -28,7 +28,7 @@ from ..show.filmstrip import Picture
 from ..world import render
 from ..world.web import degrade
 from .clip import COLOURLESS
-from .evaluate import FRAMES, PRECISIONS, draw, fingerprints, in_rows, open_animator
+from .evaluate import FRAMES, PRECISIONS, draw, fingerprints, flicker, in_rows, number, open_animator
 from .judge import TEXT, Judge, asked, names_its_look, text_found, truth
 from .zoo import NEW_LOOKS
 
@@ -64,7 +64,7 @@ def judge_adapter(folder: Path, judge: Judge, count: int, seed: int, batch: int,
         shown = judge.pictures(_frames(clips))
         looks = _each([found == scenes[k // FRAMES].look for k, found in enumerate(shown["look"])])
         found = judge.motion(clips)
-        scores[whose] = {"watermark": _number(watermark_score(clips, mark["web video"], mark["clean renders"])),
+        scores[whose] = {"watermark": number(watermark_score(clips, mark["web video"], mark["clean renders"])),
                          "look": share(looks[named]),
                          "named motion": share([f == truth(s, "motion") for f, s in zip(found, scenes)]),
                          **{a: share(r) for a, r in text_found(shown, scenes, _readable(look)).items()}}
@@ -111,8 +111,9 @@ def judge_looks(folder: Path, judge: Judge, count: int, seed: int, batch: int, o
                               **{f"{said}: {a}": share(text[a]) for a in _readable(look)}}
         found = judge.motion(clips)
         scores[whose]["named motion"] = share([f == truth(s, "motion") for f, s in zip(found, scenes)])
+        scores[whose]["clips: flicker (warp error, % of white)"] = flicker(clips)
         rows[whose] = {"still": stills[0, 0], **{f"frame {j + 1}": clips[0, j] for j in range(0, FRAMES, 3)}}
-        got = {name: column["share"] for name, column in scores[whose].items()}
+        got = {name: score["share"] for name, score in scores[whose].items() if "share" in score}
         bars.append(_bar(f"{whose}: named motion", ">= 80 %", got["named motion"], got["named motion"] >= 0.8))
         for name in ("look", "text"):
             if got[f"clips: {name}"] is not None:
@@ -158,7 +159,7 @@ def judge_shots(folder: Path, judge: Judge, count: int, seed: int, batch: int,
     right = [name_shot(m, 0)[0] == shot for m, shot in zip(paths, shots)]
     scores["real clips, moved by crops"] = {
         "shot type": share(right), **_object_motion(judge, np.stack(real), motions),
-        **{name: _number([abs(m[name]) for m, s in zip(paths, shots) if s in NAMES[name]]) for name in FULL}}
+        **{name: number([abs(m[name]) for m, s in zip(paths, shots) if s in NAMES[name]]) for name in FULL}}
 
     amounts, bars = {}, []
     for shot in files:
@@ -195,7 +196,7 @@ def _shot_scores(judge: Judge, clips: np.ndarray, moves: list[dict], named: list
     least = 0 if len(wanted) == 1 else LEAST  # one of eight: the largest move; of two, both must be moves
     right = [set(name_shot(m, least)[:len(wanted)]) == wanted for m in moves] if wanted else []
     return {"shot type": share(right) | {"right": np.array(right, float)}, **_object_motion(judge, clips, named),
-            **{name: _number([abs(m[name]) for m in moves]) for name in FULL}}
+            **{name: number([abs(m[name]) for m in moves]) for name in FULL}}
 
 
 def _object_motion(judge: Judge, clips: np.ndarray, named) -> dict:
@@ -278,13 +279,6 @@ def _each(right: list[bool], frames: int = FRAMES) -> np.ndarray:
 
 def _readable(look: str | None) -> tuple[str, ...]:
     return tuple(a for a in TEXT if a != "colour" or look not in COLOURLESS)
-
-
-def _number(values) -> dict:
-    """{"mean", "low", "high", "n"}: not a share, but as sure."""
-    value, low, high, n = bootstrap(values)
-    named = {"mean": value, "low": low, "high": high}
-    return {name: None if v is None else round(v, 4) for name, v in named.items()} | {"n": n}
 
 
 def _bar(bar: str, wanted: str, found, holds) -> dict:

@@ -116,7 +116,7 @@ class MotionLoRAConfig(StageConfig):
 class LookConfig(StageConfig):
     """A personalised base: a LoRA on captioned images, or (full: true) all of the UNet, as DreamBooth does."""
     rank: int = 32
-    layers: Literal["linear", "finest"] = "linear"    # of the UNet, that the LoRA is on: see look.py
+    layers: Literal["linear", "convolutions"] = "linear"  # of the UNet, that the LoRA is on: see look.py
     full: bool = False
 
 

@@ -73,7 +73,7 @@ def train_look(config: LookConfig, folder: str | Path, **how) -> Trained:
     unet = stage.video_unet.unet
     if config.full:
         return stage.learn(unet, denoising_loss, stage.images())
-    lora = new_look(unet, config.rank, config.layers, config.training.seed)   # linear, or finest convolutions
+    lora = new_look(unet, config.rank, config.layers, config.training.seed)   # its Linear layers, or its convolutions
     stage.insert(lora)
     return stage.learn(lora, denoising_loss, stage.images())
 

@@ -5,7 +5,7 @@ import torch
 
 from animkit import samples
 from animkit.errors import AnimkitError
-from animkit.miniature.motion_clips import FRAMES, KINDS, draw, incoherent, moving, small, with_marks
+from animkit.miniature.motion_clips import FRAMES, KINDS, draw, flickering, incoherent, moving, small, with_marks
 from animkit.miniature.motion_judge import INCOHERENT, STILL, MotionJudge, Watching, new_motion_judge, signal, spoil
 from animkit.world import MOTIONS, Scene, Thing, random_scene, render
 
@@ -62,6 +62,20 @@ def test_what_is_still_stays_and_what_moves_does_not(drawn):
         assert np.ptp(render(moving(rng, motion)).rgb, axis=0).max() > 0.1
     frames = incoherent(rng)
     assert len(np.unique(frames.reshape(FRAMES, -1), axis=0)) == FRAMES
+
+
+def test_what_flickers_keeps_its_path_and_nothing_else_stands_still():
+    steady = Scene((Thing("ball", "red", "bouncing", cue=None),), "city")
+    footage, u = render(steady), np.arange(FRAMES) / FRAMES
+    clip = flickering(np.random.default_rng(0), steady, u)
+    again = flickering(np.random.default_rng(0), steady, u)
+    assert clip.shape == footage.rgb.shape and np.array_equal(clip, again)
+    red = (clip[..., 0] > 0.5) & (clip[..., 1] < 0.4) & (clip[..., 2] < 0.4)
+    rows = np.arange(64)[:, None]
+    for seen, mask in zip(red, footage.mask > 0):
+        assert abs((rows * seen).sum() / seen.sum() - (rows * mask).sum() / mask.sum()) < 2
+    away = (footage.mask == 0).all(0)  # where the thing never is
+    assert np.ptp(clip[:, away], axis=0).mean() > 5 * np.ptp(footage.rgb[:, away], axis=0).mean()
 
 
 def test_small_is_what_the_judge_makes_of_full_size():
@@ -188,6 +202,14 @@ def test_the_shipped_one_knows_motions_with_and_without_marks(shipped, cue):
     clips = np.stack([render(with_marks(scene, cue)).uint8 for scene in scenes])
     right = [KINDS[j] == k for j, k in zip(shipped.which(clips), kinds)]
     assert np.mean(right) > 0.9
+
+
+def test_the_shipped_one_sees_motion_through_flicker(shipped):
+    rng = np.random.default_rng(777)
+    kinds = list(KINDS[:-1]) * 5
+    scenes = [moving(rng, kind) for kind in kinds]
+    clips = np.stack([(flickering(rng, s, np.arange(FRAMES) / FRAMES) * 255).astype(np.uint8) for s in scenes])
+    assert np.mean([KINDS[j] == k for j, k in zip(shipped.which(clips), kinds)]) > 0.85
 
 
 def test_the_shipped_one_takes_no_still_and_no_mess_for_motion(shipped):
