@@ -46,7 +46,7 @@ def test_overrides_reach_their_setting():
     config = load_config(CONFIGS / "miniature.yaml", "look", overrides)
     assert (config.training.steps, config.training.lr, config.rank, config.data.count) == (500, 3e-3, 4, None)
     assert config.training.betas == (0.9, 0.95)
-    assert load_config(CONFIGS / "miniature.yaml", "look").training.lr == 1.5e-3
+    assert load_config(CONFIGS / "miniature.yaml", "look").training.lr == 3e-3
 
 
 @pytest.mark.parametrize("override, message", [
