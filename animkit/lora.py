@@ -78,7 +78,8 @@ class LoRA(nn.Module):
                 down = (torch.rand(rank, *fan_in, generator=generator) * 2 - 1) / math.sqrt(math.prod(fan_in))
                 layers[path] = LowRank(down, torch.zeros(out, rank, *[1 for _ in fan_in[1:]]), scale)
         if not layers:
-            raise AnimkitError(f"no {' or '.join(kind.__name__ for kind in kinds)} layer of {type(module).__name__} matches the LoRA's targets"
+            said = " or ".join(kind.__name__ for kind in kinds)
+            raise AnimkitError(f"no {said} layer of {type(module).__name__} matches the LoRA's targets"
                                + (f" {', '.join(names)}" if names else "") + ": check the names with named_modules()")
         return cls(layers)
 

@@ -8,9 +8,9 @@
     shots          motion-lora: one a shot type, 50 clips each, made by moving crops        motion_loras/zoom-in...
     zoo            nothing: copies what has ended to data_samples/, and how it was made to recipe.json
 
-They stand on the base in data_samples/ (`animkit miniature assemble` puts it there; or `adopt` what ships), and stage 2 goes on from the module
-that learned clean clips (`animkit miniature motion`), in whose place it ships. Work lies in runs/miniature/zoo/; settings
-are those of configs/miniature.yaml and what stands here.
+They stand on the base in data_samples/ (`animkit miniature assemble` puts it there; or `adopt` what ships), and stage 2
+goes on from the module that learned clean clips (`animkit miniature motion`), in whose place it ships. Work lies in
+runs/miniature/zoo/; settings are those of configs/miniature.yaml and what stands here.
 """
 import argparse
 import json
@@ -33,8 +33,8 @@ NEW_LOOKS = tuple(look for look in LOOKS if look not in BASE_LOOKS)
 FULL = "paper"  # the look that is a full fine-tune, as DreamBooth's; the others are LoRAs
 # Smaller steps for the whole UNet than for a LoRA; it has the same pictures and as many steps.
 FULL_SETTINGS = ("full=true", "training.lr=2e-4")
-MODULE = "motion_module/diffusion_pytorch_model.safetensors"  # with its config.json: a folder that diffusers opens too
-CLEAN = "clean_motion_module"  # what `animkit miniature motion` made, as `assemble` and `adopt` leave it in runs/miniature/
+MODULE = "motion_module/diffusion_pytorch_model.safetensors"  # the one that ships, with its config.json
+CLEAN = "clean_motion_module"  # in runs/miniature/: what `animkit miniature motion` made, put there by `assemble`, `adopt`
 STAGES = ["adapter", "motion_web", "motion_plain", "look", "shots", "zoo"]
 
 
@@ -54,7 +54,8 @@ def parts(zoo: Path, samples: Path) -> dict[str, dict[str, Part]]:
     looks = {f"looks/{look}": Part("look", (*base, f"data.world.looks=[{look}]", f"data.world.seed={20 + k}",
                                             *(FULL_SETTINGS if look == FULL else ())), f"looks/{look}.safetensors")
              for k, look in enumerate(NEW_LOOKS)}
-    shots = {f"shots/{shot.replace(' ', '-')}": Part("motion-lora", (*base, f"motion_module={zoo / 'motion_web'}", f"shot={shot}"),
+    on_web = (*base, f"motion_module={zoo / 'motion_web'}")
+    shots = {f"shots/{shot.replace(' ', '-')}": Part("motion-lora", (*on_web, f"shot={shot}"),
                                                      f"motion_loras/{shot.replace(' ', '-')}.safetensors")
              for shot in SHOTS}
     return {
