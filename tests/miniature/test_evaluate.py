@@ -208,7 +208,8 @@ def test_the_command_writes_numbers_and_a_picture(folder, tmp_path, capsys, word
     assert report["parameters"]["command"].startswith(f"animkit judge {words[0]}") and report["seconds"]["all"] > 0
     for column in report["metrics"]["scores"].values():
         for score in column.values():
-            assert score["n"] == 0 or 0 <= score["low"] <= score["share"] <= score["high"] <= 1
+            found, most = (score["share"], 1) if "share" in score else (score["mean"], 100)
+            assert score["n"] == 0 or 0 <= score["low"] <= found <= score["high"] <= most
     assert (tmp_path / f"{name}.png").exists() == (name != "judge")
     if name != "judge":
         assert report["parameters"]["steps"] == 2 and report["parameters"]["guidance"] == 5
