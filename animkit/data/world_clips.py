@@ -31,12 +31,17 @@ class WorldRecipe:
     camera: Literal["scene", "crop"] = "scene"        # the world's own camera (amount 1: its whole move), or the
     #                                                   paper's moving crop out of a picture twice as large (0 to 1)
     seed: int = 0
+    moves: float = 0.0                                # the share of clips whose camera moves, by a crop in one of the
+    #                                                   eight ways and unsaid in the caption, as in web video
 
     def __post_init__(self):
         unknown = [look for look in self.looks if look not in world.LOOKS]
         if unknown or not self.looks:
             raise AnimkitError(f"there is no look {', '.join(unknown) or 'at all'} to draw; the cartoon world has "
                                f"{', '.join(world.LOOKS)}")
+        if not 0 <= self.moves <= 1 or (self.moves and (self.shot or self.frames < 2)):
+            raise AnimkitError("moves is a share of clips, 0 to 1, which are no stills and not all of one shot type; got "
+                               f"{self.moves}, frames {self.frames}, shot {self.shot}")
         if self.shot:
             object.__setattr__(self, "shot", camera.shot_name(self.shot))
             if self.camera == "crop":
@@ -48,7 +53,9 @@ class WorldRecipe:
 def draw(recipe: WorldRecipe, index: int) -> tuple[np.ndarray, str]:
     """Clip `index` (uint8 f h w 3) and its caption: a function of the recipe and the index alone."""
     rng = np.random.default_rng([recipe.seed, index])
-    cropped = recipe.shot is not None and recipe.camera == "crop"
+    shot, amount, cropped = recipe.shot, recipe.amount, recipe.shot is not None and recipe.camera == "crop"
+    if recipe.moves and rng.random() < recipe.moves:
+        shot, amount, cropped = camera.SHOTS[rng.integers(len(camera.SHOTS))], rng.uniform(0.1, 0.3), True
     fixed = {"shot": recipe.shot, "amount": recipe.amount} if recipe.shot and not cropped else {}
     scene = world.random_scene(rng, moving=recipe.moving, look=tuple(recipe.looks), **fixed)
     caption = world.caption(scene, rng)
@@ -58,7 +65,7 @@ def draw(recipe: WorldRecipe, index: int) -> tuple[np.ndarray, str]:
         rgb = degrade(rgb)  # before the crop, as in a real web video: its watermark moves along
     pixels = (rgb * 255 + 0.5).astype(np.uint8)
     if cropped:
-        path = camera.crop_path(recipe.shot, recipe.frames, recipe.amount)
+        path = camera.crop_path(shot, recipe.frames, amount)
         moved = camera.apply(torch.from_numpy(pixels).permute(3, 0, 1, 2), path, recipe.size)
         pixels = moved.permute(1, 2, 3, 0).numpy()
     return pixels, caption

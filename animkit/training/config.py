@@ -39,6 +39,7 @@ class WorldConfig:
     looks: tuple[str, ...] = BASE_LOOKS
     web: bool = False                                 # soft, compressed and watermarked, as web video is
     moving: float = 0.95                              # the share of things that move
+    moves: float = 0.0                                # the share of clips whose camera moves, unsaid
     seed: int = 0
 
 

@@ -91,7 +91,7 @@ def _world(data: DataConfig, frames: int, shot: dict) -> WorldClips:
                            "source.")
     w = data.world
     return WorldClips(data.count, workers=data.workers, size=data.size, frames=frames, looks=w.looks, web=w.web,
-                      moving=w.moving, seed=w.seed, **shot)
+                      moving=w.moving, moves=w.moves, seed=w.seed, **shot)
 
 
 def _not_of_the_world(data: DataConfig) -> None:

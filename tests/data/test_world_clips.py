@@ -1,0 +1,43 @@
+"""Clips of the cartoon world as training data: pure functions of recipe and index; whose camera moves, and whose not."""
+import numpy as np
+import pytest
+import torch
+
+from animkit.data.world_clips import WorldClips, WorldRecipe, draw
+from animkit.errors import AnimkitError
+from animkit.metrics.camera import LEAST, camera_path
+
+
+def test_a_clip_is_a_function_of_recipe_and_index():
+    recipe = WorldRecipe(size=32, frames=3, web=True, seed=5)
+    pixels, caption = draw(recipe, 2)
+    again, same = draw(recipe, 2)
+    assert np.array_equal(pixels, again) and caption == same
+    assert pixels.shape == (3, 32, 32, 3) and pixels.dtype == np.uint8
+    assert not np.array_equal(pixels, draw(recipe, 3)[0]) and not np.array_equal(
+        pixels, draw(WorldRecipe(size=32, frames=3, web=True, seed=6), 2)[0])
+    clip = WorldClips(4, size=32, frames=3, web=True, seed=5).get(2)
+    assert torch.equal(((clip["video"] + 1) * 127.5).round().byte(), torch.from_numpy(pixels).permute(3, 0, 1, 2))
+    assert clip["caption"] == caption and clip["index"] == 2
+
+
+def test_processes_draw_the_same_clips():
+    alone, side_by_side = (WorldClips(3, workers=n, size=16, frames=2) for n in (1, 2))
+    for k in range(3):
+        assert torch.equal(alone.get(k)["video"], side_by_side.get(k)["video"])
+
+
+def test_the_camera_moves_in_the_share_that_is_asked_for():
+    def moving(moves):
+        recipe = WorldRecipe(frames=8, moving=0.0, moves=moves, seed=1)
+        paths = [camera_path(draw(recipe, k)[0]).moves for k in range(24)]
+        return np.mean([max(map(abs, path.values())) > LEAST / 2 for path in paths])
+
+    assert moving(0.0) < 0.1 and moving(1.0) > 0.8 and 0.2 < moving(0.5) < 0.8
+
+
+@pytest.mark.parametrize("how", [{"moves": 1.5}, {"moves": -0.1}, {"moves": 0.5, "shot": "zoom in"},
+                                 {"moves": 0.5, "frames": 1}])
+def test_moves_that_cannot_be_are_refused(how):
+    with pytest.raises(AnimkitError, match="moves is a share of clips"):
+        WorldRecipe(**how)
