@@ -360,7 +360,9 @@ class Recipe:
             told["curve"] = self.curve(stage)
         if (self.folder / "adopted").exists():  # what was done before stays on record
             before = json.loads((self.folder / "adopted").read_text())
-            made = before | {stage: told | {"went on from": before.get(stage)} for stage, told in made.items()}
+            made = {stage: told | {"went on from": before.get(stage)} for stage, told in made.items()}
+            newer = json.loads((into / "recipe.json").read_text()) if (into / "recipe.json").exists() else {}
+            made = {stage: told for stage, told in before.items() if stage not in newer} | made
         zoo.add_to_recipe(made, into)
 
     def adopt(self, shipped: Path | None = None):

@@ -13,6 +13,7 @@ from animkit.errors import AnimkitError
 from animkit.miniature import motion, recipe, stills, words
 from animkit.miniature.clip import ImageText
 from animkit.world import BASE_LOOKS, LOOKS
+from tiny import equal_states
 
 
 @pytest.fixture
@@ -44,10 +45,16 @@ def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatc
 
     later = recipe.Recipe(tmp_path / "later", budget=1e-6)
     later.adopt(into)
+    clean = ak.MotionModules.from_pretrained(later.folder / recipe.zoo.CLEAN)  # from which the zoo's stage 2 goes on
+    assert equal_states(clean.state_dict(), ak.MotionModules.from_pretrained(into / "motion_module").state_dict())
     monkeypatch.setattr(later, "steps", lambda stage: 1)
     later.unet()
+    (into / "recipe.json").write_text(json.dumps(told | {"look-ink": {"made": "since"}}))
     later.assemble(into)
     told = json.loads((into / "recipe.json").read_text())
+    assert told["look-ink"] == {"made": "since"}, "what was made after the adoption stays"
+    later.assemble(tmp_path / "elsewhere")
+    assert set(json.loads((tmp_path / "elsewhere" / "recipe.json").read_text())) == set(told) - {"look-ink"}
     assert told["unet"]["steps"] == 1 and told["unet"]["went on from"]["steps"] == 2 and told["vae"]["steps"] == 2
 
 
