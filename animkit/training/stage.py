@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,7 @@ class Stage:
         now |= {"kind": self.kind, "weights of the base and of frozen parts": frozen[:16]}
         path = self.folder / "settings.json"
         if path.exists() and saving.read_state(self.folder):
-            then = json.loads(path.read_text())
+            then = _with_defaults(json.loads(path.read_text()), now, self.config)
             differ = [f"{k} (was {then.get(k)!r}, now {now.get(k)!r})" for k in {**now, **then}
                       if now.get(k) != then.get(k)]
             if differ:
@@ -277,3 +277,16 @@ def _peak_memory(device: torch.device) -> int | None:
         return round(torch.cuda.max_memory_allocated(device) / 1e6)
     peak = peak_memory()
     return None if peak is None else round(peak / 1e6)
+
+
+def _with_defaults(then: dict, now: dict, config: Any) -> dict:
+    """Settings that an older animkit wrote, with those that it did not know yet: they were what they are by default."""
+    whole = dict(then)
+    for field in (field for field in fields(config) if field.name in now):
+        value = getattr(config, field.name)
+        if field.name in then:
+            if is_dataclass(value) and isinstance(then[field.name], dict):
+                whole[field.name] = _with_defaults(then[field.name], now[field.name], value)
+        elif field.default is not MISSING:
+            whole[field.name] = json.loads(json.dumps(field.default))
+    return whole

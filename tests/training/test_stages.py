@@ -279,6 +279,12 @@ def test_a_run_goes_on_only_under_its_own_settings(runs, trained):
             train(runs, "look", "again", override)
     with pytest.raises(AnimkitError, match=r"other settings: lr \(was 0.01, now 0.02\)"):
         train(runs, "look", "again", "training.lr=0.02")
+    told = json.loads((runs / "again" / "settings.json").read_text())
+    del told["data"]["world"]["moving"], told["layers"]  # as an animkit wrote it that did not know these
+    (runs / "again" / "settings.json").write_text(json.dumps(told))
+    for override, name in (("layers=convolutions", "layers"), ("data.world.moving=0.5", "data")):
+        with pytest.raises(AnimkitError, match=f"begun with other settings: {name}"):
+            train(runs, "look", "again", override)
     assert train(runs, "look", "again", "training.steps=4").record["steps"] == 4  # longer is welcome
 
 
