@@ -32,7 +32,7 @@ class WorldRecipe:
     #                                                   paper's moving crop out of a picture twice as large (0 to 1)
     seed: int = 0
     moves: float = 0.0                                # the share of clips whose camera moves, by a crop in one of the
-    #                                                   eight ways and unsaid in the caption, as in web video
+    #                                                   eight ways (amount 0.1 to 0.3), unsaid, as in web video
 
     def __post_init__(self):
         unknown = [look for look in self.looks if look not in world.LOOKS]

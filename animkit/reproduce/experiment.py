@@ -28,8 +28,7 @@ class Experiment:
 
     presets: preset -> settings, "minutes" on two cores among them. given: settings that were asked for; None means the
     preset's. out: where results.json, figure.png and clip.mp4 go; work: where trainings and drawn clips are kept, so
-    that a killed run goes on. `.dtype`: what clips are drawn in where no more than speed hangs on it, bf16 where the
-    device computes in it (results.json says which). Raises AnimkitError for an unknown notebook, preset or setting.
+    that a killed run goes on. Raises AnimkitError for an unknown notebook, preset or setting.
     """
 
     def __init__(self, notebook: str, preset: str, presets: Mapping[str, Mapping[str, Any]], *, seed: int = 0,
@@ -48,11 +47,16 @@ class Experiment:
         self.out.mkdir(parents=True, exist_ok=True)
         self.work.mkdir(parents=True, exist_ok=True)
         (self.out / "results.json").unlink(missing_ok=True)  # so that what stands there is never an older run's
-        self.precision = "bf16" if fast_precision() == "bf16" else "float32"
-        self.dtype = getattr(torch, {"bf16": "bfloat16"}.get(self.precision, self.precision))
+        self.precision = "float32"
         self.verdicts: dict[str, dict] = {}
         self.seconds: dict[str, float] = {}
         self.began, self.shown = time.perf_counter(), {}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What an animator draws in where no more than speed hangs on it; from then on results.json says which."""
+        self.precision = "bf16" if fast_precision() == "bf16" else "float32"
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def config(self, stage: str, changes: Mapping[str, Any], file: str | Path = "../configs/miniature.yaml") -> Any:
         """The settings of a training stage (configs/), with changes such as {"training.steps": 500}; this run's seed.

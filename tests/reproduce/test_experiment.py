@@ -3,12 +3,13 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 import animkit as ak
 from animkit.errors import AnimkitError
 from animkit.metrics import Interval
-from animkit.reproduce import CLAIMS, Experiment
+from animkit.reproduce import CLAIMS, Experiment, experiment
 from animkit.reproduce.experiment import read_results
 
 PRESETS = {name: {"minutes": 1, "prompts": k + 1, "steps": 4} for k, name in enumerate(("smoke", "laptop", "paper"))}
@@ -40,7 +41,7 @@ def test_results_hold_all_that_the_report_needs(run, tmp_path):
     results = read_results(tmp_path / "out")
     assert results == json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["parameters"] == {"notebook": "motion_modules_per_resolution", "preset": "laptop", "seed": 3,
-                                     "prompts": 2, "steps": 9, "precision": run.precision}
+                                     "prompts": 2, "steps": 9, "precision": "float32"}
     assert results["metrics"]["claims"] == {
         "coarse": {"verdict": "holds", "said": "level 1", "measured": FOUND._asdict()}}
     assert results["metrics"]["levels"] == {"all": {"amount": 1.5}}
@@ -48,6 +49,15 @@ def test_results_hold_all_that_the_report_needs(run, tmp_path):
     assert results["metrics"]["shown"] == {"figure": "a line that rises", "clip": "a red ball"}
     assert (tmp_path / "out" / "figure.png").stat().st_size > 500 and (tmp_path / "out" / "clip.mp4").exists()
     assert "| 0.5 | 0.25 to 0.75 (n = 12) | **holds**: level 1 |" in table._repr_markdown_()
+
+
+@pytest.mark.parametrize("fast, dtype, said", [("bf16", torch.bfloat16, "bf16"), ("no", torch.float32, "float32")])
+def test_what_was_drawn_in_is_told(run, tmp_path, monkeypatch, fast, dtype, said):
+    monkeypatch.setattr(experiment, "fast_precision", lambda: fast)
+    assert run.dtype is dtype
+    run.not_run("coarse", "no weights")
+    run.finish({})
+    assert read_results(tmp_path / "out")["parameters"]["precision"] == said
 
 
 def test_a_gpu_is_told_by_its_name(run, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 import animkit as ak
 from animkit.cli import main
 from animkit.errors import AnimkitError
+from animkit.look import new_look
 from animkit.training import History, load_config, stage as stage_module
 from animkit.training.stages import TRAIN
 
@@ -131,6 +132,8 @@ def test_a_look_can_be_a_lora_on_the_convolutions_and_reopens(trained):
     lora, unet = result.animator.video_unet.parts[-1], result.animator.pipe.unet
     assert inserted == 1 and changed == {f"parts.0.{name}" for name, _ in lora.named_parameters()}
     assert set(lora.paths) == {path for path, layer in unet.named_modules() if isinstance(layer, torch.nn.Conv2d)}
+    with pytest.raises(AnimkitError, match="on linear or convolutions layers of the UNet, not on 'finest'"):
+        new_look(unet, layers="finest")
     reopened = ak.open_checkpoint(result.file)
     assert reopened.kind == "LoRA" and set(reopened.build(result.animator.video_unet).paths) == set(lora.paths)
 
