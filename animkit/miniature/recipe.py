@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from .. import samples
+from ..data.world_clips import WorldRecipe
 from ..errors import AnimkitError
 from ..inflation import inflate
 from ..motion_module import MotionModules
@@ -46,7 +47,7 @@ from . import unet as unets
 from . import vae as vaes
 from . import words, zoo
 from .clip import ImageText
-from .motion import FRAMES
+from .motion import MOVES
 from .motion import clips as render_clips
 from .stills import stills
 
@@ -285,7 +286,7 @@ class Recipe:
     def _motion(self, stage, size, count, batch, start, **settings):
         """Paper 4.2: base frozen, linear betas, one timestep a clip (drawn towards noise), noise of its own for each frame."""
         tokenizer, text_encoder = self.text()
-        z, captions = self.clip_latents("world", count, size, looks=BASE_LOOKS, seed=11)
+        z, captions = self.clip_latents("moving", count, WorldRecipe(size=size, moves=MOVES, seed=11))
         text, empty = (
             unets.text_states(text_encoder, tokenizer, captions),
             unets.text_states(text_encoder, tokenizer, [""]).float(),
@@ -296,7 +297,7 @@ class Recipe:
             self.read(start, modules)
         video_unet = inflate(unet)
         video_unet.insert(modules)
-        hard = saying(captions, "spinning", "shaking")  # the motions that are learned last
+        hard = saying(captions, "spinning", "shaking", "walking")  # the motions that are learned last
         betas = DDIMScheduler.from_config(unets.scheduler().config, beta_schedule="linear")
 
         def rows(k, generator):
@@ -427,16 +428,16 @@ class Recipe:
         model.register_to_config(scaling_factor=json.loads(path.read_text()))
         return model
 
-    def clip_latents(self, name, count, size, **how):
+    def clip_latents(self, name: str, count: int, recipe: WorldRecipe):
         """Latents n f c h w (float16) and captions of `count` clips, encoded once, a hundred clips at a time."""
-        paths = render_clips(self.folder / "data", name, self.counted(count), size=size, **how)
+        paths = render_clips(self.folder / "data", name, self.counted(count), recipe)
         vae, parts, captions = self.scaled_vae(), [], []
         for path in tqdm(paths, desc="encoding clips", unit="00 clips"):
             cached = path.with_suffix(".safetensors")
             chunk = np.load(path)
             if not cached.exists():
                 z = vaes.encode(vae, rearrange(chunk["pixels"], "n f h w c -> (n f) h w c"))
-                save_file({"z": rearrange(z, "(n f) c h w -> n f c h w", f=FRAMES).contiguous()}, cached)
+                save_file({"z": rearrange(z, "(n f) c h w -> n f c h w", f=recipe.frames).contiguous()}, cached)
             parts.append(load_file(cached)["z"])
             captions += chunk["captions"].tolist()
         return torch.cat(parts), captions
