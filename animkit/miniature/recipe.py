@@ -144,6 +144,7 @@ class Recipe:
             earlier = before.get("earlier") or {k: before.get(k, 0) for k in ("steps", "of", "seconds")}
             told |= {k: told[k] + earlier[k] for k in earlier}
             told["rounds"] = before.get("rounds", 1) + (history.ended == "finished")
+            told["device"] = "; ".join(dict.fromkeys([*before.get("device", where).split("; "), where]))  # of all rounds
             if history.ended != "finished":
                 told["earlier"] = earlier  # what this round's own numbers are to be added to when it goes on
         (self.folder / f"{stage}.json").write_text(json.dumps(told, indent=1))

@@ -61,6 +61,7 @@ def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatc
 def test_a_stage_that_is_done_goes_on_and_tells_of_both_rounds(tiny):
     tiny.vae()
     first, told = tiny.read("vae", recipe.vaes.new_vae()).state_dict(), tiny.told("vae")
+    (tiny.folder / "vae.json").write_text(json.dumps(told | {"device": "NVIDIA H200"}))
     longer = recipe.Recipe(tiny.folder, budget=1e-6, more=3, seconds=1e-9)
     longer.vae()  # stopped after its first step
     assert (longer.told("vae")["steps"], longer.told("vae")["rounds"]) == (2, 1)
@@ -68,6 +69,7 @@ def test_a_stage_that_is_done_goes_on_and_tells_of_both_rounds(tiny):
     longer.vae()
     after = longer.told("vae")
     assert (told["steps"], after["steps"], after["rounds"]) == (1, 4, 2) and after["seconds"] >= told["seconds"]
+    assert after["device"] == f"NVIDIA H200; {told['device']}", "every device that it was trained on"
     assert len(longer.curve("vae")) == 4 and longer.curve("vae")[0] == pytest.approx(told["loss"], abs=1e-3)
     step = longer.read("vae", recipe.vaes.new_vae()).state_dict()["decoder.conv_in.weight"] - first["decoder.conv_in.weight"]
     assert 0 < step.abs().max() < 0.02, "it went on from the weights, not from fresh ones"
