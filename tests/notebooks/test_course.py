@@ -2,6 +2,8 @@
 import ast
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -226,3 +228,19 @@ def test_each_runs_at_its_smallest_in_this_process(name, repo, tmp_path):
 @pytest.mark.parametrize("name", [name for name in HERE if name != "02_inflation"])
 def test_each_runs_at_its_smallest(name, repo, tmp_path):
     execute(name, repo, tmp_path)
+
+
+def test_lesson_07_takes_the_motion_loras_that_06_left_and_nothing_else_there(repo, tmp_path, monkeypatch):
+    book = nbformat.read(repo / "notebooks" / "07_animate_anything.ipynb", as_version=4)
+    tree = ast.parse(next(c.source for c in book.cells if "def shot_files" in c.source))
+    tree.body = [node for node in tree.body if getattr(node, "name", "") == "shot_files"]
+    left = tmp_path / "out" / "motion_lora"
+    for file in ("zoom_in-8/zoom_in-8.safetensors", "zoom_in-8/checkpoint/weights.safetensors", "pan-8/settings.json",
+                 "cache/latents-1.safetensors"):
+        (left / file).parent.mkdir(parents=True, exist_ok=True)
+        (left / file).touch()
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    names = {"Path": Path, "samples": SimpleNamespace(names=list), "motion_lora": ""}
+    exec(compile(tree, "07", "exec"), names)
+    assert [file.name for file in names["shot_files"]()] == ["zoom_in-8.safetensors"]
