@@ -10,8 +10,12 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -193,7 +197,7 @@ def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(FOLDER / "Snakefile"), "--directory", str(work),
                "--configfile", str(work / "plan.json"), "--cores", cores, "--jobs", cores, "--keep-going",
                "--rerun-incomplete", "--nolock", "--nocolor", *(["--dry-run"] if dry else []), *further]
-    with _alone(work), open(work / "snakemake.log", "a", 1, encoding="utf-8") as log:
+    with _alone(work), _terminable(), open(work / "snakemake.log", "a", 1, encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                    errors="replace")
         try:
@@ -213,7 +217,32 @@ def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
         except KeyboardInterrupt:
             process.wait()                             # it had the same signal, and stops its notebooks
             raise
+        except SystemExit:                             # this one had the signal alone; Snakemake would let jobs end first
+            _end(process)
+            raise
     return int(process.wait() != 0)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, as a cluster or `kill` sends it, ends the run by SystemExit, so that what it started can be ended."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a process and all that it started: notebooks, and their kernels."""
+    import psutil
+    for part in [*psutil.Process(process.pid).children(recursive=True), process]:
+        with suppress(psutil.NoSuchProcess):
+            part.terminate()
+    process.wait()
 
 
 class _alone:

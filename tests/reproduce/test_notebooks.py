@@ -8,6 +8,7 @@ import sys
 import time
 
 import nbformat
+import psutil
 import pytest
 
 from animkit import cli, notebooks, samples
@@ -269,6 +270,28 @@ def test_two_side_by_side_that_are_killed_go_on_where_they_were(tmp_path):
     drawn = len(found[0]["metrics"]["levels"]) + len(found[1]["metrics"]["clips"])
     assert len(list(clips.glob("*.npz"))) == drawn - 1
     assert (tmp_path / "out" / "report.html").exists()
+
+
+@needs_weights
+def test_a_terminated_run_takes_its_notebooks_along(tmp_path):
+    """`kill` and clusters send SIGTERM to the one process that they know; the lock is free again, and no kernel stays."""
+    command = [sys.executable, "-m", "animkit", "reproduce", SMALLEST, "--out", str(tmp_path / "out"), "--work",
+               str(tmp_path / "work"), "--threads", "1"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def started():
+        return [p for p in psutil.Process(first.pid).children(recursive=True) if "ipykernel_launcher" in p.cmdline()]
+
+    while not started():
+        assert first.poll() is None, (tmp_path / "work" / "snakemake.log").read_text()[-3000:]
+        time.sleep(0.1)
+    family = psutil.Process(first.pid).children(recursive=True)
+    first.terminate()
+    assert first.wait(timeout=60) == 128 + signal.SIGTERM
+    gone, alive = psutil.wait_procs(family, timeout=30)
+    assert len(family) >= 3 and not alive
+    with workflow._alone(tmp_path / "work"):
+        pass
 
 
 def test_a_notebook_that_leaves_nothing_is_an_error(tmp_path, monkeypatch):
