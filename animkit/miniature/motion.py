@@ -1,5 +1,6 @@
 """Stage 2 in the miniature, plain and short: motion modules learn from world clips while the base stays frozen."""
 
+import hashlib
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,13 +26,14 @@ def _chunk(job: tuple[Path, WorldRecipe, int]) -> Path:
 
 
 def clips(folder: Path, name: str, count: int, recipe: WorldRecipe, processes: int | None = None) -> list[Path]:
-    """At least `count` clips in whole chunks of 100: (chunk's path, ...).
+    """At least `count` clips in whole chunks of 100: [chunk's path, ...].
 
-    Rendered over all cores where the folder does not hold them yet.
+    Rendered over all cores where the folder does not hold them yet; another recipe is another set of files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(folder / f"{name}-{recipe.size}-{k:03d}.npz", recipe, k * CHUNK) for k in range(-(-count // CHUNK))]
+    key = hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]
+    jobs = [(folder / f"{name}-{key}-{k:03d}.npz", recipe, k * CHUNK) for k in range(-(-count // CHUNK))]
     with ProcessPoolExecutor(processes or os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(
             tqdm(

@@ -108,6 +108,16 @@ def test_a_damaged_judge_is_named(tmp_path):
         ImageText.from_pretrained(tmp_path)
 
 
+def test_clips_of_another_recipe_are_drawn_anew(tiny):
+    def drawn(**how):
+        paths = motion.clips(tiny.folder / "data", "moving", 7, motion.WorldRecipe(frames=2, size=16, **how), processes=1)
+        return [np.load(path)["pixels"] for path in paths]
+
+    still, moved = drawn(seed=1), drawn(seed=1, moves=1.0)
+    assert [len(part) for part in still] == [6, 6] and still[0].shape[1:] == (2, 16, 16, 3)
+    assert not np.array_equal(still[0], moved[0]) and np.array_equal(still[1], drawn(seed=1)[1])
+
+
 def test_what_is_learned_last_is_seen_more_often():
     captions = ["a red cat spinning around in the sea", "a blue cat over the sea", "trembling, a red dog in space", "a cat turning around"]
     assert recipe.saying(captions, "spinning").tolist() == [0, 3] and recipe.saying(captions, "shaking").tolist() == [2]
