@@ -6,6 +6,20 @@ from pathlib import Path
 
 import IPython.display
 
+# The course's notebooks -> their smallest presets.
+SMALLEST = {
+    "01_image_diffusion": {"steps": 3, "pictures": 2},
+    "02_inflation": {"frames": 3, "steps": 2},
+    "03_motion_module": {"frames": 4, "steps": 2},
+    "04_domain_adapter": {"steps": 2, "training_steps": 3, "batch": 2, "videos": 4, "scenes": 2},
+    "05_training_the_motion_module": {"steps": 2, "training_steps": 3, "batch": 1, "videos": 4, "frames": 4},
+    "06_motion_lora": {"clips": 4, "train_steps": 2, "rank": 2, "frames": 6, "steps": 2},
+    "07_animate_anything": {"seeds": 2, "frames": 6, "steps": 2},
+    "08_control": {"frames": 3, "steps": 2, "thing": "balloon", "motion": "rising",
+                   "prompt": "a red balloon over the sea, rising"},
+    "09_full_size": {"frames": 8, "kinds": 1},
+}
+
 
 def run_cells(notebook: Path, **parameters) -> tuple[dict, dict[str, list]]:
     """-> (names, cell id -> what it shows: display()s, then the value of its last line); in the notebook's folder."""

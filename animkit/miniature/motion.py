@@ -1,15 +1,15 @@
 """Stage 2 in the miniature, plain and short: motion modules learn from world clips while the base stays frozen."""
 
-import hashlib
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..data.world_clips import WorldRecipe, draw
+from ..data.world_clips import WorldClips, WorldRecipe, draw
 
 CHUNK = 100
 MOVES = 0.15  # the share of clips whose camera moves, unsaid, as in web video: a MotionLoRA (4.3) brings out what is known
@@ -28,11 +28,11 @@ def _chunk(job: tuple[Path, WorldRecipe, int]) -> Path:
 def clips(folder: Path, name: str, count: int, recipe: WorldRecipe, processes: int | None = None) -> list[Path]:
     """At least `count` clips in whole chunks of 100: [chunk's path, ...].
 
-    Rendered over all cores where the folder does not hold them yet; another recipe is another set of files.
+    Rendered over all cores where the folder does not hold them yet; another recipe, or another world, is another set of files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]
+    key = WorldClips(CHUNK, **asdict(recipe)).fingerprint()[:8]
     jobs = [(folder / f"{name}-{key}-{k:03d}.npz", recipe, k * CHUNK) for k in range(-(-count // CHUNK))]
     with ProcessPoolExecutor(processes or os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(

@@ -49,7 +49,8 @@ class Picture:
         buffer = io.BytesIO()
         self.image.save(buffer, "PNG", optimize=True)
         data = base64.b64encode(buffer.getvalue()).decode()
-        return f'<img style="max-width: 100%; height: auto" alt="{html.escape(self.alt, quote=True)}" src="data:image/png;base64,{data}">'
+        alt = html.escape(self.alt, quote=True)
+        return f'<img style="max-width: 100%; height: auto" alt="{alt}" src="data:image/png;base64,{data}">'
 
     def _repr_html_(self) -> str:
         return f"<figure>{self._img()}</figure>"

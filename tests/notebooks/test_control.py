@@ -8,11 +8,11 @@ from animkit import notebooks, samples
 from animkit.coursework import control_checks as checks
 from animkit.miniature.control import new_controlnet
 from animkit.miniature.unet import new_unet
+from run_cells import SMALLEST as PRESETS
 from run_cells import exercises, html, run_cells
 from tiny import shaken
 
-SMALLEST = {"frames": 3, "steps": 2, "thing": "balloon", "motion": "rising",
-            "prompt": "a red balloon over the sea, rising"}
+SMALLEST = PRESETS["08_control"]
 needs_weights = pytest.mark.skipif(not {"miniature", "motion_module", "looks", "judge"} <= set(samples.names()),
                                    reason="the miniature's weights are not in data_samples/ yet")
 
