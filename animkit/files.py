@@ -2,9 +2,11 @@
 
 Files are written beside their place and renamed, so that a crash or a full disk leaves the old file whole.
 """
+import glob
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,6 +21,9 @@ def write_atomically(path: str | Path, write: Callable[[str], None]) -> Path:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # by a process that was killed
+            if time.time() - left.stat().st_mtime > 3600:
+                left.unlink(missing_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         os.close(handle)
         write(temporary)

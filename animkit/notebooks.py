@@ -47,7 +47,8 @@ def checked(notebook: str | os.PathLike, given: Mapping[str, Any]) -> dict[str, 
     return {name: _value(name, value, declared[name]) for name, value in given.items()}
 
 
-def _value(name: str, value: Any, declared: Mapping[str, str]) -> Any:
+def _value(name: str, given: Any, declared: Mapping[str, str]) -> Any:
+    value = given
     try:
         default = ast.literal_eval(declared["default"])
     except (ValueError, SyntaxError):                   # a default that is computed: nothing to compare with
@@ -60,13 +61,21 @@ def _value(name: str, value: Any, declared: Mapping[str, str]) -> Any:
             if default is not None:
                 raise AnimkitError(f"parameter {name!r} is {value!r}, but its default is {default!r}: "
                                    f"give a {type(default).__name__}") from None
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    kind = {"int": int, "float": float, "bool": bool, "str": str, "list": list}.get(declared["type"])
+    if kind is str and isinstance(given, str):          # "12" may be a name
+        value = None if given.lower() == "none" and default is None else given
+    if (isinstance(default, float) or kind is float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if default is None and kind and value is not None and type(value) is not kind:
+        raise AnimkitError(f"parameter {name!r} is {value!r}: give a {kind.__name__}, or none for the preset's")
     if default is not None and value is not None and type(value) is not type(default) \
             and not {type(value), type(default)} <= {list, tuple}:
         raise AnimkitError(f"parameter {name!r} is {value!r}, but its default is {default!r}: "
                            f"give a {type(default).__name__}")
     return value
+
+
+_NOT_UP = ("Kernel died before replying to kernel_info", "Kernel didn't respond")  # jupyter_client, of a busy machine
 
 
 def execute(notebook: str | os.PathLike, output: str | os.PathLike, given: Mapping[str, Any] | None = None, *,
@@ -90,12 +99,13 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike, given: Mappi
         except papermill.PapermillExecutionError as error:
             raise AnimkitError(f"the cell of {notebook.name} that begins {error.source.strip().splitlines()[0]!r} failed "
                                f"with {error.ename}: {error.evalue}; what was run is in {output}") from error
-        except TimeoutError as error:
-            raise AnimkitError(f"a cell of {notebook.name} ran longer than {cell_timeout} s; what was run is in {output}") from error
-        except RuntimeError as error:                   # nbclient: "Kernel died before replying to kernel_info"
-            if "kernel_info" not in str(error) or attempt == attempts:
+        except (TimeoutError, RuntimeError) as error:
+            if str(error).startswith(_NOT_UP) and attempt < attempts:
+                time.sleep(attempt)
+            elif isinstance(error, TimeoutError) and not str(error).startswith(_NOT_UP):
+                raise AnimkitError(f"a cell of {notebook.name} ran longer than {cell_timeout} s; what was run is in {output}") from error
+            else:
                 raise AnimkitError(f"{notebook.name} could not be run: {error}") from error
-            time.sleep(attempt)
     raise AssertionError("unreachable")
 
 

@@ -30,6 +30,7 @@ def record(path: str | os.PathLike, parameters: Mapping[str, Any], metrics: Mapp
     results = {"parameters": dict(parameters), "metrics": dict(metrics),
                "seconds": {name: round(float(s), 2) for name, s in seconds.items()},
                "device": {"name": device, "threads": torch.get_num_threads(), "machine": platform.machine(),
+                          "processor": _processor(), "cores": os.cpu_count(),
                           "memory_gib": round(psutil.Process().memory_info().rss / 2**30, 2)},
                "versions": {"animkit": animkit.__version__, "python": platform.python_version(),
                             **{name: version(name) for name in LIBRARIES}},
@@ -40,6 +41,16 @@ def record(path: str | os.PathLike, parameters: Mapping[str, Any], metrics: Mapp
         raise AnimkitError(f"the results for {Path(path).name} cannot be written: {error}") from error
     write_atomically(path, lambda beside: Path(beside).write_text(text, encoding="utf-8"))
     return json.loads(text)
+
+
+def _processor() -> str:
+    """What the machine calls its processor, with what decides how fast bf16 is; "" where it does not say."""
+    try:
+        told = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if ":" in line)
+    except OSError:                                    # no Linux
+        return platform.processor()
+    told = {name.strip(): value.strip() for name, value in told.items()}
+    return told.get("model name", "") + (" with avx512_bf16" if "avx512_bf16" in told.get("flags", "").split() else "")
 
 
 def _plain(value: Any) -> Any:

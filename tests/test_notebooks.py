@@ -20,7 +20,8 @@ def write(path, cells, parameters: str | None = None):
 def declared(tmp_path):
     return write(tmp_path / "n.ipynb", [v4.new_code_cell("1")],
                  'fast: bool = True  # quick\nsteps: int = 10  # how many\nrate: float = 1e-3  # step\n'
-                 'name: str = "true"  # a word\nlook = None  # any\nsizes = [1, 2]  # list')
+                 'name: str = "true"  # a word\nlook = None  # any\nsizes = [1, 2]  # list\n'
+                 'few: int = None  # the preset\'s\nwhich: str = None  # the preset\'s\nshare: float = None  # the preset\'s')
 
 
 def test_words_become_the_declared_kind(declared):
@@ -29,12 +30,15 @@ def test_words_become_the_declared_kind(declared):
                                                   "look": "ink", "sizes": (3, 4)}
     assert type(notebooks.checked(declared, {"rate": 2})["rate"]) is float
     assert notebooks.checked(declared, {"look": "none", "steps": 3}) == {"look": None, "steps": 3}
+    assert notebooks.checked(declared, {"few": "12", "which": "12", "share": "2"}) == {"few": 12, "which": "12", "share": 2.0}
+    assert notebooks.checked(declared, {"few": None, "which": "none"}) == {"few": None, "which": None}
 
 
 @pytest.mark.parametrize("given, message", [
     ({"fsat": "1"}, "no parameter 'fsat'; it has: fast, steps"), ({"steps": "many"}, "give a int"),
     ({"steps": "1.5"}, "give a int"), ({"steps": True}, "give a int"), ({"fast": 1}, "give a bool"),
-    ({"name": 3}, "give a str")])
+    ({"name": 3}, "give a str"), ({"few": "many"}, "give a int, or none for the preset's"), ({"few": 2.5}, "give a int, or"),
+    ({"few": True}, "give a int, or"), ({"which": 3}, "give a str, or")])
 def test_wrong_parameters_are_refused(declared, given, message):
     with pytest.raises(AnimkitError, match=message):
         notebooks.checked(declared, given)
@@ -66,6 +70,29 @@ def test_a_kernel_that_dies_or_hangs_is_an_error_of_ours(tmp_path, body, message
     source = write(tmp_path / "n.ipynb", [v4.new_code_cell(body)])
     with pytest.raises(AnimkitError, match=message):
         notebooks.execute(source, tmp_path / "o.ipynb", progress=False, cell_timeout=3)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Kernel didn't respond in 120 seconds"),
+                                   RuntimeError("Kernel died before replying to kernel_info"),
+                                   TimeoutError("Kernel didn't respond to heartbeats in 120 seconds and timed out")])
+def test_a_kernel_that_does_not_come_up_is_tried_again(tmp_path, monkeypatch, error):
+    """As on busy cores; and at last it is an error of ours."""
+    import papermill
+    source, tried = write(tmp_path / "n.ipynb", [v4.new_code_cell("1")]), []
+
+    def busy(*args, **how):
+        tried.append(1)
+        if len(tried) < works_at:
+            raise error
+
+    monkeypatch.setattr(papermill, "execute_notebook", busy)
+    monkeypatch.setattr(notebooks.time, "sleep", lambda seconds: None)
+    works_at = 3
+    assert notebooks.execute(source, tmp_path / "o.ipynb") == tmp_path / "o.ipynb" and len(tried) == 3
+    works_at, tried[:] = 9, []
+    with pytest.raises(AnimkitError, match="n.ipynb could not be run: Kernel d"):
+        notebooks.execute(source, tmp_path / "o.ipynb")
+    assert len(tried) == 3
 
 
 def test_a_page_keeps_what_is_shown_and_loads_nothing(tmp_path):

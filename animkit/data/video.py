@@ -78,10 +78,11 @@ def to_float(video: torch.Tensor) -> torch.Tensor:
 class Skipped:
     """Counts the videos that cannot be used; stops the run when they are over a tenth. Threads may share it.
 
-    A tenth of all where their number is known; and, so that a large bad set stops early, a tenth of those tried so far,
-    once that are 100. A stream knows their number (`known`) only at the end of the first epoch.
+    A tenth of all where their number is known; of over 10,000, so that a large bad set stops early, a tenth of those
+    tried, or of 10,000 while fewer were: the bad ones may lie together. A stream knows the number (`known`) only at the
+    end of the first epoch; until then it is a tenth of those tried, or of 100 while fewer were.
     """
-    share, patience = 0.1, 100
+    share = 0.1
 
     def __init__(self, total: int | None = None):
         self.total, self.tried, self.why, self._lock = total, 0, {}, threading.Lock()
@@ -92,16 +93,16 @@ class Skipped:
             self.tried += 1
             if why is not None and name not in self.why:
                 self.why[name] = why
-                seen = max(self.tried, self.patience)
-                self._judge(seen if self.total is None else min(self.total, seen))
+                self._judge()
 
     def known(self, total: int) -> None:
         """Now the number of all videos is known: judge by it, however small."""
         with self._lock:
             self.total = total
-            self._judge(min(total, max(self.tried, self.patience)))
+            self._judge()
 
-    def _judge(self, among: int) -> None:
+    def _judge(self) -> None:
+        among = max(self.tried, 100) if self.total is None else min(self.total, max(self.tried, 10_000))
         if len(self.why) > self.share * among:
             raise AnimkitError(f"over {self.share:.0%} of the videos cannot be used, so this run stops. {self}")
 

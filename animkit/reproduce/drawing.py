@@ -1,7 +1,10 @@
 """Clips that the experiments draw once and keep, and the prompts that they are drawn from."""
+import ast
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +35,39 @@ def asked_moving(count: int, seed: int, **how) -> tuple[list[str], list]:
     return list(prompts), list(scenes)
 
 
+# What of the package decides how a clip comes out, given the weights: another version of it draws its clips anew.
+DRAWS = ("animator.py", "base.py", "control.py", "inflation.py", "insertion.py", "lora.py", "motion_module.py",
+         "prompts.py", "temporal_transformer.py", "baselines")
+
+
+def code(source: str) -> str:
+    """What a Python file does: its syntax tree, without comments, layout and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+@cache
+def _drawing_code() -> str:
+    package = Path(__file__).resolve().parents[1]
+    files = [file for name in DRAWS for file in (sorted((package / name).glob("*.py")) or [package / name])]
+    return hashlib.sha256("".join(code(file.read_text(encoding="utf-8")) for file in files).encode()).hexdigest()
+
+
+_found: list[float] = []
+
+
+def found_seconds() -> float:
+    """How long the clips took, when they were drawn, that `drawn` in this process found instead of drawing them."""
+    return sum(_found)
+
+
 def drawn(animator: Any, prompts: Sequence[str], *, seed: int, work: str | Path, name: str, batch: int = 4,
           each: Mapping[str, Sequence] | None = None, **how) -> list[Clip]:
-    """A clip for each prompt, clip k from the noise of seed + k; what was drawn before, of all the same, is in work,
-    whichever notebook drew it.
+    """A clip for each prompt, clip k from the noise of seed + k; what was drawn before, of all the same (weights, prompts,
+    noise, sampler, settings, and the code that draws), is in work, whichever notebook drew it.
 
     name: said by the bar. each: an argument that has a value for each clip, drawn one by one, such as
     control. how: for the animator's (or a baseline's) call. Raises AnimkitError as that does.
@@ -47,6 +79,7 @@ def drawn(animator: Any, prompts: Sequence[str], *, seed: int, work: str | Path,
     models += [animator.tuned] if hasattr(animator, "tuned") else []  # Tune-a-Video
     settings = animator._settings() if hasattr(animator, "method") else {}
     made_by = [[fingerprint_of(model) for model in models], dict(animator.alpha), settings,
+               _plain(animator.defaults), _plain(animator.scheduler), _drawing_code(),
                getattr(animator, "method", "AnimateDiff")]
     folder, clips = Path(work) / "clips", []
     for k in tqdm(range(0, len(prompts), batch), desc=f"drawing {name}", unit="batch"):
@@ -54,10 +87,15 @@ def drawn(animator: Any, prompts: Sequence[str], *, seed: int, work: str | Path,
         said = [made_by, list(prompts[k:k + batch]), seed + k, {key: _plain(value) for key, value in given.items()}]
         key = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:24]
         path = folder / f"{key}.npz"
-        if not path.exists():
+        if path.exists():
+            with np.load(path) as file:
+                _found.append(float(file["seconds"]))
+        else:
+            began = time.perf_counter()
             new = animator(list(prompts[k:k + batch]), seed=seed + k, progress=False, **given)
             pixels = np.stack([clip.array for clip in new])
-            write_atomically(path, lambda beside: _save(beside, pixels=pixels, fps=new[0].fps))
+            write_atomically(path, lambda beside: _save(beside, pixels=pixels, fps=new[0].fps,
+                                                         seconds=time.perf_counter() - began))
         with np.load(path) as file:
             clips += [Clip(p, float(file["fps"]), prompt, {"method": made_by[-1]})
                       for p, prompt in zip(file["pixels"], prompts[k:k + batch])]

@@ -17,7 +17,8 @@ from animkit.files import write_atomically
 from animkit.metrics.intervals import Interval
 from animkit.record import record
 from animkit.reproduce.claims import CLAIMS, VERDICTS
-from animkit.reproduce.drawing import shipped
+from animkit.reproduce.drawing import found_seconds, shipped
+from animkit.training.history import History
 from animkit.training.plumbing import fast_precision
 
 PRESETS = ("smoke", "laptop", "paper")  # does it run; the answer on two cores; the paper's amounts
@@ -40,6 +41,8 @@ class Experiment:
         chosen, given = dict(presets[preset]), {k: v for k, v in (given or {}).items() if v is not None}
         if unknown := set(given) - set(chosen):
             raise AnimkitError(f"{notebook} has no setting {sorted(unknown)[0]!r}; it has: {', '.join(chosen)}.")
+        if none := [k for k, v in given.items() if isinstance(v, int) and not isinstance(v, bool) and v < 1]:
+            raise AnimkitError(f"{none[0]} is {given[none[0]]}: {notebook} needs 1 at least.")
         self.notebook, self.preset, self.claims, self.seed = notebook, preset, CLAIMS[notebook], int(seed)
         self.minutes = chosen.pop("minutes")
         self.settings = SimpleNamespace(**chosen | given)
@@ -51,6 +54,9 @@ class Experiment:
         self.verdicts: dict[str, dict] = {}
         self.seconds: dict[str, float] = {}
         self.began, self.shown = time.perf_counter(), {}
+        self.trained: list[str] = []   # what this run, or an earlier one in its place, trained rather than took as it ships
+        self.left_out: set[str] = set()
+        self.found = -found_seconds()  # what took its time in an earlier run: clips and trainings that this one found
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,7 +85,10 @@ class Experiment:
             files = sorted(path.rglob("*.safetensors")) if path and path.is_dir() else [path]
             for file in (file for file in files if file and file.is_file()):  # a missing one the training will name
                 digest.update(file.read_bytes())
-        return self.work / f"{'-'.join(name.replace('_', ' ').split())}-{digest.hexdigest()[:10]}"
+        folder = self.work / f"{'-'.join(name.replace('_', ' ').split())}-{digest.hexdigest()[:10]}"
+        self.found += max(History.of(folder).seconds, default=0.0)
+        self.trained.append(name)
+        return folder
 
     # ---- the clock
 
@@ -155,6 +164,10 @@ class Experiment:
 
     # ---- the end
 
+    def unused(self, *settings: str) -> None:
+        """Settings that this run had no use for, such as steps of a training that was not done: not to be reported."""
+        self.left_out |= {*settings}
+
     def finish(self, metrics: Mapping[str, Any], device: str = "cpu") -> "Verdicts":
         """Write results.json, whole or not at all, and return the table of verdicts.
 
@@ -164,13 +177,14 @@ class Experiment:
             raise AnimkitError(f"{self.notebook} ends without a verdict on {', '.join(forgotten)}: judge it, or say "
                                "why it was not run.")
         ordered = {claim: self.verdicts[claim] for claim in self.claims}
-        parameters = {"notebook": self.notebook, "preset": self.preset, "seed": self.seed, **vars(self.settings),
-                      "precision": self.precision}
+        used = {name: value for name, value in vars(self.settings).items() if name not in self.left_out}
+        parameters = {"notebook": self.notebook, "preset": self.preset, "seed": self.seed, **used,
+                      "precision": self.precision, "trained here": self.trained}
         if device.startswith("cuda"):  # the report tells on what GPU
             device = torch.cuda.get_device_name(device)
         record(self.out / "results.json", parameters,
                {"claims": ordered, "shown": self.shown, **metrics},
-               {**self.seconds, "all": time.perf_counter() - self.began}, device)
+               {**self.seconds, "all": time.perf_counter() - self.began, "found": self.found + found_seconds()}, device)
         return Verdicts(self.notebook, ordered)
 
 

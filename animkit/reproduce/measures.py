@@ -9,7 +9,7 @@ import torch
 from animkit import metrics
 from animkit.data.cache import encode
 from animkit.errors import AnimkitError
-from animkit.metrics.intervals import Interval, bootstrap
+from animkit.metrics.intervals import Interval, bootstrap, quantiles
 from animkit.prompts import encode_text
 from animkit.show.clip import Clip
 from animkit.training.losses import motion_module_loss
@@ -31,7 +31,11 @@ def measured(clips: Sequence[Clip], encoder: metrics.Encoder, *, judge: Any = No
     if judge is not None and scenes is not None:
         from animkit.miniature.judge import truth
         kinds = judge.motion(frames)
-        found["named motion"] = np.array([k == truth(s, "motion") for k, s in zip(kinds, scenes)], float)
+        asked = [truth(scene, "motion") for scene in scenes]
+        found["named motion"] = np.array([k == a for k, a in zip(kinds, asked)], float)
+        # What chance would give: how many of the other prompts name the motion that this clip shows.
+        found["another's motion"] = np.array([np.mean([k == a for j, a in enumerate(asked) if j != i] or np.nan)
+                                              for i, k in enumerate(kinds)], float)
         found["still"] = np.array([k == "still" for k in kinds], float)
         found["incoherent"] = np.array([k == "incoherent" for k in kinds], float)
     if judge is not None and look is not None:
@@ -57,7 +61,10 @@ def summary(measures: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[
     """Method -> measure -> {"value", "low", "high", "n"} for results.json: means with their bootstrap intervals."""
     def plain(interval: Interval) -> dict:
         return {k: v if v is None or k == "n" else round(v, 4) for k, v in interval._asdict().items()}
-    return {method: {name: plain(bootstrap(values)) for name, values in of.items()} for method, of in measures.items()}
+    def bounds(values: np.ndarray) -> tuple | None:  # where all are 0, or 1, they are shares, which could be others
+        return (0, 1) if np.isin(values, (0, 1)).all() else None
+    return {method: {name: plain(bootstrap(values, bounds=bounds(values))) for name, values in of.items()}
+            for method, of in measures.items()}
 
 
 def table(summed: Mapping[str, Mapping[str, Mapping]], first: str = "method") -> str:
@@ -81,8 +88,8 @@ def lead(measures: Mapping[str, Mapping[str, np.ndarray]], measure: str, ours: s
 
 def resampled(rows: np.ndarray, statistic: Callable[[np.ndarray], float], level: float = 0.95, rounds: int = 2000,
               seed: int = 0) -> Interval:
-    """A statistic of n prompts' rows (n k) with its percentile bootstrap interval, whole rows drawn anew; rounds in
-    which it is not finite are left out. Raises AnimkitError for an empty table."""
+    """A statistic of n prompts' rows (n k) with its percentile bootstrap interval (`metrics.bootstrap`'s), whole rows
+    drawn anew; rounds in which it is not finite are left out. Raises AnimkitError for an empty table."""
     rows = np.asarray(rows, float)
     if rows.ndim != 2 or not len(rows):
         raise AnimkitError(f"Rows are n k, one a prompt; got {rows.shape}.")
@@ -91,7 +98,7 @@ def resampled(rows: np.ndarray, statistic: Callable[[np.ndarray], float], level:
     value, found = float(statistic(rows)), found[np.isfinite(found)]
     if not len(found) or not np.isfinite(value):
         return Interval(None, None, None, 0)
-    low, high = np.percentile(found, [50 * (1 - level), 50 * (1 + level)])
+    low, high = np.quantile(found, quantiles(len(rows), level))
     return Interval(value, float(low), float(high), len(rows))
 
 

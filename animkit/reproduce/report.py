@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from animkit.errors import AnimkitError
-from animkit.reproduce.claims import CLAIMS, VERDICTS
+from animkit.reproduce.claims import CLAIMS, TRIED, VERDICTS
 from animkit.reproduce.experiment import Verdicts, read_results
 
 WARNING = ("Numbers of the paper are of Stable Diffusion 1.5 at 512 pixels, judged by OpenAI's CLIP; ours are of a "
            "miniature of 64 pixels, judged by a small model of the kit's own. The scales differ: compare who is ahead "
-           "of whom within a column, never a number of the paper with one of ours.")
+           "of whom within a column, never a number of the paper with one of ours. Intervals are over prompts; "
+           "what was trained was trained once, with one seed, and another training would differ too.")
 
 
 def collect(folder: str | Path) -> dict[str, dict | None]:
@@ -50,7 +51,8 @@ def overview(folder: str | Path) -> str:
         said = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
         lines.append(f"| {notebook} | - | {said} | - | - | - |" if results is None else
                      f"| {notebook} | {results['parameters']['preset']} | {said} | "
-                     f"{results['seconds']['all'] / 60:.1f} | {_machine(results)} | {_versions(results)} |")
+                     f"{(results['seconds']['all'] + results['seconds']['found']) / 60:.1f} | {_machine(results)} | "
+                     f"{_versions(results)} |")
     if missing := [notebook for notebook, results in found.items() if results is None]:
         lines += ["", f"**Not run**: {', '.join(missing)}."]
     return "\n".join(lines)
@@ -63,9 +65,18 @@ def section(folder: str | Path, notebook: str) -> str:
              Verdicts(notebook, _claims(notebook, results))._repr_markdown_()]
     if results is None:
         return "\n".join([*lines, "", "Not run: no number stands here."])
-    given = ", ".join(f"{name} = {value!r}" for name, value in results["parameters"].items() if name != "notebook")
-    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["seconds"].items())
-    return "\n".join([*lines, "", f"Run with {given}. Time: {spent}; on {_machine(results)}; {results['time']}."])
+    given = ", ".join(f"{name} = {value!r}" for name, value in results["parameters"].items()
+                      if name not in ("notebook", "trained here"))
+    seconds = dict(results["seconds"])
+    found = seconds.pop("found")
+    spent = ", ".join(f"{name} {each:.0f} s" for name, each in seconds.items())
+    before = f"; and {found:.0f} s in earlier runs, whose clips and trainings this one found" if found >= 1 else ""
+    here = ", ".join(results["parameters"]["trained here"])
+    weights = f"Trained for it: {here}; all other weights as they ship" if here else "All weights as they ship"
+    lines += ["", f"{weights}. Run with {given}. Time: {spent}{before}; on {_machine(results)}; {results['time']}."]
+    if TRIED.get(notebook) and any(given["verdict"] != "holds" for given in _claims(notebook, results).values()):
+        lines += ["", f"What was tried: {TRIED[notebook]}"]
+    return "\n".join(lines)
 
 
 def shown(folder: str | Path, notebook: str) -> list[Any]:
@@ -97,7 +108,8 @@ def _claims(notebook: str, results: dict | None) -> dict[str, dict]:
 
 def _machine(results: dict) -> str:
     device = results["device"]
-    return f"{device['name']}, {device['threads']} thread{'s' * (device['threads'] != 1)}, {device['machine']}"
+    name = f"{device['name']}, {device['threads']} thread{'s' * (device['threads'] != 1)}, {device['machine']}"
+    return f"{name}, {device['processor']}, {device['cores']} cores"
 
 
 def _versions(results: dict) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 from animkit import notebooks, pages, samples
 from animkit.errors import AnimkitError
 from animkit.reproduce.claims import CLAIMS
+from animkit.reproduce.drawing import code
 from animkit.reproduce.experiment import PRESETS, write_text
 
 FOLDER = Path(__file__).resolve().parents[2] / "reproduce"
@@ -55,6 +56,8 @@ class Plan:
         root = FOLDER.parent
         self.out = str(Path(self.out or root / "out" / "reproduce" / self.preset).resolve())
         self.work = str(Path(self.work or root / "runs" / "reproduce" / self.preset).resolve())
+        if odd := next((folder for folder in (self.out, self.work) if set(folder) & set("{}")), None):
+            raise AnimkitError(f"Snakemake cannot work in {odd}: choose a folder without {{ and }} in its name.")
         for name in self.names:
             if taken := sorted(set(self.given.get(name, ())) & set(COMMON)):
                 raise AnimkitError(f"{taken[0]!r} is given to all notebooks alike, by --{taken[0]}, not to {name} "
@@ -67,19 +70,24 @@ class Plan:
         return notebooks.checked(FOLDER / f"{name}.ipynb", common | self.given.get(name, {}))
 
     def fingerprint(self, name: str) -> str:
-        """A hash of all that a notebook's numbers come from: its cells, the package, the shipped weights, files that it
-        is given (answers of the user study). Of "report": of all that the page comes from, besides the results."""
+        """A hash of all that a notebook's numbers come from: its cells, the package's code (not its comments), configs/,
+        the shipped weights, files and folders that it is given (answers of the user study, a ControlNet). Of "report":
+        of all that the page comes from, besides the results."""
         unseen = () if name == "report" else UNSEEN
         nb = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
         digest = hashlib.sha256(json.dumps([cell["source"] for cell in nb["cells"]]).encode())
         package = Path(__file__).resolve().parents[1]
-        code = [p for p in sorted(package.rglob("*.py")) if not set(p.relative_to(package).parts) & set(unseen)]
+        for path in sorted(package.rglob("*.py")):
+            if not set(path.relative_to(package).parts) & set(unseen):
+                digest.update(code(path.read_text(encoding="utf-8")).encode())
+        configs = sorted((FOLDER.parent / "configs").glob("*.yaml"))
         weights = [p for p in sorted(samples.root().rglob("*")) if p.suffix in (".safetensors", ".json")
                    and "results" not in p.parts]
         given = self.parameters(name).values() if name in self.given else ()
         words = [each for value in given for each in (value if isinstance(value, list) else [value])]
-        files = [path for each in words if isinstance(each, str) and (path := FOLDER / each).is_file()]
-        for path in [*code, *weights, *files]:
+        named = [FOLDER / each for each in words if isinstance(each, str) and each]
+        files = [file for path in named for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+        for path in [*configs, *weights, *(file for file in files if file.is_file())]:
             digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
 

@@ -4,6 +4,13 @@ import shlex
 from pathlib import Path
 
 
+def positive(word: str) -> int:
+    """A whole number of at least 1, from the command line."""
+    if not word.isdigit() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word} is no whole number of at least 1")
+    return int(word)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to train, by which settings, and where."""
     parser.add_argument("stage", choices=["domain-adapter", "motion-module", "motion-lora", "look"],
@@ -14,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="another value for a setting, such as training.steps=500; may be given several times")
     parser.add_argument("--folder", type=Path, help="where the run lies (default runs/CONFIG-STAGE); the weights are "
                                                     "FOLDER/NAME.safetensors with the folder's own name")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's)")
     parser.add_argument("--seconds", type=float, help="stop after this much training in all; the same command without "
                                                       "it, or with more of it, goes on")
     parser.add_argument("--quiet", action="store_true", help="no progress")

@@ -42,6 +42,9 @@ class WorldConfig:
     moves: float = 0.0                                # the share of clips whose camera moves, unsaid
     seed: int = 0
 
+    def __post_init__(self):
+        check_settings(self, moving=0 <= self.moving <= 1, moves=0 <= self.moves <= 1, seed=self.seed >= 0)
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -166,7 +169,12 @@ def _override(values: dict, override: str, kind: type) -> None:
         raise AnimkitError(f"There is no setting {setting!r} to override{_nearest(setting, _settings(kind))}.")
     *parents, last = setting.split(".")
     for parent in parents:
-        values = values.setdefault(parent, {})
+        if values.setdefault(parent, {}) is None:  # "training:" with nothing under it
+            values[parent] = {}
+        values = values[parent]
+        if not isinstance(values, dict):
+            raise AnimkitError(f"The override {override!r} sets a part of {parent}, which is {values!r} in the file and "
+                               "must hold settings.")
     try:
         values[last] = yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -196,6 +204,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     """The value as its type hint wants it; no guesses but one: YAML reads 1e-4 as a word."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
+        if value is False and "no" in options:  # YAML 1.1 reads a bare no so
+            return "no"
         if value in options:
             return value
     elif origin in (types.UnionType, typing.Union):

@@ -15,10 +15,11 @@ class History:
     """The loss curve of a run, from its folder's log.jsonl; `ema` is the average of the weights if one was kept.
 
     `ended` says why the last call came back: "finished" (all steps), "stopped" (its `stop` said so); or "running".
+    `before`: the seconds of training that were there when that call began.
     """
 
-    def __init__(self, records: list[dict], ema=None, ended: str = "finished"):
-        self.records, self.ema, self.ended = records, ema, ended
+    def __init__(self, records: list[dict], ema=None, ended: str = "finished", before: float = 0.0):
+        self.records, self.ema, self.ended, self.before = records, ema, ended, before
 
     @classmethod
     def of(cls, folder: str | Path) -> "History":

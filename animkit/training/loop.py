@@ -57,7 +57,10 @@ class LoopConfig:
     def __post_init__(self):
         if self.mixed_precision == "auto":
             object.__setattr__(self, "mixed_precision", plumbing.fast_precision(self.device))
-        check_settings(self, lr=self.lr > 0, warmup=self.warmup >= 0, accumulate=self.accumulate >= 1,
+        check_settings(self, lr=0 < self.lr < math.inf, floor=0 <= self.floor <= 1, seed=self.seed >= 0,
+                       betas=all(0 <= beta < 1 for beta in self.betas), weight_decay=0 <= self.weight_decay < math.inf,
+                       checkpoint_seconds=self.checkpoint_seconds >= 0, prefetch=self.prefetch >= 0,
+                       validate_every=self.validate_every >= 0, warmup=self.warmup >= 0, accumulate=self.accumulate >= 1,
                        schedule=self.schedule in ("constant", "cosine"), ema=0 <= self.ema < 1,
                        clip_norm=self.clip_norm >= 0, steps=self.steps >= 1, log_every=self.log_every >= 1,
                        device=self.device in (None, "cpu"),
@@ -137,7 +140,7 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
         fetch = plumbing.fetched(batch, config, start)
         closing.callback(fetch.close)
         began = saved = time.monotonic()
-        enough = stop_at is not None and start > 0 and stop_at(elapsed)
+        enough = stop_at is not None and 0 < start < config.steps and stop_at(elapsed)
 
         def save(step: int) -> None:
             if main:
@@ -205,4 +208,4 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
     if signals.caught is not None:
         print(f"Stopped and saved in {folder}; the same call goes on from there.", file=sys.stderr)
         raise KeyboardInterrupt if signals.caught == signal.SIGINT else SystemExit(128 + signals.caught)
-    return History(log.records if main else [], ema, "stopped" if enough else "finished")
+    return History(log.records if main else [], ema, "stopped" if enough else "finished", elapsed)

@@ -7,12 +7,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from PIL.Image import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -32,8 +34,9 @@ def accelerator_for(config) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=True)
     cpu = config.device == "cpu" or not torch.accelerator.is_available()  # said, or processes do not find each other
     try:
+        patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # of the others, while the first fills the cache
         accelerator = Accelerator(mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulate,
-                                  cpu=cpu)
+                                  cpu=cpu, kwargs_handlers=[patient])
     except ValueError as error:
         raise AnimkitError(f"accelerate cannot train with mixed_precision={config.mixed_precision!r} here: {error}"
                            ) from error
@@ -181,7 +184,7 @@ def load(folder: Path, config, model: nn.Module, trainable: dict[str, nn.Paramet
     if found is None:
         return 0, 0.0
     tensors, torch_state, state = found
-    again = "go back to those, train in another folder, or pass resume=False to start again"
+    again = "go back to those, train in another folder, or start again: remove this one (of fit, resume=False)"
     now, then = config.fixed(), state["config"]
     differ = [f"{k} (was {then.get(k)!r}, now {now.get(k)!r})"
               for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
@@ -236,7 +239,7 @@ def not_finite(folder: Path, step: int, losses: list[float], norm: float, batch:
     seen = [f"{k} ({_described(batch(k, generator_at(config.seed, k, 'batch')))})" for k in guilty[:2]]
     return (f"Training stopped at step {step}: {what} on micro-batch {' or '.join(seen)}{' ...' * (len(guilty) > 2)}; "
             + (f"the checkpoint of step {kept['step']} in {folder} is kept" if kept else f"{folder} has no checkpoint")
-            + ": look at that batch, or lower lr.")
+            + ": look at that batch, or train in another folder with a lower lr.")
 
 
 def _described(batch: Any) -> str:

@@ -24,6 +24,7 @@ class Source:
 
     def __init__(self, pipe: Any, clips: Any, data: DataConfig, seed: int, cache: Path, quiet: bool):
         self.pipe, self.size, self.skipped = pipe, (data.size, data.size), getattr(clips, "skipped", None)
+        self.clips = clips  # kept, for its end is when it names the videos that it skipped
         if data.cache and not isinstance(clips, StreamClips):
             latents = cache_latents(pipe.vae, clips, cache, quiet=quiet)
             texts = cache_text(pipe.tokenizer, pipe.text_encoder, latents.captions, cache, quiet=quiet)

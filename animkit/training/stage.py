@@ -180,6 +180,9 @@ class Stage:
                       source.batch, config.training, self.folder, parameters=part.parameters(), quiet=self.quiet,
                       validate=lambda _, step: self._sample(prompts, step), watch=_Watch(self.folder),
                       stop=self.seconds)
+        if not history.records and self.accelerator.is_main_process:
+            raise AnimkitError(f"The run in {self.folder} has ended, but its log.jsonl is gone: put that back, or train "
+                               "in another folder.")
         if history.ema:
             history.ema.copy_to_model()
         record = {}
@@ -241,6 +244,7 @@ class Stage:
                   "processes": self.accelerator.num_processes, "peak_memory_mb": _peak_memory(device),
                   "final_loss": round(float(recent.mean()), 5), "seed": self.config.training.seed,
                   "clips": source.count, "skipped": len(source.skipped) if source.skipped is not None else 0,
+                  "skipped_videos": sorted(source.skipped.why) if source.skipped is not None else [],
                   "parameters": sum(p.numel() for p in part.parameters()),
                   "animkit": animkit.__version__, "torch": torch.__version__, "settings": asdict(self.config)}
         record = json.loads(json.dumps(record))  # as it will be read

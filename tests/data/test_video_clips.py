@@ -120,9 +120,17 @@ def test_over_a_tenth_stops_the_run_with_the_list(videos, tmp_path):
 def test_a_large_bad_set_stops_early():
     skipped = Skipped(total=1_000_000)
     with pytest.raises(AnimkitError, match="over 10%"):
-        for i in range(1000):
+        for i in range(100_000):
             skipped.note(str(i), "unreadable" if i % 5 == 0 else None)
-    assert skipped.tried <= 110
+    assert skipped.tried <= 5_100
+
+
+def test_a_few_bad_videos_at_the_beginning_do_not_stop_a_good_set():
+    skipped = Skipped(total=1000)
+    for i in range(1000):
+        skipped.note(str(i), "unreadable" if i < 100 else None)
+    with pytest.raises(AnimkitError, match="over 10%"):
+        skipped.note("one more", "unreadable")
 
 
 def webvid(folder, rows, columns=("videoid", "name", "page_dir")):

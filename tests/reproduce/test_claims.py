@@ -20,6 +20,13 @@ def test_few_clips_decide_nothing_and_none_are_not_run():
     assert above(bootstrap([])) == below(bootstrap([])) == "not run"
 
 
+def test_equal_values_of_few_clips_do_not_refute_or_prove():
+    """Twelve differences of 0 (neither learned anything), ten of ten right: as many could be chance."""
+    assert above(bootstrap([0.0] * 12, bounds=(-1, 1))) == below(bootstrap([0.0] * 12, bounds=(-1, 1))) == "undecided"
+    assert above(bootstrap([1.0] * 10, bounds=(0, 1)), 0.8) == "undecided"
+    assert above(bootstrap([1.0] * 20, bounds=(0, 1)), 0.8) == "holds"
+
+
 def test_every_claim_is_whole_and_fits_a_table():
     for notebook, claims in CLAIMS.items():
         assert claims, notebook

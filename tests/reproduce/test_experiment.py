@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 import animkit as ak
 from animkit.errors import AnimkitError
 from animkit.metrics import Interval
-from animkit.reproduce import CLAIMS, Experiment, experiment
+from animkit.reproduce import CLAIMS, Experiment, drawing, experiment
 from animkit.reproduce.experiment import read_results
 
 PRESETS = {name: {"minutes": 1, "prompts": k + 1, "steps": 4} for k, name in enumerate(("smoke", "laptop", "paper"))}
@@ -41,11 +41,13 @@ def test_results_hold_all_that_the_report_needs(run, tmp_path):
     results = read_results(tmp_path / "out")
     assert results == json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["parameters"] == {"notebook": "motion_modules_per_resolution", "preset": "laptop", "seed": 3,
-                                     "prompts": 2, "steps": 9, "precision": "float32"}
+                                     "prompts": 2, "steps": 9, "precision": "float32", "trained here": []}
     assert results["metrics"]["claims"] == {
         "coarse": {"verdict": "holds", "said": "level 1", "measured": FOUND._asdict()}}
     assert results["metrics"]["levels"] == {"all": {"amount": 1.5}}
-    assert {"drawing", "all"} <= set(results["seconds"]) and {"torch", "animkit"} <= set(results["versions"])
+    assert {"drawing", "all", "found"} == set(results["seconds"]) and results["seconds"]["found"] == 0
+    assert results["device"]["cores"] >= 1 and isinstance(results["device"]["processor"], str)
+    assert {"torch", "animkit"} <= set(results["versions"])
     assert results["metrics"]["shown"] == {"figure": "a line that rises", "clip": "a red ball"}
     assert (tmp_path / "out" / "figure.png").stat().st_size > 500 and (tmp_path / "out" / "clip.mp4").exists()
     assert "| 0.5 | 0.25 to 0.75 (n = 12) | **holds**: level 1 |" in table._repr_markdown_()
@@ -75,6 +77,28 @@ def test_a_forgotten_claim_is_refused_and_leaves_no_file(run, tmp_path):
     assert "**not run**: no weights" in run.finish({})._repr_markdown_()
 
 
+def test_what_was_not_used_is_not_reported(run, tmp_path):
+    run.unused("steps")
+    run.not_run("coarse", "no weights")
+    run.finish({})
+    assert "steps" not in read_results(tmp_path / "out")["parameters"]
+
+
+def test_time_of_earlier_runs_is_told_apart(run, tmp_path, repo):
+    """A training that an earlier run began, and a clip that it drew, took their time too."""
+    config = run.config("motion_module", {}, repo / "configs" / "miniature.yaml")
+    folder = run.training("one", config)
+    assert run.found == 0
+    folder.mkdir()
+    (folder / "log.jsonl").write_text('{"step": 1, "seconds": 30.0}\n{"step": 2, "seconds": 61.5}\n')
+    run.training("one", config)
+    drawing._found.append(8.25)  # what `drawn` notes of a clip that it finds: test_measures.py
+    run.not_run("coarse", "no weights")
+    run.finish({})
+    results = read_results(tmp_path / "out")
+    assert results["seconds"]["found"] == 69.75 and results["parameters"]["trained here"] == ["one", "one"]
+
+
 def test_an_older_result_does_not_outlive_a_run_that_fails(run, tmp_path):
     run.not_run("coarse", "no weights")
     run.finish({})
@@ -95,7 +119,8 @@ def test_verdicts_without_ground_are_refused(run, claim, measured, verdict, said
 @pytest.mark.parametrize("change, message", [
     ({"notebook": "other"}, "no experiment 'other'"), ({"preset": "quick"}, "no preset 'quick'"),
     ({"presets": {"smoke": PRESETS["smoke"]}}, "has: smoke, laptop, paper"),
-    ({"given": {"clips": 3}}, "no setting 'clips'")])
+    ({"given": {"clips": 3}}, "no setting 'clips'"), ({"given": {"prompts": 0}}, "prompts is 0: comparison needs 1"),
+    ({"given": {"steps": -3}}, "steps is -3")])
 def test_what_is_not_there_is_refused(tmp_path, change, message):
     how = {"notebook": "comparison", "preset": "smoke", "presets": PRESETS, "out": tmp_path, "work": tmp_path} | change
     with pytest.raises(AnimkitError, match=message):

@@ -7,7 +7,7 @@ from test_animator import make_pipe
 import animkit as ak
 from animkit import metrics, world
 from animkit.errors import AnimkitError
-from animkit.reproduce import (asked_moving, drawn, held_out_loss, lead, levels_of, move_made, only_levels,
+from animkit.reproduce import (asked_moving, drawing, drawn, held_out_loss, lead, levels_of, move_made, only_levels,
                                power_law, rank_correlation, resampled, shipped, steadiness, summary, table)
 from animkit.training.config import NoiseConfig
 from tiny import clip_and_text, shaken, tiny_unet
@@ -53,6 +53,8 @@ def test_what_was_drawn_is_kept_and_a_killed_run_goes_on(animator, tmp_path, cal
     assert calls == [2, 1] and len(files) == 2
     again = drawn(animator, PROMPTS, seed=5, work=tmp_path, **HOW)
     assert calls == [2, 1] and all((a.array == b.array).all() for a, b in zip(first, again))
+    taken = [float(np.load(file)["seconds"]) for file in files]
+    assert min(taken) > 0 and drawing._found[-2:] == pytest.approx(taken, rel=1e-9) or drawing._found[-2:] == pytest.approx(taken[::-1])
     files[0].unlink()
     drawn(animator, PROMPTS, seed=5, work=tmp_path, **HOW)
     assert len(calls) == 3, "only what is missing is drawn"
@@ -60,7 +62,7 @@ def test_what_was_drawn_is_kept_and_a_killed_run_goes_on(animator, tmp_path, cal
     assert len(calls) == 3, "notebooks share what they draw alike"
 
 
-def test_nothing_stale_is_taken(animator, tmp_path, calls):
+def test_nothing_stale_is_taken(animator, tmp_path, calls, monkeypatch):
     """Other noise, words, steps, weights, alphas: each is another clip."""
     drawn(animator, PROMPTS[:1], seed=5, work=tmp_path, **HOW)
     drawn(animator, PROMPTS[:1], seed=6, work=tmp_path, **HOW)
@@ -73,9 +75,21 @@ def test_nothing_stale_is_taken(animator, tmp_path, calls):
     animator.alpha["motion"] = 1.0
     with only_levels(animator.video_unet.motion, [0]):
         drawn(animator, PROMPTS[:1], seed=5, work=tmp_path, **HOW)
-    assert len(calls) == 8
+    with monkeypatch.context() as other:
+        other.setitem(animator.defaults, "guidance", 1.0)
+        drawn(animator, PROMPTS[:1], seed=5, work=tmp_path, **HOW)
+    with monkeypatch.context() as other:
+        other.setattr(drawing, "_drawing_code", lambda: "another version of the sampler")
+        drawn(animator, PROMPTS[:1], seed=5, work=tmp_path, **HOW)
+    assert len(calls) == 10
     drawn(animator, PROMPTS[:1], seed=5, work=tmp_path, **HOW)
-    assert len(calls) == 8
+    assert len(calls) == 10
+
+
+def test_code_is_what_a_file_does_not_how_it_reads():
+    one = 'def f(x):\n    """Doc."""\n    return x + 1  # more\n'
+    assert drawing.code(one) == drawing.code("# file\n\ndef f(x):\n    return (x + 1)\n") != drawing.code(one.replace("1", "2"))
+    assert drawing.code('"""Only words."""') == drawing.code("pass")
 
 
 # ---- measures

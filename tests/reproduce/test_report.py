@@ -1,11 +1,13 @@
 """The report, made from results whose content is known: every claim once, what was not run told as such."""
+import json
+
 import numpy as np
 import pytest
 
 import animkit as ak
 from animkit.errors import AnimkitError
 from animkit.metrics import Interval
-from animkit.reproduce import CLAIMS, Experiment, collect, markdown, overview, section, shown
+from animkit.reproduce import CLAIMS, Experiment, collect, markdown, overview, report, section, shown
 from animkit.show.filmstrip import Picture
 
 PRESETS = {name: {"minutes": 1, "prompts": 20} for name in ("smoke", "laptop", "paper")}
@@ -19,7 +21,8 @@ def results(tmp_path):
     run.judge("domain", Interval(-2.0, -3.0, -1.0, 20), "does not hold")
     run.judge("text", Interval(0.0, -1.0, 1.0, 20), "undecided")
     run.judge("still", Interval(3.0, 3.0, 3.0, 20), "not comparable")
-    run.not_run("users", "nobody was asked <yet>")
+    for aspect in ("smoothness", "text", "domain"):
+        run.not_run(f"users {aspect}", "nobody was asked <yet>")
     run.clip(ak.Clip(np.zeros((4, 64, 64, 3), np.uint8), prompt="a red ball"))
     run.figure(Picture(ak.Clip(np.zeros((1, 8, 8, 3), np.uint8))[0], "black"), "a black square")
     run.finish({})
@@ -29,7 +32,7 @@ def results(tmp_path):
 def test_the_overview_counts_verdicts_and_names_what_is_missing(results):
     said = overview(results)
     others = sum(len(claims) for notebook, claims in CLAIMS.items() if notebook != "comparison")
-    assert f"| not run | {others + 1} |" in said
+    assert f"| not run | {others + 3} |" in said
     for verdict in ("holds", "does not hold", "undecided", "not comparable"):
         assert f"| {verdict} | 1 |" in said
     assert "**Not run**: " + ", ".join(name for name in CLAIMS if name != "comparison") + "." in said
@@ -41,8 +44,22 @@ def test_a_section_has_the_papers_number_ours_and_how_it_was_run(results):
     line = next(line for line in said.splitlines() if "smoothest" in line)
     assert "98.00" in line and "| 1.25 | 0.75 to 1.75 (n = 20) | **holds**: against Tune-a-Video |" in line
     assert "**not run**: nobody was asked &lt;yet&gt;" in said and "seed = 4" in said and "prompts = 20" in said
+    assert "All weights as they ship." in said and " cores; 20" in said and "earlier runs" not in said
     figure, clip = shown(results, "comparison")
     assert figure.alt == "a black square" and len(clip) == 4
+
+
+def test_time_and_weights_of_earlier_runs_are_told(results, monkeypatch):
+    path = results / "comparison" / "results.json"
+    told = json.loads(path.read_text())
+    told["seconds"] |= {"all": 60.0, "found": 540.0}
+    told["parameters"]["trained here"] = ["pan right rank 2"]
+    path.write_text(json.dumps(told))
+    monkeypatch.setitem(report.TRIED, "comparison", "longer tuning: the same.")
+    said = section(results, "comparison")
+    assert "all 60 s; and 540 s in earlier runs" in said and "| 10.0 |" in overview(results)
+    assert "Trained for it: pan right rank 2; all other weights as they ship" in said
+    assert "What was tried: longer tuning: the same." in said
 
 
 def test_what_was_not_run_has_no_number(results):

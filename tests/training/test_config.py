@@ -72,6 +72,10 @@ def test_overrides_reach_their_setting():
     ("towards_noise=0", "look: towards_noise = 0.0 makes no sense"),
     ("min_snr_gamma=-1", "look: min_snr_gamma = -1.0 makes no sense"),
     ("training.steps=[", "not valid YAML"),
+    ("training.seed=-1", "LoopConfig.seed = -1 makes no sense"), ("data.world.seed=-1", "WorldConfig.seed = -1 makes no"),
+    ("training.betas=[2, 0.9]", "LoopConfig.betas"), ("training.weight_decay=-1", "LoopConfig.weight_decay"),
+    ("training.floor=-3", "LoopConfig.floor"), ("data.world.moving=7", "WorldConfig.moving = 7"),
+    ("training.validate_every=-1", "LoopConfig.validate_every"), ("training.lr=.inf", "LoopConfig.lr"),
 ])
 def test_a_bad_override_is_named(tmp_path, override, message):
     (tmp_path / "c.yaml").write_text(MINIMAL)
@@ -98,6 +102,27 @@ def test_a_bad_file_is_named(tmp_path, text, message):
     with pytest.raises(AnimkitError) as raised:
         load_config(tmp_path / "c.yaml", "look")
     assert message in str(raised.value)
+
+
+def test_no_is_a_precision_though_yaml_reads_it_as_false(tmp_path):
+    for text, overrides in ((MINIMAL, ["training.mixed_precision=no"]), (MINIMAL + "  training: {mixed_precision: no}\n", [])):
+        (tmp_path / "c.yaml").write_text(text)
+        assert load_config(tmp_path / "c.yaml", "look", overrides).training.mixed_precision == "no"
+
+
+def test_an_override_of_a_part_that_is_empty_or_no_part_at_all(tmp_path):
+    (tmp_path / "c.yaml").write_text(MINIMAL + "  training:\n")
+    assert load_config(tmp_path / "c.yaml", "look", ["training.steps=5"]).training.steps == 5
+    (tmp_path / "c.yaml").write_text("base: miniature\nlook:\n  data: images\n")
+    with pytest.raises(AnimkitError, match="data.batch=5.* sets a part of data, which is 'images'"):
+        load_config(tmp_path / "c.yaml", "look", ["data.batch=5"])
+
+
+@pytest.mark.parametrize("name", ["miniature", "sd15"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_samples_are_drawn_on_the_way(name, stage):
+    training = load_config(CONFIGS / f"{name}.yaml", stage).training
+    assert 0 < training.validate_every < training.steps
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path):

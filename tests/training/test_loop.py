@@ -59,6 +59,8 @@ def slow_run(folder: Path, steps: int) -> None:
     torch.set_num_threads(1)
 
     def slow(k, generator):
+        with open(folder.parent / f"asked-{folder.name}", "a") as file:
+            file.write(f"{k}\n")
         time.sleep(0.001)
         return batch(k, generator)
 
@@ -71,8 +73,10 @@ def test_killed_at_random_moments_equals_unbroken_bit_for_bit(tmp_path):
     steps, broken, chance = 90, tmp_path / "broken", random.Random(os.getpid())
     whole = context.Process(target=slow_run, args=(tmp_path / "whole", steps))
     whole.start()
-    killed_at = []
+    killed_at, begun, asked = [], [], tmp_path / "asked-broken"
     for part in range(1, 4):
+        begun.append(saving.read_state(broken)["step"] if part > 1 else 0)
+        asked.unlink(missing_ok=True)
         run = context.Process(target=slow_run, args=(broken, steps))
         run.start()
         until = time.monotonic() + 60
@@ -83,6 +87,8 @@ def test_killed_at_random_moments_equals_unbroken_bit_for_bit(tmp_path):
         run.kill()
         run.join()
         killed_at.append(len(History.of(broken).records))
+        assert int(asked.read_text().split()[0]) == begun[-1] * CONFIG.accumulate, "from its last checkpoint, not anew"
+    assert 0 < begun[1] < begun[2]
     last = context.Process(target=slow_run, args=(broken, steps))
     last.start()
     for run in (last, whole):
@@ -116,7 +122,7 @@ def test_a_kill_between_the_two_renames_leaves_a_checkpoint(tmp_path):
     (tmp_path / "checkpoint.tmp").mkdir()
     (tmp_path / "checkpoint.tmp" / "weights.safetensors").write_bytes(b"half")
     history = fit(tiny_model(), loss, batch, replace(CONFIG, steps=25), tmp_path, quiet=True)
-    assert history.steps.tolist() == list(range(1, 26))
+    assert history.steps.tolist() == list(range(1, 26)) and history.before > 0
     assert sorted(p.name for p in tmp_path.glob("checkpoint*")) == ["checkpoint"]
 
 
@@ -129,12 +135,20 @@ def test_stop_and_go_on_equals_unbroken(tmp_path):
     again = fit(tiny_model(), loss, batch, constant, tmp_path / "b", stop=0, quiet=True)
     assert again.ended == "stopped" and again.steps.tolist() == [1]  # the time was over before it began
     fit(tiny_model(), loss, batch, replace(constant, steps=31, prefetch=3), tmp_path / "b", quiet=True)
-    parts = tiny_model()
-    b = fit(parts, loss, batch, replace(constant, log_every=7), tmp_path / "b", quiet=True)
+    parts, asked = tiny_model(), []
+    b = fit(parts, loss, lambda k, generator: asked.append(k) or batch(k, generator), replace(constant, log_every=7),
+            tmp_path / "b", quiet=True)
+    assert asked == list(range(31 * CONFIG.accumulate, 60 * CONFIG.accumulate)), "what was done is not done again"
     assert a.ended == b.ended == "finished"
     assert a.losses.tolist() == b.losses.tolist() and len(a.losses) == 60
     assert equal(whole.state_dict(), parts.state_dict())
     assert equal(a.ema.average, b.ema.average)
+
+
+def test_a_finished_run_is_finished_whatever_time_it_is_given(tmp_path):
+    """As when it was killed after its last checkpoint, before its files were written: the same call then writes them."""
+    fit(tiny_model(), loss, batch, CONFIG, tmp_path, quiet=True)
+    assert fit(tiny_model(), loss, batch, CONFIG, tmp_path, stop=0, quiet=True).ended == "finished"
 
 
 def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path, capfd):

@@ -20,7 +20,7 @@ import animkit as ak
 from animkit.cli import main
 from animkit.errors import AnimkitError
 from animkit.look import new_look
-from animkit.training import History, load_config, stage as stage_module
+from animkit.training import History, load_config, saving, sources, stage as stage_module
 from animkit.training.stages import TRAIN
 
 CONFIG = """
@@ -228,7 +228,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_the_command_killed_with_9_and_given_again_equals_the_unbroken_one(runs, trained):
+def test_the_command_killed_with_9_and_given_again_equals_the_unbroken_one(runs, trained, monkeypatch):
     steps = 30
     words = ["train", "motion-module", "--config", str(runs / "toy.yaml"), "--threads", "1", "--quiet",
              "--set", f"training.steps={steps}", "--set", "training.checkpoint_seconds=0.05",
@@ -244,7 +244,10 @@ def test_the_command_killed_with_9_and_given_again_equals_the_unbroken_one(runs,
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (runs / "broken" / "broken.safetensors").exists()
+    begun, learned, tensors = saving.read_state(runs / "broken")["step"], [], sources.Source.tensors
+    monkeypatch.setattr(sources.Source, "tensors", lambda self, batch: learned.append(1) or tensors(self, batch))
     assert main(broken) == 0  # the same command
+    assert 0 < begun < steps and len(learned) == steps - begun, "it goes on, and does not begin again"
     a, b = History.of(runs / "whole"), History.of(runs / "broken")
     assert a.steps.tolist() == b.steps.tolist() == list(range(1, steps + 1))
     assert a.losses.tolist() == b.losses.tolist()
@@ -376,7 +379,9 @@ def test_images_with_captions_and_what_is_missing(runs, tmp_path):
     assert train(runs, "look", "images-live", *own, "data.cache=false").record["clips"] == 3
 
 
-def test_videos_of_a_folder_live_and_cached_and_bad_ones(runs, trained, tmp_path, capfd):
+def test_videos_of_a_folder_live_and_cached_and_bad_ones(runs, trained, tmp_path, capfd, monkeypatch):
+    before, fit = [], stage_module.fit  # what was said before the first step
+    monkeypatch.setattr(stage_module, "fit", lambda *args, **how: before.append(capfd.readouterr().err) or fit(*args, **how))
     good = tmp_path / "good"
     good.mkdir()
     for i in range(12):
@@ -386,9 +391,10 @@ def test_videos_of_a_folder_live_and_cached_and_bad_ones(runs, trained, tmp_path
     own = [f"data.source={good}", "data.stride=2", "data.world.web=false", "camera=crop", "amount=0.3"]
     result = train(runs, "motion_lora", "videos", *own, "data.count=null")
     assert (result.record["clips"], result.record["skipped"]) == (12, 1)
+    assert result.record["skipped_videos"] == [str(good / "broken.mp4")]
     del result
     gc.collect()
-    assert "broken.mp4: unreadable" in capfd.readouterr().err
+    assert "broken.mp4: unreadable" in capfd.readouterr().err and "cannot be used" not in before[0], "at the end"
     again = train(runs, "motion_lora", "videos-again", *own, "data.count=null")  # whose latents are there already
     assert (again.record["clips"], again.record["skipped"]) == (12, 1)
     del again
