@@ -124,6 +124,7 @@ def assemble(folder: Path, into: Path = Path("data_samples")) -> dict[str, dict]
                 "minutes_preparing": told["minutes_preparing"], "peak_memory_mb": told["peak_memory_mb"],
                 "seed": told["seed"], "clips": told["clips"], "parameters": told["parameters"],
                 "loss": told["final_loss"], "device": told["device"],
+                "mixed_precision": told["settings"]["training"]["mixed_precision"],  # what "auto" was on that device
                 "curve": [round(float(c.mean()), 4) for c in curve]}
     return made
 

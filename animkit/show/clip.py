@@ -34,6 +34,8 @@ class Clip:
     Raises AnimkitError when the frames are not f h w 3 uint8, or fps is not positive.
     """
 
+    crf = 16  # of films in H.264: this cannot be told from the frames by eye; 28 is a third as long, for a page of many
+
     def __init__(self, frames: Any, fps: float = 8, prompt: str = "", settings: dict | None = None):
         if not isinstance(frames, np.ndarray):
             frames = np.stack([np.asarray(f) for f in frames]) if len(frames) else np.empty((0, 0, 0, 3), np.uint8)
@@ -88,7 +90,8 @@ class Clip:
     def encode(self, suffix: str, scale: int | None = None) -> bytes:
         """The clip as the bytes of a film: `.mp4` (H.264, yuv420p), `.gif` or `.webp` (lossless)."""
         scale = int(scale or self.enlargement)
-        return _FILMS[suffix](enlarge(self.array, scale), self.fps, self._note(scale))
+        how = {"crf": self.crf} if suffix == ".mp4" else {}
+        return _FILMS[suffix](enlarge(self.array, scale), self.fps, self._note(scale), **how)
 
     @property
     def enlargement(self) -> int:
@@ -159,7 +162,8 @@ class Clip:
     def _repr_html_(self) -> str:
         from animkit.show.filmstrip import filmstrip
         n = min(8, max(3, 2400 // (self.array.shape[2] * self.enlargement)))  # as many stills as a page is wide
-        return f"<figure>{self._film()}{filmstrip(self, n)._img()}</figure>"
+        stills = filmstrip(self, n)._img(lossy=self.enlargement == 1)  # where a pixel is a pixel, of full size
+        return f"<figure>{self._film()}{stills}</figure>"
 
     def _film(self) -> str:
         # A bare src= on <video> survives the cleaning of an untrusted notebook; <source> and scripts do not, and of the
@@ -187,13 +191,13 @@ def enlarge(frames: np.ndarray, scale: int) -> np.ndarray:
     return frames if scale == 1 else frames.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
-def _mp4(frames: np.ndarray, fps: float, note: str) -> bytes:
+def _mp4(frames: np.ndarray, fps: float, note: str, crf: int) -> bytes:
     _, h, w, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")  # yuv420p wants even sizes
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as film:
         film.metadata["comment"] = note
-        stream = film.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "16"})
+        stream = film.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": str(crf), "preset": "slow"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         # Name the colour matrix that is used (ITU-R BT.601, 16..235): players guess differently where it is not named.
         stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.ITU601, ColorRange.MPEG

@@ -200,6 +200,15 @@ def test_notebook_shows_film_strip_and_words():
     assert set(bundle) == {"text/plain", "text/html"} and "6 frames" in bundle["text/plain"] and "seed 3" in repr(clip)
 
 
+def test_a_film_may_be_shorter_where_pages_are_long():
+    noise = Clip(np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3), np.uint8), prompt="noise")
+    best = len(noise.encode(".mp4"))
+    noise.crf = 28
+    assert len(noise.encode(".mp4")) < best / 2
+    strip = Tags(noise._repr_html_()).found["img"]
+    assert PIL.Image.open(data(strip["src"], "image/webp")).size[0] > 256, "stills of full-sized frames are not lossless"
+
+
 def test_settings_travel_in_the_film_as_json(tmp_path):
     clip = moving(prompt="ein Bär, größer", seed=3, alpha={"ink": 0.8})
     with av.open(str(clip.save(tmp_path / "c.mp4"))) as film:
