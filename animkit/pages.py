@@ -33,10 +33,7 @@ def write_page(notebook: str | os.PathLike, page: str | os.PathLike) -> Path:
         nb = nbformat.read(notebook, as_version=4)
     except (OSError, ValueError) as error:
         raise AnimkitError(f"{notebook} is not a notebook that can be read: {error}") from error
-    nb.metadata.pop("widgets", None)
-    for cell in nb.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
+    without_widgets(nb)
     headings = (re.search(r"^# (.+)$", cell.source, re.M) for cell in nb.cells if cell.cell_type == "markdown")
     nb.metadata["title"] = next((found.group(1).strip() for found in headings if found), notebook.stem)
     html, _ = _exporter().from_notebook_node(nb, {"metadata": {"path": str(notebook.resolve().parent)}})
@@ -48,6 +45,14 @@ def write_page(notebook: str | os.PathLike, page: str | os.PathLike) -> Path:
     beside.write_text(html, encoding="utf-8")
     os.replace(beside, page)
     return page
+
+
+def without_widgets(nb) -> None:
+    """Leave out of an executed notebook what lives only beside a kernel: progress bars, saved as they began, among it."""
+    nb.metadata.pop("widgets", None)
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if WIDGET not in out.get("data", {})]
 
 
 def _exporter():

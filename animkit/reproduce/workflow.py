@@ -83,8 +83,8 @@ class Plan:
         configs = sorted((FOLDER.parent / "configs").glob("*.yaml"))
         weights = [p for p in sorted(samples.root().rglob("*")) if p.suffix in (".safetensors", ".json")
                    and "results" not in p.parts]
-        given = self.parameters(name).values() if name in self.given else ()
-        words = [each for value in given for each in (value if isinstance(value, list) else [value])]
+        given = {key: value for key, value in self.parameters(name).items() if key not in COMMON}
+        words = [each for value in given.values() for each in (value if isinstance(value, list) else [value])]
         named = [FOLDER / each for each in words if isinstance(each, str) and each]
         files = [file for path in named for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
         for path in [*configs, *weights, *(file for file in files if file.is_file())]:
@@ -117,6 +117,10 @@ def run_notebook(name: str, parameters: dict[str, Any], executed: str | Path, th
     for name_of_limit in ("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):  # torch's and optical flow's
         os.environ[name_of_limit] = str(threads)       # the kernel inherits it: notebooks side by side share the cores
     notebooks.execute(FOLDER / f"{name}.ipynb", executed, parameters, progress=False, cell_timeout=DAYS)
+    nbformat = notebooks.needs("nbformat")
+    nb = nbformat.read(executed, as_version=4)
+    pages.without_widgets(nb)                          # the bars of a run that has ended
+    write_text(executed, nbformat.writes(nb))
     if not (Path(parameters["out"]) / "results.json").is_file():
         raise AnimkitError(f"{name} ran, but left no results.json in {parameters['out']}")
 

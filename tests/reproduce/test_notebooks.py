@@ -14,7 +14,7 @@ import pytest
 
 from animkit import cli, notebooks, samples
 from animkit.errors import AnimkitError
-from animkit.pages import network_loads
+from animkit.pages import WIDGET, network_loads
 from animkit.reproduce import CLAIMS, workflow
 from animkit.reproduce.experiment import PRESETS, read_results
 
@@ -182,10 +182,18 @@ def test_threads_are_capped_in_what_a_notebook_starts(monkeypatch, tmp_path):
     seen = {}
     for name in ("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
         monkeypatch.setenv(name, "64")
-    monkeypatch.setattr(notebooks, "execute", lambda *args, **how: seen.update(os.environ))
+    bar = nbformat.v4.new_output("display_data", {WIDGET: {"model_id": "1"}, "text/plain": "drawing: 0%|   | 0/12"})
+    kept = nbformat.v4.new_output("display_data", {"text/plain": "a table"})
+
+    def executed(notebook, output, *args, **how):
+        seen.update(os.environ)
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[bar, kept])]), output)
+
+    monkeypatch.setattr(notebooks, "execute", executed)
     (tmp_path / "results.json").touch()
     workflow.run_notebook("comparison", {"out": str(tmp_path)}, tmp_path / "run.ipynb", threads=3)
     assert seen["OMP_NUM_THREADS"] == seen["OPENCV_FOR_THREADS_NUM"] == "3"
+    assert nbformat.read(tmp_path / "run.ipynb", 4).cells[0].outputs == [kept], "no bar at 0 % stays"
 
 
 def test_further_arguments_reach_snakemake(tmp_path):
@@ -321,6 +329,6 @@ def test_a_notebook_that_leaves_nothing_is_an_error(tmp_path, monkeypatch):
                                   metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     nbformat.write(nb, tmp_path / "comparison.ipynb")
     monkeypatch.setattr(workflow, "FOLDER", tmp_path)
-    monkeypatch.setattr(notebooks, "execute", lambda *args, **how: tmp_path)
+    monkeypatch.setattr(notebooks, "execute", lambda notebook, output, *args, **how: nbformat.write(nb, output))
     with pytest.raises(AnimkitError, match="left no results.json"):
         workflow.run_notebook("comparison", {"out": str(tmp_path)}, tmp_path / "run.ipynb")
