@@ -83,7 +83,8 @@ class Plan:
         configs = sorted((FOLDER.parent / "configs").glob("*.yaml"))
         weights = [p for p in sorted(samples.root().rglob("*")) if p.suffix in (".safetensors", ".json")
                    and "results" not in p.parts]
-        given = {key: value for key, value in self.parameters(name).items() if key not in COMMON}
+        given = self.parameters(name) if name in self.given else {}
+        given = {key: value for key, value in given.items() if key not in COMMON}
         words = [each for value in given.values() for each in (value if isinstance(value, list) else [value])]
         named = [FOLDER / each for each in words if isinstance(each, str) and each]
         files = [file for path in named for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
