@@ -74,7 +74,10 @@ class LoRA(nn.Module):
         for path, layer in module.named_modules():
             path = path.replace(".base_layer", "")  # PEFT wraps layers; theirs is the one below, under its old name
             if isinstance(layer, kinds) and ".lora_" not in path and wanted(path):
-                out, *fan_in = layer.weight.shape  # in; of a convolution in (a group's), height, width
+                if getattr(layer, "groups", 1) != 1:
+                    raise AnimkitError(f"{path} is a convolution in {layer.groups} groups, to which a LoRA here cannot "
+                                       "add: leave it out of the targets.")
+                out, *fan_in = layer.weight.shape  # in; of a convolution in, height, width
                 down = (torch.rand(rank, *fan_in, generator=generator) * 2 - 1) / math.sqrt(math.prod(fan_in))
                 layers[path] = LowRank(down, torch.zeros(out, rank, *[1 for _ in fan_in[1:]]), scale)
         if not layers:
@@ -154,12 +157,14 @@ class Attachment:
     def __init__(self, lora: LoRA, layers: Mapping[str, nn.Module], alpha: float):
         self.lora, self.layers, self.fused = lora, dict(layers), False
         self._alpha = float(alpha)
-        self._handles = [layer.register_forward_hook(partial(self._add, lora[path])) for path, layer in layers.items()]
+        self._handles = [layer.register_forward_hook(partial(self._add, lora[path]), with_kwargs=True)
+                         for path, layer in layers.items()]
 
-    def _add(self, low_rank: LowRank, layer: nn.Module, args: tuple, y: Tensor) -> Tensor:
+    def _add(self, low_rank: LowRank, layer: nn.Module, args: tuple, named: dict, y: Tensor) -> Tensor:
         if self.fused or self._alpha == 0:
             return y
-        return y + (self._alpha * low_rank(args[0], layer)).to(y.dtype)  # W x + alpha * B A x
+        x = args[0] if args else named["input"]
+        return y + (self._alpha * low_rank(x, layer)).to(y.dtype)  # W x + alpha * B A x
 
     @property
     def alpha(self) -> float:

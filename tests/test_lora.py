@@ -52,6 +52,19 @@ def test_formula_live_alpha_and_weighted_sums():
     assert (net(x) - by_hand(net, x)).abs().max() > 1e-2 and at_b.alpha == -0.2
 
 
+def test_a_layer_that_is_called_by_its_arguments_name():
+    net = nn.Linear(6, 4)
+    holder = nn.ModuleDict({"0": net})
+    shaken(LoRA.for_module(holder, lambda path: True, rank=2), seed=3).attach(holder)
+    x = torch.randn(3, 6)
+    assert torch.equal(net(input=x), net(x)) and not torch.equal(net(x), nn.functional.linear(x, net.weight, net.bias))
+
+
+def test_a_grouped_convolution_is_refused_by_its_name():
+    with pytest.raises(AnimkitError, match="0 is a convolution in 2 groups"):
+        LoRA.for_module(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), lambda path: True, 2, kinds=(nn.Conv2d,))
+
+
 def test_convolutions_where_they_are_asked_for():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.Conv2d(6, 3, 1))
