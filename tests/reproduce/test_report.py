@@ -7,6 +7,7 @@ import pytest
 import animkit as ak
 from animkit.errors import AnimkitError
 from animkit.metrics import Interval
+from animkit.pages import network_loads
 from animkit.reproduce import CLAIMS, Experiment, collect, markdown, overview, report, section, shown
 from animkit.show.filmstrip import Picture
 
@@ -92,3 +93,15 @@ def test_what_cannot_be_reported_is_refused(results, tmp_path):
     (results / "control" / "results.json").write_text("{")
     with pytest.raises(AnimkitError, match="results.json is not what"):
         collect(results)
+
+
+def test_the_committed_results_of_the_laptop_preset_are_whole(repo):
+    """Of every notebook, on the shipped weights, with the page that shows them; their verdicts stand in it as they are."""
+    folder = repo / "reproduce" / "laptop"
+    found, page, text = collect(folder), (folder / "report.html").read_text(), (folder / "report.md").read_text()
+    assert [name for name, results in found.items() if results is None] == []
+    assert {results["parameters"]["preset"] for results in found.values()} == {"laptop"}
+    assert network_loads(page) == [] and page.count("<video") == len(CLAIMS) == page.count('src="data:video/mp4')
+    for name, results in found.items():
+        assert section(folder, name) in text, f"{name}: report.md is of other results"
+        assert results["device"]["processor"] and results["seconds"]["all"] > 0
