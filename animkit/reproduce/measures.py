@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from animkit import metrics
+from animkit import metrics, world
 from animkit.data.cache import encode
 from animkit.errors import AnimkitError
 from animkit.metrics.intervals import Interval, bootstrap, quantiles
@@ -36,6 +36,8 @@ def measured(clips: Sequence[Clip], encoder: metrics.Encoder, *, judge: Any = No
         # What chance would give: how many of the other prompts name the motion that this clip shows.
         found["another's motion"] = np.array([np.mean([k == a for j, a in enumerate(asked) if j != i] or np.nan)
                                               for i, k in enumerate(kinds)], float)
+        of_ten = judge.motion(frames, among=tuple(world.MOTIONS))  # where most clips are incoherent, a beginning shows here
+        found["named of ten"] = np.array([k == a for k, a in zip(of_ten, asked)], float)
         found["still"] = np.array([k == "still" for k in kinds], float)
         found["incoherent"] = np.array([k == "incoherent" for k in kinds], float)
     if judge is not None and look is not None:
