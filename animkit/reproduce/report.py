@@ -87,7 +87,9 @@ def shown(folder: str | Path, notebook: str) -> list[Any]:
     from animkit.show.filmstrip import Picture
     folder, results, found = Path(folder) / notebook, collect(folder)[notebook], []
     if results and (folder / "figure.png").exists() and results["metrics"]["shown"].get("figure"):
-        found.append(Picture(Image.open(folder / "figure.png").convert("P"), results["metrics"]["shown"]["figure"]))
+        figure = Picture(Image.open(folder / "figure.png").convert("P"), results["metrics"]["shown"]["figure"])
+        figure.lossy = (folder / "figure.png").stat().st_size > 1e5  # of frames; lines and bars stay as they are
+        found.append(figure)
     if results and (folder / "clip.mp4").exists() and "clip" in results["metrics"]["shown"]:
         clip = Clip.load(folder / "clip.mp4")
         clip.crf = 28  # ten films on one page; the clip.mp4 beside is three times as long

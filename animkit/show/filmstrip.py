@@ -22,6 +22,8 @@ GAP, BAND, INK, PAPER = 4, 28, (32, 32, 32), (255, 255, 255)
 class Picture:
     """A PIL image (`.image`) with the words for those who cannot see it (`.alt`); shows itself in a notebook."""
 
+    lossy = False  # on a page: as WebP, a third as long where it is of frames
+
     def __init__(self, image: PIL.Image.Image, alt: str):
         self.image, self.alt = image, alt
 
@@ -48,13 +50,13 @@ class Picture:
     def _img(self, lossy: bool = False) -> str:
         kind, how = ("webp", {"quality": 75}) if lossy else ("png", {"optimize": True})
         buffer = io.BytesIO()
-        self.image.save(buffer, kind, **how)
+        (self.image.convert("RGB") if lossy else self.image).save(buffer, kind, **how)
         data = base64.b64encode(buffer.getvalue()).decode()
         alt = html.escape(self.alt, quote=True)
         return f'<img style="max-width: 100%; height: auto" alt="{alt}" src="data:image/{kind};base64,{data}">'
 
     def _repr_html_(self) -> str:
-        return f"<figure>{self._img()}</figure>"
+        return f"<figure>{self._img(self.lossy)}</figure>"
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}
