@@ -1,5 +1,13 @@
 """Every error that animkit raises on bad input is an AnimkitError: one sentence, what was wrong, where, what to do."""
+from argparse import ArgumentTypeError
 
 
 class AnimkitError(ValueError):
     """Bad input to animkit; the message says what was wrong, where, and what to do."""
+
+
+def positive(word: str) -> int:
+    """The type of a command line's argument that is a whole number of at least 1; argparse tells who gives another."""
+    if not word.isdecimal() or int(word) < 1:
+        raise ArgumentTypeError(f"{word} is no whole number of at least 1")
+    return int(word)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
 from .. import samples
-from ..errors import AnimkitError
+from ..errors import AnimkitError, positive
 from ..metrics.intervals import bootstrap, share
 from ..metrics.motion import motion_of
 from ..record import record
@@ -239,7 +239,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--out", type=Path, help="where results go (default: results/ in that folder)")
     parser.add_argument("--batch", type=int, default=20, help="prompts drawn at once (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another list of prompts and other noise")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=positive, help="CPU threads")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32",
                         help="what clips are drawn in; bf16 takes two thirds of the time where the processor computes "
                              "in it, and colours differ by half a level of 255 (default: %(default)s, as users draw)")

@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from .. import samples
 from ..data.world_clips import WorldRecipe
-from ..errors import AnimkitError
+from ..errors import AnimkitError, positive
 from ..inflation import inflate
 from ..motion_module import MotionModules
 from ..training.loop import LoopConfig, fit
@@ -493,7 +493,7 @@ def add_arguments(parser):
     parser.add_argument("--lr", type=float, help="learning rate, other than a stage's own; for larger batches")
     parser.add_argument("--count", type=int, help="pictures or clips to draw and learn from, other than a stage's own")
     parser.add_argument("--samples", type=Path, default=Path("data_samples"), help="where the results go (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=positive, help="CPU threads")
 
 
 def run(args) -> int:

@@ -78,19 +78,19 @@ CLAIMS: dict[str, dict[str, Claim]] = {
     "domain_adapter": {
         "alpha": Claim("4.1, 5.3", "As alpha falls from 1 to 0, the videos' look fades, their watermark above all",
                        "by eye",
-                       "watermark at alpha 1 less at alpha 0, prompt by prompt, above 10 points"),
+                       "watermark at alpha 1 less at alpha 0, in the base, prompt by prompt, above 10 points"),
         "monotone": Claim("4.1, 5.3", "... steadily",
                           "by eye",
-                          "rank correlation of alpha and the mean watermark, over resampled prompts, above 0.8 (of "
-                          "five alphas at most one neighbouring pair out of order), where it fades at all"),
+                          "rank correlation of alpha and the mean watermark in the base, over resampled prompts, above "
+                          "0.8 (of five alphas at most one neighbouring pair out of order), where it fades at all"),
         "stage": Claim("4.1",
                        "With the adapter in place in training, the motion module does not learn the videos' look",
                        "no number",
                        "watermark of a module trained without stage 1, less that of one trained on top of it (alpha "
-                       "0), above 0"),
+                       "0), in the base, above 0"),
         "look": Claim("5.3", "... so that the personalised model's own look returns at alpha 0",
                       "by eye",
-                      "CLIP domain at alpha 0 less at alpha 1, prompt by prompt, above 0"),
+                      "CLIP domain at alpha 0 less at alpha 1, in a personalised look, prompt by prompt, above 0"),
     },
     "motion_module_design": {
         "amount": Claim("5.3",

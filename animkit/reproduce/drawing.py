@@ -87,16 +87,14 @@ def drawn(animator: Any, prompts: Sequence[str], *, seed: int, work: str | Path,
         said = [made_by, list(prompts[k:k + batch]), seed + k, {key: _plain(value) for key, value in given.items()}]
         key = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:24]
         path = folder / f"{key}.npz"
-        if path.exists():
-            with np.load(path) as file:
-                _found.append(float(file["seconds"]))
-        else:
+        if not (there := path.exists()):
             began = time.perf_counter()
             new = animator(list(prompts[k:k + batch]), seed=seed + k, progress=False, **given)
             pixels = np.stack([clip.array for clip in new])
             write_atomically(path, lambda beside: _save(beside, pixels=pixels, fps=new[0].fps,
                                                          seconds=time.perf_counter() - began))
         with np.load(path) as file:
+            _found.extend([float(file["seconds"])] if there else [])
             clips += [Clip(p, float(file["fps"]), prompt, {"method": made_by[-1]})
                       for p, prompt in zip(file["pixels"], prompts[k:k + batch])]
     return clips

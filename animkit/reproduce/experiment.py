@@ -56,7 +56,8 @@ class Experiment:
         self.began, self.shown = time.perf_counter(), {}
         self.trained: list[str] = []   # what this run, or an earlier one in its place, trained rather than took as it ships
         self.left_out: set[str] = set()
-        self.found = -found_seconds()  # what took its time in an earlier run: clips and trainings that this one found
+        self.found = 0.0               # seconds of an earlier run, in trainings that this one found done or begun
+        self._clips_found = found_seconds()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -182,9 +183,10 @@ class Experiment:
                       "precision": self.precision, "trained here": self.trained}
         if device.startswith("cuda"):  # the report tells on what GPU
             device = torch.cuda.get_device_name(device)
+        found = self.found + found_seconds() - self._clips_found
         record(self.out / "results.json", parameters,
                {"claims": ordered, "shown": self.shown, **metrics},
-               {**self.seconds, "all": time.perf_counter() - self.began, "found": self.found + found_seconds()}, device)
+               {**self.seconds, "all": time.perf_counter() - self.began, "found": found}, device)
         return Verdicts(self.notebook, ordered)
 
 

@@ -162,8 +162,9 @@ class Clip:
     def _repr_html_(self) -> str:
         from animkit.show.filmstrip import filmstrip
         n = min(8, max(3, 2400 // (self.array.shape[2] * self.enlargement)))  # as many stills as a page is wide
-        stills = filmstrip(self, n)._img(lossy=self.enlargement == 1)  # where a pixel is a pixel, of full size
-        return f"<figure>{self._film()}{stills}</figure>"
+        stills = filmstrip(self, n)
+        stills.lossy = self.enlargement == 1  # frames of full size, where no pixel was enlarged
+        return f"<figure>{self._film()}{stills._img()}</figure>"
 
     def _film(self) -> str:
         # A bare src= on <video> survives the cleaning of an untrusted notebook; <source> and scripts do not, and of the
@@ -197,7 +198,7 @@ def _mp4(frames: np.ndarray, fps: float, note: str, crf: int) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as film:
         film.metadata["comment"] = note
-        stream = film.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": str(crf), "preset": "slow"})
+        stream = film.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": str(crf)})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         # Name the colour matrix that is used (ITU-R BT.601, 16..235): players guess differently where it is not named.
         stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.ITU601, ColorRange.MPEG

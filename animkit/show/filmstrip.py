@@ -47,16 +47,16 @@ class Picture:
     def __repr__(self) -> str:
         return f"Picture of {self.size[0]} x {self.size[1]} pixels: {self.alt}"
 
-    def _img(self, lossy: bool = False) -> str:
-        kind, how = ("webp", {"quality": 75}) if lossy else ("png", {"optimize": True})
+    def _img(self) -> str:
+        kind, how = ("webp", {"quality": 75}) if self.lossy else ("png", {"optimize": True})
         buffer = io.BytesIO()
-        (self.image.convert("RGB") if lossy else self.image).save(buffer, kind, **how)
+        (self.image.convert("RGB") if self.lossy else self.image).save(buffer, kind, **how)
         data = base64.b64encode(buffer.getvalue()).decode()
         alt = html.escape(self.alt, quote=True)
         return f'<img style="max-width: 100%; height: auto" alt="{alt}" src="data:image/{kind};base64,{data}">'
 
     def _repr_html_(self) -> str:
-        return f"<figure>{self._img(self.lossy)}</figure>"
+        return f"<figure>{self._img()}</figure>"
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
         return {"text/plain": repr(self), "text/html": self._repr_html_()}

@@ -3,12 +3,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-
-def positive(word: str) -> int:
-    """A whole number of at least 1, from the command line."""
-    if not word.isdigit() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word} is no whole number of at least 1")
-    return int(word)
+from animkit.errors import positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -228,7 +228,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_the_command_killed_with_9_and_given_again_equals_the_unbroken_one(runs, trained, monkeypatch):
+def test_the_command_killed_with_9_and_given_again_equals_the_unbroken_one(runs, trained, monkeypatch, capsys):
     steps = 30
     words = ["train", "motion-module", "--config", str(runs / "toy.yaml"), "--threads", "1", "--quiet",
              "--set", f"training.steps={steps}", "--set", "training.checkpoint_seconds=0.05",
@@ -257,6 +257,13 @@ def test_the_command_killed_with_9_and_given_again_equals_the_unbroken_one(runs,
     assert json.loads(written)["command"].startswith("animkit train motion-module --config ")
     assert main([*words, "--folder", str(runs / "whole")]) == 0  # nothing left to do: and what is said of it stays
     assert (runs / "whole" / "train.json").read_text() == written
+    (runs / "whole" / "log.jsonl").unlink()
+    assert main([*words, "--folder", str(runs / "whole")]) == 2
+    assert "its log.jsonl is gone" in capsys.readouterr().err and (runs / "whole" / "train.json").read_text() == written
+    for odd in ("0", "-1", "two"):
+        with pytest.raises(SystemExit):
+            main([*words, "--threads", odd])
+        assert f"{odd} is no whole number of at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # three processes that import everything
