@@ -108,7 +108,8 @@ def test_the_experiment_measures_what_it_claims(experiment, folder, tmp_path):
     claims = results["metrics"]["claims"]
     assert {c["verdict"] for c in claims.values()} <= {"holds", "does not hold", "undecided"}
     methods = results["metrics"]["methods"]
-    assert list(methods) == ["really rendered", "control, base", "no control", "control at half", "control"]
+    assert list(methods) == ["really rendered", "control, base", "no control", "control at half", "control at 1.5",
+                             "control", "control, night"]
     assert claims["mask"]["measured"]["value"] == pytest.approx(methods["control"]["IoU"]["value"], abs=1e-3)
     assert methods["really rendered"]["follows"]["n"] and results["parameters"]["prompts"] == 2
     assert all(t.things[0].colour != s.things[0].colour and t.things[0].colour in p
