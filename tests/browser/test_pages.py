@@ -8,6 +8,7 @@ from nbformat import v4
 
 from animkit import cli
 from animkit.pages import write_page
+from animkit.reproduce import CLAIMS
 
 PLAYS = """async () => { const films = [...document.querySelectorAll('video')], played = [];
     for (const v of films) { v.scrollIntoView(); await v.play();
@@ -58,3 +59,12 @@ def test_the_site_opens_from_disk_and_every_clip_of_a_lesson_plays(chromium, tmp
         played, address = page.evaluate(PLAYS), page.url
         page.screenshot(path=str(screenshots / "site-lesson.png"))
     assert address.endswith("00_quickstart.html") and len(played) >= 2 and all(played)
+
+
+@pytest.mark.timeout(300)
+def test_the_committed_report_opens_from_disk_and_its_clips_play(chromium, repo, screenshots):
+    """`opened` sees that nothing is asked of the network."""
+    with opened(chromium, repo / "reproduce" / "laptop" / "report.html") as page:
+        played = page.evaluate(PLAYS)
+        page.screenshot(path=str(screenshots / "report.png"), full_page=True)
+    assert len(played) == len(CLAIMS) and all(played)
