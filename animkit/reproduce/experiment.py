@@ -131,16 +131,12 @@ class Experiment:
 
     def figure(self, figure: Any, alt: str) -> Any:
         """Keep the run's figure (matplotlib's, or a Picture), alt its words, as figure.png; -> what to show."""
+        from animkit.show.figure import drawn
         from animkit.show.filmstrip import Picture
         if not alt.strip():
             raise AnimkitError("A figure needs alt, a sentence that says what it shows to those who cannot see it.")
         if not isinstance(figure, Picture):
-            import io
-
-            import PIL.Image
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight")
-            figure = Picture(PIL.Image.open(buffer).convert("RGB").quantize(128), alt)
+            figure = Picture(drawn(figure, alt, dpi=110).image.quantize(128), alt)
         figure.alt = alt
         figure.save(self.out / "figure.png")
         self.shown["figure"] = alt

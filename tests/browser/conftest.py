@@ -3,7 +3,7 @@
     def test_it(lab):                       # lab: an empty folder in a running JupyterLab
         lab.add(notebook)                   # an nbformat node or a file, into the folder that JupyterLab shows
         page = lab.open_notebook("it.ipynb"); page.run_all(); page.wait_done(60)
-        assert page.errors() == [] and page.clips_play() == 1
+        assert page.faults() == [] and page.clip_plays()
 """
 from __future__ import annotations
 

@@ -81,6 +81,15 @@ def test_every_claim_is_judged_or_said_to_be_not_run(name):
     assert set(CLAIMS[name]) <= words
 
 
+@pytest.mark.parametrize("name", THERE)
+def test_a_figure_is_shown_with_its_words(name):
+    """Not as the bare value of a cell, which JupyterLab may show by its type only: by run.figure, or drawn(figure, alt)."""
+    for cell in source(name).cells:
+        last = ast.parse(cell.source).body[-1] if cell.cell_type == "code" else None
+        called = ast.unparse(last.value.func) if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call) else ""
+        assert called not in ("reproduce.curves", "reproduce.bars", "plt.show"), cell.id
+
+
 @pytest.mark.parametrize("name", [*THERE, "report"])
 def test_notebooks_hold_no_classes_and_only_short_functions(name):
     for node in ast.walk(ast.parse(code(name))):
@@ -270,6 +279,9 @@ def test_every_notebook_runs_in_smoke(name, tmp_path):
     if any(claim["verdict"] != "not run" for claim in results["metrics"]["claims"].values()):  # else it does not ship
         shown = {path.name for path in (tmp_path / "out" / name).iterdir()}
         assert {"results.json", "figure.png", "clip.mp4"} <= shown
+    outputs = [out.data for cell in nbformat.read(tmp_path / "run.ipynb", as_version=4).cells for out in cell.get("outputs", [])
+               if "data" in out]
+    assert [data for data in outputs if list(data) == ["text/plain"] and data["text/plain"].startswith("<")] == []
     units = max(results["parameters"].get(of, 0) for of in ("prompts", "stills", "held_out"))
     measured = [claim["measured"] for claim in results["metrics"]["claims"].values() if claim["measured"]]
     assert all(of["n"] <= units for of in measured), "an interval counts prompts, not clips: those of a prompt are alike"
