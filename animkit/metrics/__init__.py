@@ -20,6 +20,7 @@ _PUBLIC = {
     "MaskReader": "masks", "overlap": "masks", "follows": "masks", "reader_of": "masks", "through": "masks",
     "mark_correlation": "watermark", "watermark_score": "watermark",
     "frechet_distance": "frechet", "motion_judge_features": "frechet", "frechet_extrapolated": "frechet",
+    "frechet_interval": "frechet",
     "Page": "study", "plan": "study", "ranked": "study", "save_answers": "study", "load_answers": "study",
     "average_user_ranking": "study", "user_lead": "study", "RankingStudy": "study_widget",
 }

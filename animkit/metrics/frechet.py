@@ -13,6 +13,7 @@ import torch
 
 from ..errors import AnimkitError
 from .frames import pixels
+from .intervals import Interval, quantiles
 
 
 @torch.no_grad()
@@ -42,6 +43,23 @@ def _root(s: np.ndarray) -> np.ndarray:
     """The symmetric square root of a covariance d d."""
     values, vectors = np.linalg.eigh(s)
     return vectors * np.sqrt(values.clip(0)) @ vectors.T
+
+
+def frechet_interval(a: np.ndarray, b: np.ndarray, level: float = 0.95, rounds: int = 400, seed: int = 0) -> Interval:
+    """d of features n d and m d with a bootstrap interval for what sets of these sizes have on average; n the smaller.
+
+    Both sets are resampled with replacement. A resample repeats clips, so that it is biased once more, as if it held
+    fewer: its d lies above the sets' own. Only its spread is taken: d + (d* - mean of d*), by `quantiles`. The bias of
+    d itself stays in, see above. Raises AnimkitError as frechet_distance, or for a level outside 0 to 1.
+    """
+    d, rng = frechet_distance(a, b), np.random.default_rng(seed)
+    if not 0 < level < 1 or rounds < 2:
+        raise AnimkitError(f"level lies between 0 and 1 and rounds is 2 or more; got {level} and {rounds}.")
+    again = np.array([frechet_distance(*(x[rng.integers(len(x), size=len(x))] for x in map(np.asarray, (a, b))))
+                      for _ in range(rounds)])
+    n = min(len(a), len(b))
+    low, high = np.quantile(again - again.mean(), quantiles(n, level))
+    return Interval(d, max(0.0, d + float(low)), d + float(high), n)
 
 
 def frechet_extrapolated(a: np.ndarray, b: np.ndarray, points: int = 8, seed: int = 0) -> dict:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from animkit.errors import AnimkitError
-from animkit.metrics import frechet_distance, frechet_extrapolated, motion_judge_features
+from animkit.metrics import frechet_distance, frechet_extrapolated, frechet_interval, motion_judge_features
 from animkit.miniature.motion_judge import new_motion_judge
 from animkit.miniature.motion_judge import signal
 
@@ -35,6 +35,29 @@ def test_few_clips_are_biased_upwards_and_extrapolation_takes_most_of_it_away():
     assert found["distance"] == pytest.approx(frechet_distance(a, b)) and found["n"] == 120
     assert found["distance"] > 1, "the truth is 0"
     assert abs(found["extrapolated"]) < found["distance"] / 2
+
+
+@pytest.mark.parametrize("n, d", [(30, 3), (80, 8)])
+def test_the_interval_covers_what_sets_of_this_size_have_on_average(n, d):
+    rng = np.random.default_rng(3)
+
+    def two_sets():
+        return rng.normal(size=(n, d)), rng.normal(size=(n, d)) * 1.5 + 0.6
+
+    wanted = np.mean([frechet_distance(*two_sets()) for _ in range(300)])
+    found = [frechet_interval(*two_sets(), rounds=80) for _ in range(60)]
+    assert 0.88 <= np.mean([i.low <= wanted <= i.high for i in found]) <= 1
+    narrow = [frechet_interval(*two_sets(), rounds=80, level=0.5) for _ in range(60)]
+    assert 0.3 <= np.mean([i.low <= wanted <= i.high for i in narrow]) <= 0.8, "not so wide that anything is in it"
+
+
+def test_an_interval_is_of_its_seed_and_names_the_smaller_set():
+    a, b = np.random.default_rng(4).normal(size=(2, 40, 4))
+    found = frechet_interval(a, b[:25], rounds=30)
+    assert found == frechet_interval(a, b[:25], rounds=30) != frechet_interval(a, b[:25], rounds=30, seed=1)
+    assert found.value == frechet_distance(a, b[:25]) and found.n == 25 and 0 <= found.low < found.value < found.high
+    with pytest.raises(AnimkitError, match="level"):
+        frechet_interval(a, b, level=1)
 
 
 def test_features_are_what_the_judge_sees_and_a_still_is_none(tmp_path):
