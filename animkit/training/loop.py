@@ -39,7 +39,8 @@ class LoopConfig:
     warmup: int = 0                                   # steps over which lr rises from 0
     schedule: Literal["constant", "cosine"] = "constant"
     floor: float = 0.0                                # cosine falls to lr * floor at the last step
-    betas: tuple[float, float] = (0.9, 0.999)
+    optimizer: Literal["adamw", "muon"] = "adamw"     # muon: for matrices, AdamW for what else there is
+    betas: tuple[float, float] = (0.9, 0.999)         # AdamW's
     weight_decay: float = 1e-2
     clip_norm: float = 1.0                            # 0: no clipping
     accumulate: int = 1                               # micro-steps whose gradients are averaged into one step
@@ -64,7 +65,9 @@ class LoopConfig:
                        schedule=self.schedule in ("constant", "cosine"), ema=0 <= self.ema < 1,
                        clip_norm=self.clip_norm >= 0, steps=self.steps >= 1, log_every=self.log_every >= 1,
                        device=self.device in (None, "cpu"),
-                       mixed_precision=self.mixed_precision in ("no", "bf16", "fp16"))
+                       mixed_precision=self.mixed_precision in ("no", "bf16", "fp16"),
+                       optimizer=self.optimizer in ("adamw", "muon"))
+        plumbing.check_optimizer(self)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of step 1, 2, ...: linear warm-up, then constant, or half a cosine down to lr * floor."""
@@ -124,16 +127,15 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
 
     with plumbing.only_trainable(model, trainable), fork, plumbing.Signals() as signals, ExitStack() as closing:
         objective = _Objective(model, loss, trainable.values()).to(device)
-        optimizer = torch.optim.AdamW(trainable.values(), lr=config.lr, betas=config.betas,
-                                      weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda"))
-        prepared, optimizer = accelerator.prepare(objective, optimizer)
+        optimizers = plumbing.optimizers_for(trainable.values(), config, device)
+        prepared, *optimizers = accelerator.prepare(objective, *optimizers)
         ema = EMA(trainable, config.ema) if config.ema else None
         if main:
             log = closing.enter_context(Log(folder))
             if not resume:
                 saving.remove(folder)
         accelerator.wait_for_everyone()
-        start, elapsed = plumbing.load(folder, config, model, trainable, optimizer, ema, accelerator)
+        start, elapsed = plumbing.load(folder, config, model, trainable, optimizers, ema, accelerator)
         if main:
             log.open_at(start)
         screen = closing.enter_context(plumbing.Screen(config, start, str(device), quiet or not main))
@@ -145,14 +147,14 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
         def save(step: int) -> None:
             if main:
                 saving.write(folder, log.file, plumbing.tensors_of(model, trainable, ema),
-                             plumbing.torch_state_of(optimizer, accelerator),
+                             plumbing.torch_state_of(optimizers, accelerator),
                              {"step": step, "seconds": elapsed + time.monotonic() - began, "config": config.fixed(),
                               "processes": accelerator.num_processes, "torch": torch.__version__})
             accelerator.wait_for_everyone()
 
         for step in range(start + 1, start + 1 if enough else config.steps + 1):
             lr, losses, extras, wait = config.lr_at(step), [], {}, 0.0
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = lr
             for j in range(config.accumulate):
                 k = (step - 1) * config.accumulate + j
@@ -179,8 +181,9 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
             if bad_gradient or not math.isfinite(mean):
                 fetch.close()  # the thread ahead ends before the guilty batch is made again: a stream has one reader
                 raise AnimkitError(plumbing.not_finite(folder, step, each, float(norm), batch, config))
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             if ema:
                 ema.update(step)
 

@@ -172,20 +172,45 @@ def tensors_of(model: nn.Module, trainable: dict[str, nn.Parameter], ema) -> dic
     return {"weights": {n: t.detach().clone() for n, t in weights.items()}} | ({"ema": ema.average} if ema else {})
 
 
-def torch_state_of(optimizer, accelerator: Accelerator) -> dict:
+def optimizers_for(parameters: Iterable[nn.Parameter], config, device: torch.device) -> list[torch.optim.Optimizer]:
+    """AdamW; or Muon for the matrices among the parameters and AdamW for the others (Jordan et al. 2024).
+
+    Muon makes each step's matrix of momenta orthogonal, so that no few directions drown the others; scaled as large as
+    AdamW's steps are, the same lr serves both (Liu et al. 2025, arXiv 2502.16982).
+    """
+    parameters = list(parameters)
+    matrices = [p for p in parameters if p.ndim == 2] if config.optimizer == "muon" else []
+    others = [p for p in parameters if p.ndim != 2] if matrices else parameters
+    adamw = [torch.optim.AdamW(others, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay,
+                               fused=device.type in ("cpu", "cuda"))] if others else []
+    muon = [torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay,
+                             adjust_lr_fn="match_rms_adamw")] if matrices else []
+    return adamw + muon
+
+
+def check_optimizer(config) -> None:
+    """AnimkitError for a Muon that this torch does not have, or that gradients scaled for fp16 do not suit."""
+    if config.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        raise AnimkitError(f"optimizer = 'muon' needs torch 2.9 or newer, and this is {torch.__version__}: choose adamw.")
+    if config.optimizer == "muon" and config.mixed_precision == "fp16":
+        raise AnimkitError("optimizer = 'muon' goes with mixed_precision bf16 or no, not with fp16, whose gradients are "
+                           "scaled for one optimizer: choose adamw, or another precision.")
+
+
+def torch_state_of(optimizers: list, accelerator: Accelerator) -> dict:
     scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
-    return {"optimizer": optimizer.state_dict(), "scaler": scaler}
+    return {"optimizer": [optimizer.state_dict() for optimizer in optimizers], "scaler": scaler}
 
 
-def load(folder: Path, config, model: nn.Module, trainable: dict[str, nn.Parameter], optimizer, ema,
+def load(folder: Path, config, model: nn.Module, trainable: dict[str, nn.Parameter], optimizers: list, ema,
          accelerator: Accelerator) -> tuple[int, float]:
-    """Put the folder's checkpoint, if any, into model, optimizer and ema; (its step, its seconds) or (0, 0)."""
+    """Put the folder's checkpoint, if any, into model, optimizers and ema; (its step, its seconds) or (0, 0)."""
     found = saving.read(folder)
     if found is None:
         return 0, 0.0
     tensors, torch_state, state = found
     again = "go back to those, train in another folder, or start again: remove this one (of fit, resume=False)"
-    now, then = config.fixed(), state["config"]
+    now, then = config.fixed(), {"optimizer": "adamw"} | state["config"]  # an older animkit had no other
     differ = [f"{k} (was {then.get(k)!r}, now {now.get(k)!r})"
               for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
     if differ:
@@ -204,7 +229,9 @@ def load(folder: Path, config, model: nn.Module, trainable: dict[str, nn.Paramet
             t.copy_(tensors["weights"][name])
         for name, t in (ema.average if ema else {}).items():
             t.copy_(tensors["ema"][name])
-    optimizer.load_state_dict(torch_state["optimizer"])
+    kept = torch_state["optimizer"]
+    for optimizer, its in zip(optimizers, kept if isinstance(kept, list) else [kept], strict=True):
+        optimizer.load_state_dict(its)
     if accelerator.scaler and torch_state["scaler"]:
         accelerator.scaler.load_state_dict(torch_state["scaler"])
     return state["step"], state["seconds"]

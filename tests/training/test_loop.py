@@ -126,8 +126,9 @@ def test_a_kill_between_the_two_renames_leaves_a_checkpoint(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("checkpoint*")) == ["checkpoint"]
 
 
-def test_stop_and_go_on_equals_unbroken(tmp_path):
-    constant = replace(CONFIG, schedule="constant")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_stop_and_go_on_equals_unbroken(tmp_path, optimizer):
+    constant = replace(CONFIG, schedule="constant", optimizer=optimizer)
     whole, parts = tiny_model(), tiny_model()
     a = fit(whole, loss, batch, constant, tmp_path / "a", quiet=True)
     stopped = fit(parts, loss, batch, constant, tmp_path / "b", stop=lambda seconds: seconds > 0, quiet=True)
@@ -214,6 +215,61 @@ def test_fit_is_this_plain_loop(tmp_path):
     for a, b, mean, (name, p) in zip(ours.parameters(), plain.parameters(), average, plain.named_parameters()):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(history.ema.average[name], mean, atol=1e-5, rtol=1e-4)
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest(tmp_path):
+    """Against Newton and Schulz's iteration written out: B = G + 0.95 B; the step is 0.2 sqrt(max(m, n)) lr O(G + 0.95 B)."""
+    config = replace(CONFIG, optimizer="muon", accumulate=1, steps=8, warmup=0, schedule="constant", clip_norm=0,
+                     weight_decay=0.1, ema=0)
+
+    def fresh():
+        model = tiny_model()
+        model[1] = nn.Identity()
+        return model
+
+    def plain_loss(model, x, generator):
+        return (model(x["x"]) - x["x"].prod(1, keepdim=True)).square().mean()
+
+    ours, plain = fresh(), fresh()
+    fit(ours, plain_loss, lambda k, g: {"x": TABLE[8 * k:][:8]}, config, tmp_path, quiet=True)
+    matrices = [p for p in plain.parameters() if p.ndim == 2]
+    momenta = [torch.zeros_like(p) for p in matrices]
+    adamw = torch.optim.AdamW([p for p in plain.parameters() if p.ndim != 2], lr=1e-2, weight_decay=0.1)
+    for k in range(8):
+        plain.zero_grad()
+        plain_loss(plain, {"x": TABLE[8 * k:][:8]}, None).backward()
+        adamw.step()
+        for p, momentum in zip(matrices, momenta):
+            momentum.lerp_(p.grad, 0.05)
+            x = p.grad.lerp(momentum, 0.95).bfloat16()
+            x = x / x.norm()
+            x = x.T if (tall := x.shape[0] > x.shape[1]) else x
+            for _ in range(5):
+                gram = x @ x.T
+                x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+            x = x.T if tall else x
+            with torch.no_grad():
+                p.mul_(1 - 1e-2 * 0.1).sub_(1e-2 * 0.2 * math.sqrt(max(p.shape)) * x.float())
+    assert not equal(ours.state_dict(), fresh().state_dict())
+    for a, b in zip(ours.parameters(), plain.parameters()):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-2)
+
+
+def test_a_run_of_before_there_was_muon_goes_on(tmp_path):
+    whole, parts = tiny_model(), tiny_model()
+    fit(whole, loss, batch, CONFIG, tmp_path / "a", quiet=True)
+    fit(parts, loss, batch, CONFIG, tmp_path / "b", stop=lambda seconds: seconds > 0, quiet=True)
+    state, kept = tmp_path / "b/checkpoint/state.json", tmp_path / "b/checkpoint/optimizer.pt"
+    told = json.loads(state.read_text())
+    del told["config"]["optimizer"]
+    state.write_text(json.dumps(told))
+    torch_state = torch.load(kept, weights_only=True)
+    torch.save(torch_state | {"optimizer": torch_state["optimizer"][0]}, kept)
+    with pytest.raises(AnimkitError, match="optimizer .was 'adamw', now 'muon'"):
+        fit(tiny_model(), loss, batch, replace(CONFIG, optimizer="muon"), tmp_path / "b", quiet=True)
+    parts = tiny_model()
+    fit(parts, loss, batch, CONFIG, tmp_path / "b", quiet=True)
+    assert equal(whole.state_dict(), parts.state_dict())
 
 
 def test_accumulating_four_equals_a_batch_of_four_times_the_size(tmp_path):
@@ -485,6 +541,12 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     fit(tiny_model(), loss, batch, replace(CONFIG, steps=2), tmp_path, quiet=True)  # the dead run has let go
 
 
+def test_muon_of_a_torch_that_has_none_is_an_error(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(AnimkitError, match="needs torch 2.9 or newer, and this is .*: choose adamw"):
+        LoopConfig(optimizer="muon")
+
+
 def test_nothing_to_train_and_senseless_settings_are_errors(tmp_path):
     with pytest.raises(AnimkitError, match="nothing to train"):
         fit(tiny_model().requires_grad_(False), loss, batch, CONFIG, tmp_path, quiet=True)
@@ -492,6 +554,10 @@ def test_nothing_to_train_and_senseless_settings_are_errors(tmp_path):
         fit(tiny_model(), lambda m, x, g: x["x"].sum(), batch, CONFIG, tmp_path, quiet=True)
     with pytest.raises(AnimkitError, match="schedule = 'linear'"):
         LoopConfig(schedule="linear")
+    with pytest.raises(AnimkitError, match="optimizer = 'sgd'"):
+        LoopConfig(optimizer="sgd")
+    with pytest.raises(AnimkitError, match="bf16 or no, not with fp16"):
+        LoopConfig(optimizer="muon", mixed_precision="fp16")
     with pytest.raises(AnimkitError, match="device = 'cuda:7'"):
         LoopConfig(device="cuda:7")
     with pytest.raises(AnimkitError, match="fp16"):
