@@ -21,6 +21,7 @@ from animkit.reproduce.drawing import found_seconds, shipped
 from animkit.training.history import History
 from animkit.training.plumbing import fast_precision
 
+NEWER = {"optimizer": "adamw"}  # settings of a training loop that came later -> what every training had before
 PRESETS = ("smoke", "laptop", "paper")  # does it run; the answer on two cores; the paper's amounts
 
 
@@ -79,7 +80,9 @@ class Experiment:
 
         With others it is another folder: nothing stale is taken, and a run goes on only as what it was begun as.
         """
-        digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+        settings = asdict(config)
+        settings["training"] = {k: v for k, v in settings["training"].items() if (k, v) not in NEWER.items()}  # so kept ones count
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for part in ("base", "domain_adapter", "motion_module", "start"):
             named = getattr(config, part, None)
             path = None if named is None else shipped(named) or Path(named)

@@ -1,4 +1,6 @@
 """What a notebook's run keeps: its preset, its verdicts, results.json; and what it refuses."""
+import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -7,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 import animkit as ak
+from animkit import samples
 from animkit.errors import AnimkitError
 from animkit.metrics import Interval
 from animkit.reproduce import CLAIMS, Experiment, drawing, experiment
@@ -146,10 +149,22 @@ def test_a_training_of_other_settings_or_on_other_weights_is_another_folder(run,
 
     first = folder()
     assert first == folder() and first.parent == run.work and first.name.startswith("with-stage-1-")
-    others = folder(**{"training.steps": 7}), folder(kind="conv"), folder(domain_adapter=None)
-    assert len({first, *others}) == 4
+    others = (folder(**{"training.steps": 7}), folder(kind="conv"), folder(domain_adapter=None),
+              folder(**{"training.optimizer": "muon"}))
+    assert len({first, *others}) == 5
     weights.write_bytes(b"2")
     assert folder() != first
+
+
+def test_a_training_of_before_a_setting_came_is_still_found(run, repo):
+    config = run.config("motion_lora", {}, repo / "configs" / "miniature.yaml")
+    settings = dataclasses.asdict(config)
+    del settings["training"]["optimizer"]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in ("miniature", "motion_module"):
+        for file in sorted(samples.path(name).rglob("*.safetensors")):
+            digest.update(file.read_bytes())
+    assert run.training("x", config).name == f"x-{digest.hexdigest()[:10]}"
 
 
 @pytest.mark.parametrize("damage", [lambda r: r["metrics"]["claims"].pop("coarse"), lambda r: r.pop("device"),
