@@ -92,7 +92,7 @@ def shown(folder: str | Path, notebook: str) -> list[Any]:
         found.append(figure)
     if results and (folder / "clip.mp4").exists() and "clip" in results["metrics"]["shown"]:
         clip = Clip.load(folder / "clip.mp4")
-        clip.crf = 28  # ten films on one page; the clip.mp4 beside is three times as long
+        clip.crf = 33  # ten films on one page; the clip.mp4 beside is three times as long
         found.append(clip)
     return found
 
