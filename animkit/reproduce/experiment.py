@@ -19,9 +19,9 @@ from animkit.record import record
 from animkit.reproduce.claims import CLAIMS, VERDICTS
 from animkit.reproduce.drawing import found_seconds, shipped
 from animkit.training.history import History
+from animkit.training.loop import known_before
 from animkit.training.plumbing import fast_precision
 
-NEWER = {"optimizer": "adamw"}  # settings of a training loop that came later -> what every training had before
 PRESETS = ("smoke", "laptop", "paper")  # does it run; the answer on two cores; the paper's amounts
 
 
@@ -81,7 +81,7 @@ class Experiment:
         With others it is another folder: nothing stale is taken, and a run goes on only as what it was begun as.
         """
         settings = asdict(config)
-        settings["training"] = {k: v for k, v in settings["training"].items() if (k, v) not in NEWER.items()}  # so kept ones count
+        settings["training"] = known_before(settings["training"])
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for part in ("base", "domain_adapter", "motion_module", "start"):
             named = getattr(config, part, None)

@@ -23,6 +23,8 @@ from animkit.training.history import History, Log
 Batch = Any
 Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor | tuple[Tensor, dict[str, float]]]
 
+LATER = ("optimizer",)  # settings that came when there were runs already, which had what is the default
+
 
 def check_settings(config: Any, **sensible: bool) -> None:
     """AnimkitError that names the first setting, a field of the dataclass, which is not sensible."""
@@ -81,7 +83,12 @@ class LoopConfig:
     def fixed(self) -> dict:
         """The settings that a resumed run must share."""
         free = ("steps", "checkpoint_seconds", "log_every", "validate_every", "prefetch", "device")
-        return json.loads(json.dumps({k: v for k, v in asdict(self).items() if k not in free}))
+        return json.loads(json.dumps({k: v for k, v in known_before(asdict(self)).items() if k not in free}))
+
+
+def known_before(settings: dict) -> dict:
+    """A LoopConfig's settings but for those in LATER that are as they always were: what a run is known by stays so."""
+    return {k: v for k, v in settings.items() if k not in LATER or v != getattr(LoopConfig, k)}
 
 
 class _Objective(nn.Module):

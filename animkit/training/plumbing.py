@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
@@ -210,9 +211,9 @@ def load(folder: Path, config, model: nn.Module, trainable: dict[str, nn.Paramet
         return 0, 0.0
     tensors, torch_state, state = found
     again = "go back to those, train in another folder, or start again: remove this one (of fit, resume=False)"
-    now, then = config.fixed(), {"optimizer": "adamw"} | state["config"]  # an older animkit had no other
-    differ = [f"{k} (was {then.get(k)!r}, now {now.get(k)!r})"
-              for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
+    default = {field.name: field.default for field in fields(config)}  # of what a run does not tell
+    now, then = default | config.fixed(), default | state["config"]
+    differ = [f"{k} (was {then[k]!r}, now {now[k]!r})" for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
     if differ:
         raise AnimkitError(f"The run in {folder} was begun with other settings: {', '.join(differ)}; {again}.")
     if state["processes"] != accelerator.num_processes:

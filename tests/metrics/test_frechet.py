@@ -46,7 +46,7 @@ def test_the_interval_covers_what_sets_of_this_size_have_on_average(n, d):
 
     wanted = np.mean([frechet_distance(*two_sets()) for _ in range(300)])
     found = [frechet_interval(*two_sets(), rounds=80) for _ in range(60)]
-    assert 0.88 <= np.mean([i.low <= wanted <= i.high for i in found]) <= 1
+    assert np.mean([i.low <= wanted <= i.high for i in found]) >= 0.88
     narrow = [frechet_interval(*two_sets(), rounds=80, level=0.5) for _ in range(60)]
     assert 0.3 <= np.mean([i.low <= wanted <= i.high for i in narrow]) <= 0.8, "not so wide that anything is in it"
 
