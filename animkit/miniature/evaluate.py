@@ -10,6 +10,7 @@ Prompts are a fixed list that a seed makes; steps and guidance are the shipped o
 scenes, judged by the same judge, stand beside the miniature's numbers: no model can be measured better than that.
 """
 import hashlib
+import json
 import time
 from pathlib import Path
 
@@ -201,18 +202,21 @@ def table(report: dict) -> str:
     return "\n".join("  ".join([line[0].ljust(first), *[c.ljust(20) for c in line[1:]]]).rstrip() for line in lines)
 
 
-def open_animator(folder: Path, motion: bool = False, look: str | None = None, dtype: torch.dtype = torch.float32):
-    """The miniature of a folder, with or without its motion module or a look. AnimkitError for what is missing."""
+def open_animator(folder: Path, motion: bool = False, look: str | None = None, dtype: torch.dtype = torch.float32,
+                  module: Path | None = None):
+    """The miniature of a folder, with or without a motion module, its own or another `module` (a file or folder), and a
+    look. AnimkitError for what is missing."""
     from ..animator import Animator
     looks = {path.stem: path for path in sorted((folder / "looks").glob("*.safetensors"))}
     if look is not None and look not in LOOKS:
         raise AnimkitError(f"The judge knows no look {look!r}; it knows: {', '.join(LOOKS)}.")
     if look is not None and look not in looks:
         raise AnimkitError(f"There is no look {look!r} in {folder / 'looks'}; there are: {', '.join(looks) or 'none'}.")
-    if motion and not (folder / "motion_module").is_dir():
+    module = module or folder / "motion_module"
+    if motion and module == folder / "motion_module" and not module.is_dir():
         raise AnimkitError(f"There is no motion module in {folder / 'motion_module'}: train it with `animkit miniature "
                            "motion assemble`.")
-    animator = Animator(folder / "miniature", motion=folder / "motion_module" if motion else False, dtype=dtype)
+    animator = Animator(folder / "miniature", motion=module if motion else False, dtype=dtype)
     if look is not None:
         animator.insert(looks[look], name=look)
     return animator
@@ -220,13 +224,31 @@ def open_animator(folder: Path, motion: bool = False, look: str | None = None, d
 
 def fingerprints(folder: Path) -> dict[str, str]:
     """{file: twelve digits} of all weights in a samples folder: a result tells by them which weights it is of."""
-    told = {}
-    for file in sorted(folder.rglob("*.safetensors")):
-        digest = hashlib.sha256()
-        for name, tensor in sorted(load_file(file).items()):  # not the file's bytes: its metadata is in no fixed order
-            digest.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        told[file.relative_to(folder).as_posix()] = digest.hexdigest()[:12]
-    return told
+    return {file.relative_to(folder).as_posix(): fingerprint(file) for file in sorted(folder.rglob("*.safetensors"))}
+
+
+def fingerprint(file: Path) -> str:
+    """Twelve digits of a safetensors file's weights: not of its bytes, whose metadata are in no fixed order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(file).items()):
+        digest.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+TOLD = ("command", "steps", "minutes", "minutes_preparing", "processes", "device", "peak_memory_mb")  # of train.json
+
+
+def about_module(module: Path) -> dict:
+    """What a result says of a motion module that is not the folder's own: its file, weights and, if a train.json lies
+    beside it, what made it."""
+    files = sorted(module.rglob("*.safetensors")) if module.is_dir() else [module]
+    about = {"file": module.name, "weights": {f.name: fingerprint(f) for f in files if f.suffix == ".safetensors"}}
+    beside = (module if module.is_dir() else module.parent) / "train.json"
+    if beside.exists():
+        told = json.loads(beside.read_text())
+        if told.get("file") in (*[f.name for f in files], None):
+            about["training"] = {k: told.get(k) for k in TOLD} | {"start": told.get("settings", {}).get("start")}
+    return about
 
 
 def add_arguments(parser) -> None:
@@ -234,6 +256,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--count", type=int, help="how many prompts (stills: 200, motion: 100) or pictures (judge: "
                                                   "1000; the zoo: 20); a small one for a quick look")
     parser.add_argument("--look", help="motion, adapter: insert this look of looks/; looks: judge only this one")
+    parser.add_argument("--module", type=Path, help="motion: judge this motion module, such as runs/mine/mine.safetensors"
+                                                    ", in the shipped one's place; results are named after it")
     parser.add_argument("--folder", type=Path, help="where miniature/, judge/, motion_module/ and looks/ lie "
                                                     "(default: the shipped samples)")
     parser.add_argument("--out", type=Path, help="where results go (default: results/ in that folder)")
@@ -259,6 +283,8 @@ def run(args) -> int:
         raise AnimkitError(f"--count and --batch are at least 1; got {count} and {args.batch}.")
     if look and what != "motion":
         raise AnimkitError(f"--look goes with `animkit judge motion`, not with {what}.")
+    if args.module and (what != "motion" or look):
+        raise AnimkitError("--module goes with `animkit judge motion` without --look.")
     if args.steps:
         raise AnimkitError(f"--steps goes with `animkit judge adapter`, looks and shots, not with {what}.")
     folder = samples.root() if args.folder is None else args.folder
@@ -266,15 +292,19 @@ def run(args) -> int:
     if what == "judge":
         report = judge_judge(judge, count, args.seed)
     else:
-        animator = open_animator(folder, motion=what == "motion", look=look, dtype=PRECISIONS[args.precision])
+        animator = open_animator(folder, motion=what == "motion", look=look, dtype=PRECISIONS[args.precision],
+                                 module=args.module)
         settings, device = {k: animator.defaults[k] for k in ("steps", "guidance")}, str(animator.pipe.unet.device)
         report, picture = judge_stills(animator, judge, count, args.seed, args.batch) if what == "stills" else \
             judge_motion(animator, judge, count, args.seed, args.batch, look)
-    out, name = folder / "results" if args.out is None else args.out, f"motion-{look}" if look else what
-    said = f"animkit judge {what}{f' --look {look}' if look else ''} --count {count} --seed {args.seed}"
+    of = look or args.module and args.module.stem
+    out, name = folder / "results" if args.out is None else args.out, f"{what}-{of}" if of else what
+    named = {"look": look, "module": args.module, "count": count, "seed": args.seed}
+    said = f"animkit judge {what}" + "".join(f" --{k} {v}" for k, v in named.items() if v is not None)
     if args.precision != "float32" and what != "judge":
         said, settings = f"{said} --precision {args.precision}", settings | {"precision": args.precision}
     parameters = {"command": said, "count": count, "seed": args.seed, "look": look, **settings}
+    parameters |= {"module": about_module(args.module)} if args.module else {}
     record(out / f"{name}.json", parameters | {"weights": fingerprints(folder)}, report,
            {"all": time.monotonic() - start}, device)
     written = [out / f"{name}.json"] if picture is None else [out / f"{name}.json", picture.save(out / f"{name}.png")]

@@ -238,12 +238,17 @@ def judge_cost(folder: Path) -> dict:
                             "steps": part["steps"], "peak memory MB": part["peak_memory_mb"], "device": part["device"]}
             if limit := most.get(part["stage"]):
                 bars.append(_bar(f"{name}: minutes", f"<= {limit}", minutes, minutes <= limit))
-    motion = [told[stage]["seconds"] / 60 for stage in ("motion_coarse", "motion") if stage in told]
-    result = folder / "results" / "motion.json"
-    if len(motion) == 2 and result.exists():
-        found = json.loads(result.read_text())["metrics"]["scores"]["with the module"]["named motion"]["share"]
-        bars.append(_bar("a motion module from nothing: minutes, motions found", "<= 30 minutes, >= 60 %",
-                         [sum(motion), found], sum(motion) <= 30 and found >= 0.6))
+    for path in sorted((folder / "results").glob("motion-*.json")):
+        result = json.loads(path.read_text())
+        made = result["parameters"].get("module", {}).get("training")
+        if made and made["start"] is None:
+            scores[path.stem] = {"minutes": made["minutes"], "minutes preparing": made["minutes_preparing"],
+                                 "steps": made["steps"], "peak memory MB": made["peak_memory_mb"],
+                                 "device": f"{made['processes']} processes, each {made['device']}"}
+            minutes = made["minutes"] + made["minutes_preparing"]
+            found = result["metrics"]["scores"]["with the module"]["named motion"]["share"]
+            bars.append(_bar(f"{path.stem}, a motion module from nothing: minutes with preparation, motions found",
+                             "<= 30, >= 60 %", [minutes, found], minutes <= 30 and found >= 0.6))
     return {"scores": scores, "bars": bars}
 
 

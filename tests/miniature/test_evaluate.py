@@ -223,7 +223,9 @@ def test_the_command_writes_numbers_and_a_picture(folder, tmp_path, capsys, word
 @pytest.mark.parametrize("words, message", [
     (("motion", "--look", "neon"), "no look 'neon' in .*; there are: ink"),
     (("motion", "--look", "oil"), "knows no look 'oil'"), (("stills", "--look", "ink"), "--look goes with"),
-    (("motion", "--steps", "2"), "--steps goes with"),
+    (("motion", "--steps", "2"), "--steps goes with"), (("stills", "--module", "x"), "--module goes with"),
+    (("motion", "--look", "ink", "--module", "x"), "--module goes with"),
+    (("motion", "--module", "no/such.safetensors"), "no/such.safetensors"),
     (("stills", "--count", "0"), "at least 1"), (("judge", "--batch", "0"), "at least 1")])
 def test_what_cannot_be_judged_is_one_sentence(folder, capsys, words, message):
     import re
@@ -243,6 +245,39 @@ def test_missing_weights_are_named(folder, tmp_path, capsys, gone, message):
         shutil.rmtree(file) if file.is_dir() else file.unlink()
     assert cli.main(["judge", "motion", "--count", "1", "--folder", str(tmp_path / "samples")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_module_of_ones_own_is_judged_in_the_shipped_ones_place(folder, tmp_path, monkeypatch):
+    """The shipped file judged as if it were one's own scores the same; another does not pass for it."""
+    import shutil
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    shutil.copy(folder / "motion_module/diffusion_pytorch_model.safetensors", mine / "mine.safetensors")
+    told = {"command": "animkit train motion-module", "file": "mine.safetensors", "steps": 3, "minutes": 0.5,
+            "minutes_preparing": 0.1, "processes": 2, "device": "cpu", "peak_memory_mb": 7, "settings": {"start": None}}
+    (mine / "train.json").write_text(json.dumps(told))
+    given, count = [], ["--count", "2", "--batch", "2", "--threads", "1", "--folder", str(folder), "--out", str(tmp_path)]
+    real = evaluate.judge_motion
+    monkeypatch.setattr(evaluate, "judge_motion", lambda animator, *rest: given.append(
+        {k: v.clone() for k, v in animator.video_unet.motion.state_dict().items()}) or real(animator, *rest))
+    assert cli.main(["judge", "motion", *count]) == 0
+    assert cli.main(["judge", "motion", *count, "--module", str(mine / "mine.safetensors")]) == 0
+    shipped, own = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("motion", "motion-mine"))
+    assert own["metrics"] == shipped["metrics"] and "module" not in shipped["parameters"]
+    module = own["parameters"]["module"]
+    assert module["training"] == {k: v for k, v in told.items() if k not in ("file", "settings")} | {"start": None}
+    digits = evaluate.fingerprints(folder)["motion_module/diffusion_pytorch_model.safetensors"]
+    assert module["weights"] == {"mine.safetensors": digits} and f"--module {mine}" in own["parameters"]["command"]
+
+    from safetensors.torch import load_file, save_file
+    state = load_file(mine / "mine.safetensors")
+    save_file({k: v + 0.1 if k.endswith("proj_out.bias") else v for k, v in state.items()}, mine / "other.safetensors")
+    assert cli.main(["judge", "motion", *count, "--module", str(mine / "other.safetensors")]) == 0
+    other = json.loads((tmp_path / "motion-other.json").read_text())["parameters"]["module"]
+    assert other["weights"]["other.safetensors"] != digits and "training" not in other, "train.json is of another file"
+    changed = [k for k in given[0] if not torch.equal(given[0][k], given[2][k])]
+    assert changed and all(k.endswith("proj_out.bias") for k in changed)
+    assert all(torch.equal(given[0][k], given[1][k]) for k in given[0])
 
 
 def test_fingerprints_tell_weights_apart_and_know_copies(folder, tmp_path):

@@ -208,6 +208,21 @@ def test_judge_cost(toy, tmp_path):
     assert len(bars) == 16 and all(bars.values())
 
 
+@pytest.mark.parametrize("start, minutes, found, holds", [
+    (None, 27, 0.6, True), (None, 29, 0.9, False), (None, 27, 0.59, False), ("motion_module", 1, 1.0, None)])
+def test_a_module_from_nothing_has_thirty_minutes_with_preparation(toy, tmp_path, start, minutes, found, holds):
+    samples = shutil.copytree(toy[0], tmp_path / "samples")
+    made = {"start": start, "minutes": minutes, "minutes_preparing": 3, "steps": 9, "peak_memory_mb": 1, "processes": 2,
+            "device": "cpu"}
+    (samples / "results").mkdir(exist_ok=True)
+    (samples / "results" / "motion-mine.json").write_text(json.dumps({
+        "parameters": {"module": {"training": made}},
+        "metrics": {"scores": {"with the module": {"named motion": {"share": found}}}}}))
+    report = evaluate_zoo.judge_cost(samples)
+    bars = [bar["holds"] for bar in report["bars"] if "from nothing" in bar["bar"]]
+    assert bars == [] if holds is None else bars == [holds] and report["scores"]["motion-mine"]["steps"] == 9
+
+
 @pytest.mark.parametrize("gone, what, message", [
     ("motion_module_plain.safetensors", "adapter", "animkit miniature motion_plain zoo"),
     ("looks", "looks", "animkit miniature look zoo"),
