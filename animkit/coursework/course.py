@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
+import json
 import logging
 import os
 import re
@@ -26,6 +28,7 @@ from typing import Any
 from ..errors import AnimkitError
 from ..files import write_atomically
 
+SEEN = ".seen.json"  # in the course's folder: what was copied and marked
 SECONDS = 600  # for one cell; nbgrader's own limit is 30
 
 
@@ -104,15 +107,46 @@ class Course:
         return files
 
     def submissions(self, assignment: str) -> list[str]:
-        """Who handed it in. Notebooks that lie in submitted/STUDENT/ itself are first copied to their assignment."""
-        submitted = self._place("submitted")
-        for file in submitted.glob("*/*.ipynb"):
-            place = file.parent / assignment / file.name
-            if (self.source / assignment / file.name).exists() and not _newer(place, file):
-                place.parent.mkdir(exist_ok=True)
-                shutil.copy2(file, place)
-        return sorted(path.parent.name for path in submitted.glob(f"*/{assignment}") if path.is_dir()
-                      and not path.parent.name.startswith("."))
+        """Who handed it in. What lies in submitted/STUDENT/ itself is first copied to its assignment: a notebook by its
+        name, other files, such as results that it reads, to all that the student hands in."""
+        for student in self._students():
+            place, loose = student / assignment, [f for f in student.iterdir() if f.is_file() and f.name[0] != "."]
+            own = [f for f in loose if f.suffix == ".ipynb" and (self.source / assignment / f.name).exists()]
+            if own or place.is_dir():
+                for file in own + [f for f in loose if f.suffix != ".ipynb"]:
+                    self._copy(file, place / file.name)
+        return [student.name for student in self._students() if (student / assignment).is_dir()]
+
+    def strays(self) -> list[str]:
+        """A sentence for each notebook in submitted/STUDENT/ whose name no assignment has."""
+        names = {file.name for file in self.source.glob("*/*.ipynb")}
+        return [f"{file.parent.name} handed in {file.name}, and no assignment has a notebook of that name; rename it in "
+                f"{file.parent} to one of: {', '.join(sorted(names))}"
+                for student in self._students() for file in sorted(student.glob("*.ipynb")) if file.name not in names]
+
+    def _students(self) -> list[Path]:
+        return sorted(p for p in self._place("submitted").glob("*") if p.is_dir() and p.name[0] != ".")
+
+    def _copy(self, file: Path, place: Path) -> None:
+        """Unless it was copied before: what a teacher mended in its place since then stays."""
+        key, digest = f"{file.relative_to(self.folder)} to {place.parent.name}", _digest(file)
+        if not place.exists() or self._seen().get(key) != digest:
+            place.parent.mkdir(exist_ok=True)
+            shutil.copy2(file, place)
+            self._see(key, digest)
+
+    # Contents tell what is new, not times of files: an archive, rsync or a copy brings a file's old time with it.
+
+    def _seen(self) -> dict[str, str]:
+        """What was copied and marked, by the contents that it had."""
+        try:
+            return json.loads((self.folder / SEEN).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def _see(self, key: str, digest: str) -> None:
+        content = json.dumps(self._seen() | {key: digest}, indent=1)
+        write_atomically(self.folder / SEEN, lambda path: Path(path).write_text(content, encoding="utf-8"))
 
     def grade(self, assignment: str, student: str, again: bool = False) -> str | None:
         """Run one submission against the tests; None, or a sentence that says why there is no mark."""
@@ -121,13 +155,15 @@ class Course:
         if missing:
             there = ", ".join(sorted(file.name for file in handed.glob("*.ipynb"))) or "no notebook"
             return f"{student} handed in {there}; {missing[0]} is wanted: give the file that name, in {handed}"
-        if not again and all(_newer(done / file.name, file) for file in handed.glob("*.ipynb")) and any(done.iterdir()):
+        key, digest = f"{student}/{assignment}", _digest(handed)
+        if not again and self._seen().get(key) == digest and done.is_dir() and any(done.iterdir()):
             return None
         try:
             self._run("autograde", "Autograde", assignment, student)
             self._run("generate_feedback", "GenerateFeedback", assignment, student, template="feedback")
         except AnimkitError as error:
             return f"{student}: {error}"
+        self._see(key, digest)
         return None
 
     def marks(self, assignment: str) -> Iterator[Mark]:
@@ -193,8 +229,12 @@ def _csv(rows: list[tuple]) -> Callable[[str], None]:
     return write
 
 
-def _newer(file: Path, than: Path) -> bool:
-    return file.exists() and file.stat().st_mtime >= than.stat().st_mtime
+def _digest(path: Path) -> str:
+    """Of a file's contents; of a folder, of all its files' names and contents."""
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    files = sorted(p for p in path.rglob("*") if p.is_file() and ".ipynb_checkpoints" not in p.parts)
+    return hashlib.sha256("".join(f"{p.relative_to(path)}\0{_digest(p)}\n" for p in files).encode()).hexdigest()
 
 
 def _name(cell: Any) -> str:
@@ -221,7 +261,7 @@ def run(args: argparse.Namespace) -> int:
             for file in getattr(course, args.what)(assignment):
                 print(file)
         return 0
-    marks, problems = [], []
+    marks, problems = [], course.strays()
     for assignment in chosen:
         students = course.submissions(assignment)
         if students and not course._known(assignment):

@@ -90,6 +90,51 @@ def test_grading_again_takes_only_what_is_new(graded, outcome, capsys):
     assert {r["student"]: r["points"] for r in rows(graded / "grades.csv")}["bob"] == "3"
 
 
+def test_a_file_of_an_older_time_is_marked_if_its_content_is_new(graded, outcome):
+    """As an archive, rsync or cp -p brings it: the time says when it was written, not when it came."""
+    import os
+    points = []
+    for answer, hours in (("return 3 * x", 5), ("return 2 * x", 9)):
+        hand_in(graded, "hal", answer, loose=True)
+        file = graded / "submitted" / "hal" / "double.ipynb"
+        os.utime(file, (file.stat().st_mtime - 3600 * hours,) * 2)
+        cli.main(["course", "grade", str(graded)])
+        points.append({r["student"]: r["points"] for r in rows(graded / "grades.csv")}["hal"])
+    assert points == ["0", "3"]
+
+
+def test_what_a_teacher_mended_in_its_place_stays(graded, outcome):
+    hand_in(graded, "ian", "return 2 * * x", loose=True)
+    cli.main(["course", "grade", str(graded)])
+    hand_in(graded, "ian", "return 2 * x")  # in submitted/ian/1_double/, where the teacher looked
+    for _ in range(2):
+        cli.main(["course", "grade", str(graded)])
+        assert {r["student"]: r["points"] for r in rows(graded / "grades.csv")}["ian"] == "3"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_file_that_the_notebook_reads_is_handed_in_beside_it(graded, outcome, there):
+    answer, student = "import json; return json.load(open('factor.json')) * x", f"joy-{there}"
+    hand_in(graded, student, answer, loose=True)
+    if there:
+        (graded / "submitted" / student / "factor.json").write_text("2")
+    cli.main(["course", "grade", str(graded)])
+    assert {r["student"]: r["points"] for r in rows(graded / "grades.csv")}[student] == ("3" if there else "0")
+    if there:  # and handed in anew, it is marked anew
+        (graded / "submitted" / student / "factor.json").write_text("3")
+        cli.main(["course", "grade", str(graded)])
+        assert {r["student"]: r["points"] for r in rows(graded / "grades.csv")}[student] == "0"
+
+
+def test_a_notebook_that_no_assignment_knows_is_named(tmp_path, capsys):
+    folder = write_course(tmp_path)
+    (folder / "submitted" / "kim").mkdir(parents=True)
+    (folder / "submitted" / "kim" / "double-final.ipynb").write_text("{}")
+    assert cli.main(["course", "grade", str(folder)]) == 1
+    said = capsys.readouterr()
+    assert "kim handed in double-final.ipynb, and no assignment" in said.out + said.err
+
+
 def test_points_given_by_hand_are_in_the_table(graded, outcome):
     course = Course(graded)
     with course._gradebook() as book:
