@@ -3,7 +3,7 @@ import hashlib
 import html
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +21,7 @@ from animkit.reproduce.drawing import found_seconds, shipped
 from animkit.training.history import History
 from animkit.training.loop import known_before
 from animkit.training.plumbing import fast_precision
+from animkit.world import LOOKS
 
 PRESETS = ("smoke", "laptop", "paper")  # does it run; the answer on two cores; the paper's amounts
 
@@ -30,7 +31,8 @@ class Experiment:
 
     presets: preset -> settings, "minutes" on two cores among them. given: settings that were asked for; None means the
     preset's. out: where results.json, figure.png and clip.mp4 go; work: where trainings and drawn clips are kept, so
-    that a killed run goes on. Raises AnimkitError for an unknown notebook, preset or setting.
+    that a killed run goes on. Raises AnimkitError for an unknown notebook, preset or setting, and for a value that is
+    not of the kind of the presets': papermill's `-p retrain false` hands over the text "false".
     """
 
     def __init__(self, notebook: str, preset: str, presets: Mapping[str, Mapping[str, Any]], *, seed: int = 0,
@@ -42,8 +44,8 @@ class Experiment:
         chosen, given = dict(presets[preset]), {k: v for k, v in (given or {}).items() if v is not None}
         if unknown := set(given) - set(chosen):
             raise AnimkitError(f"{notebook} has no setting {sorted(unknown)[0]!r}; it has: {', '.join(chosen)}.")
-        if none := [k for k, v in given.items() if isinstance(v, int) and not isinstance(v, bool) and v < 1]:
-            raise AnimkitError(f"{none[0]} is {given[none[0]]}: {notebook} needs 1 at least.")
+        for name, value in given.items():
+            _check(notebook, name, value, [preset[name] for preset in presets.values()])
         self.notebook, self.preset, self.claims, self.seed = notebook, preset, CLAIMS[notebook], int(seed)
         self.minutes = chosen.pop("minutes")
         self.settings = SimpleNamespace(**chosen | given)
@@ -66,7 +68,7 @@ class Experiment:
         self.precision = "bf16" if fast_precision() == "bf16" else "float32"
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
-    def config(self, stage: str, changes: Mapping[str, Any], file: str | Path = "../configs/miniature.yaml") -> Any:
+    def config(self, stage: str, changes: Mapping[str, Any], file: str | Path = "miniature") -> Any:
         """The settings of a training stage (configs/), with changes such as {"training.steps": 500}; this run's seed.
 
         Raises AnimkitError for an unknown setting.
@@ -208,6 +210,20 @@ class Verdicts:
         return "\n".join(lines)
 
     __repr__ = _repr_markdown_
+
+
+def _check(notebook: str, name: str, value: Any, presets: Sequence[Any]) -> None:
+    """AnimkitError for a value that is not of the kind of the presets' values, below 1, or a look that is none."""
+    kinds = {type(known) for known in presets if known is not None}
+    kind = float if float in kinds else next(iter(kinds), type(value))
+    wanted = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    fits = isinstance(value, {float: (int, float), list: (list, tuple)}.get(kind, kind))
+    if not fits or isinstance(value, bool) and kind is not bool:
+        raise AnimkitError(f"{name} is {value!r}: {notebook} needs {wanted.get(kind, kind.__name__)}.")
+    if isinstance(value, int) and kind is int and value < 1:
+        raise AnimkitError(f"{name} is {value}: {notebook} needs 1 at least.")
+    if name in ("look", "other") and value not in LOOKS:
+        raise AnimkitError(f"{name} is {value!r}, which is no look of the world; it has: {', '.join(LOOKS)}.")
 
 
 def read_results(folder: str | Path) -> dict | None:

@@ -130,6 +130,22 @@ def test_what_is_not_there_is_refused(tmp_path, change, message):
         Experiment(**how)
 
 
+@pytest.mark.parametrize("name, value, message", [
+    ("retrain", "false", "retrain is 'false': domain_adapter needs True or False"), ("retrain", 1, "True or False"),
+    ("prompts", "20", "prompts is '20': domain_adapter needs a whole number"), ("prompts", 2.5, "a whole number"),
+    ("prompts", 10.0, "a whole number"), ("prompts", True, "a whole number"), ("prompts", 0, "needs 1 at least"),
+    ("look", 3, "look is 3: domain_adapter needs text"), ("look", "nolook", "no look of the world; it has: .*ink"),
+    ("budget", "half", "a number"), ("budget", True, "a number"), ("alphas", 1.0, "a list")])
+def test_values_of_another_kind_are_refused(tmp_path, name, value, message):
+    preset = {"minutes": 1, "retrain": False, "prompts": 2, "look": "ink", "budget": None, "alphas": [1.0]}
+    presets = {"smoke": preset | {"budget": 0.1}, "laptop": preset, "paper": preset}
+    how = {"out": tmp_path / "out", "work": tmp_path / "work"}
+    with pytest.raises(AnimkitError, match=message):
+        Experiment("domain_adapter", "laptop", presets, **how, given={name: value})
+    good = {"retrain": True, "prompts": 3, "look": "neon", "budget": 1, "alphas": [0.5, 0.1]}
+    assert vars(Experiment("domain_adapter", "laptop", presets, **how, given=good).settings) == good
+
+
 def test_a_stages_settings_come_from_its_config_with_changes_and_the_runs_seed(run, repo):
     config = run.config("motion_module", {"training.steps": 7, "domain_adapter": None, "prompts": ["a red ball"]},
                         repo / "configs" / "miniature.yaml")
