@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import animkit
-from animkit.base import check_size, decode, find_checkpoint, open_base
+from animkit.base import check_size, decode, find_checkpoint
 from animkit.control import Control, check_fits, check_pictures, matched, steer
 from animkit.errors import AnimkitError
 from animkit.heap import keep_freed_memory
 from animkit.inflation import VideoUNet, inflate
 from animkit.insertion import checked_alpha
+from animkit.opening import best_device, checked_device, open_base
 from animkit.prompts import check_prompt, encode_text
 from animkit.quiet import quiet_libraries
 from animkit.show.clip import Clip
 
 Callback = Callable[[int, Tensor, Tensor], Any]
+SAMPLES = ("step", "scale_model_input", "init_noise_sigma")  # what a sampler has; flow matching's have not all
 
 
 @torch.no_grad()
@@ -104,24 +106,28 @@ class Animator:
     UNet is inflated in place). motion: MotionModules, their folder or file; None takes the one shipped beside the base,
     if there is one, and False none. device: by default CUDA, else Apple's MPS, else the CPU; a pipeline that you hold
     stays where it is.
-    tokenizer: for a single file, CLIP's or its folder, if it is not found by itself.
+    tokenizer: CLIP's or its folder, for a file that does not find it by itself or a folder that has none.
     Raises AnimkitError when a file is missing, damaged or of the wrong kind.
     """
 
     def __init__(self, base: Any = "miniature", motion: Any = None, device: str | torch.device | None = None,
                  dtype: torch.dtype = torch.float32, tokenizer: Any = None):
+        device = checked_device(device) if device is not None or isinstance(base, (str, Path)) else None
         self.pipe, self.defaults, beside = open_base(base, dtype, tokenizer)
         if isinstance(base, (str, Path)):
             with quiet_libraries():  # diffusers warns of modules kept in float32 even when there are none
                 for part in self.pipe.components.values():  # device and dtype in one move: half a file travels as half
                     if isinstance(part, torch.nn.Module):
-                        part.to(device or _best_device(), dtype)
+                        part.to(device, dtype)
         elif device is not None:
             self.pipe.to(device)
         self.base = str(base) if isinstance(base, (str, Path)) else type(base).__name__
         self.video_unet = inflate(self.pipe.unet)
         self.alpha = Alphas(self.video_unet)  # animator.alpha["ink"] = 0.3
         motion = beside if motion is None else motion
+        if isinstance(motion, (str, Path)) or hasattr(motion, "build"):  # a file, or what was opened: it says what it is
+            from animkit.checkpoints.roles import open_roles
+            motion, _ = next(iter(open_roles(motion=motion).values()))
         if motion is not None and motion is not False:
             self.insert(motion, name="motion")
 
@@ -200,12 +206,12 @@ class Animator:
         device: by default CUDA, else Apple's MPS. Slower by the moves between the three models, not in each step;
         docs/memory.md says what fits where. Raises AnimkitError if there is no such device.
         """
-        if device is None and _best_device() == "cpu":
+        if device is None and best_device() == "cpu":
             raise AnimkitError("There is no GPU to offload from: leave offload() out.")
-        unet = self.pipe.unet
+        unet, device = self.pipe.unet, checked_device(device)
         try:
             self.pipe.unet = self.video_unet  # what moves is the UNet and all that is inserted into it
-            self.pipe.enable_model_cpu_offload(device=device or _best_device())
+            self.pipe.enable_model_cpu_offload(device=device)
         finally:
             self.pipe.unet = unet
         self.pipe.vae.enable_slicing()
@@ -252,7 +258,7 @@ class Animator:
         given = {"frames": frames, "steps": steps, "guidance": guidance, "fps": fps}
         frames, steps, guidance, fps = (self.defaults[k] if v is None else v for k, v in given.items())
         scheduler = self.scheduler if scheduler is None else scheduler
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else [prompt]
         self._check(prompts, negative_prompt, seed, guidance, fps, scheduler,
                     {"frames": frames, "steps": steps, "clips_per_prompt": clips_per_prompt})
         frames, seed, steps = int(frames), int(seed), int(steps)  # numpy's integers are not what libraries take
@@ -269,8 +275,9 @@ class Animator:
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         shape = (unet.config.in_channels, frames, h // self.pipe.vae_scale_factor, w // self.pipe.vae_scale_factor)
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators]) if latents is None else latents
-        if noise.shape != (len(prompts), *shape):
-            raise AnimkitError(f"latents have the shape {tuple(noise.shape)}; this call needs b c f h w = "
+        if not torch.is_tensor(noise) or noise.shape != (len(prompts), *shape):
+            got = f"the shape {tuple(noise.shape)}" if torch.is_tensor(noise) else f"the type {type(noise).__name__}"
+            raise AnimkitError(f"latents have {got}; this call needs a tensor, b c f h w = "
                                f"{(len(prompts), *shape)}.")
         text, added = encode_text(self.pipe, prompts, negative_prompt, guidance > 1, (h, w), device)
         steering = steer([(controls[name], pictures[name].to(device)) for name in controls])
@@ -304,9 +311,11 @@ class Animator:
         for name, number, least in (("guidance", guidance, 0), ("fps", fps, 1e-3)):
             if not isinstance(number, Real) or not math.isfinite(number) or number < least:
                 raise AnimkitError(f"{name} is a number of at least {least}; got {number!r}.")
-        if isinstance(scheduler, type) or not hasattr(scheduler, "step"):
+        if isinstance(scheduler, type) or not all(hasattr(scheduler, has) for has in SAMPLES):
             raise AnimkitError(f"scheduler is a diffusers scheduler, such as "
                                f"DDIMScheduler.from_config(animator.scheduler.config); got {scheduler!r}.")
+        if counts["steps"] > (most := scheduler.config.get("num_train_timesteps", math.inf)):
+            raise AnimkitError(f"steps is at most {most}, as many as there are noise levels; got {counts['steps']}.")
         motion = self.video_unet.motion
         if motion is not None and counts["frames"] > motion.positions:
             raise AnimkitError(f"{counts['frames']} frames are more than the {motion.positions} positions of the "
@@ -316,7 +325,3 @@ class Animator:
                                f"(negative: {negative!r}).")
         for p in dict.fromkeys([*prompts, negative]):
             check_prompt(p, self.pipe.tokenizer, self.defaults["vocabulary"])
-
-
-def _best_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -26,7 +26,10 @@ def run(args: argparse.Namespace) -> int:
     if "out" in given:
         raise AnimkitError("the folder is chosen by --out, not by -p out")
     out = args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AnimkitError(f"the results cannot go to {out}: {error.strerror}; choose another folder by --out") from error
     for old in out.glob("*.mp4"):           # so that what is reported below is of this run
         old.unlink()
     started = time.monotonic()

@@ -14,7 +14,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import animkit as ak
 from animkit.animator import decode, sample
-from animkit.base import open_base
+from animkit.look import new_look
+from animkit.opening import open_base
 from animkit.prompts import as_read
 
 WORDS = "a red blue green balloon bird house over the sea rising falling".split()
@@ -395,14 +396,122 @@ def damage_no_file(base):
     (base / "unet" / "diffusion_pytorch_model.safetensors").unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_truncated, damage_missing_tensors, damage_text_encoder, damage_shape,
-                                    damage_config, damage_no_file])
+def renamed(part, name, change):
+    """Damage: the tensors of a part's file go by other names, as DDP and torch.compile write them."""
+    def damage(base):
+        weights = load_file(base / part / name)
+        save_file({change(key): t for key, t in weights.items()}, base / part / name, metadata={"format": "pt"})
+    return damage
+
+
+def damage_a_gap_that_counting_misses(base):
+    """Files of older libraries hold one more tensor, of positions, which could make up for a missing one."""
+    file = base / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    weights.pop(sorted(weights)[-1])
+    save_file(weights | {"text_model.embeddings.position_ids": torch.arange(12)}, file, metadata={"format": "pt"})
+
+
+def as_bin(part, old, new, gone):
+    """Damage: a part as a pickle, as old folders have it, without its first `gone` tensors."""
+    def damage(base):
+        weights = load_file(base / part / old)
+        (base / part / old).unlink()
+        torch.save({key: weights[key] for key in sorted(weights)[gone:]}, base / part / new)
+    return damage
+
+
+UNET, TEXT = ("unet", "diffusion_pytorch_model.safetensors"), ("text_encoder", "model.safetensors")
+
+
+@pytest.mark.parametrize("damage", [
+    damage_truncated, damage_missing_tensors, damage_text_encoder, damage_shape, damage_config, damage_no_file,
+    damage_a_gap_that_counting_misses, renamed(*UNET, "module.{}".format), renamed(*TEXT, "module.{}".format),
+    renamed(*TEXT, "_orig_mod.{}".format), as_bin(*UNET, "diffusion_pytorch_model.bin", 3),
+    as_bin(*TEXT, "pytorch_model.bin", 3)])
 def test_damaged_weights_are_refused(folder, tmp_path, damage):
     base = shutil.copytree(folder, tmp_path / "toy")
     damage(base)
     with pytest.raises(ak.AnimkitError, match="toy") as caught:
         ak.Animator(base, device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_older_folders_are_whole(folder, tmp_path, still):
+    """Pickles, positions among the text encoder's tensors, attention of the VAE by its old names, fp16 alone."""
+    base = shutil.copytree(folder, tmp_path / "toy")
+    as_bin(*UNET, "diffusion_pytorch_model.bin", 0)(base)
+    weights = load_file(base / TEXT[0] / TEXT[1])
+    save_file(weights | {"text_model.embeddings.position_ids": torch.arange(12)}, base / TEXT[0] / TEXT[1],
+              metadata={"format": "pt"})
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def old_name(key):
+        for new, was in old.items():
+            key = key.replace(f".{new}.", f".{was}.") if "attentions" in key else key
+        return key
+    renamed("vae", UNET[1], old_name)(base)
+    options = dict(frames=1, steps=1, progress=False)
+    assert close(ak.Animator(base, device="cpu")("a bird", **options), still("a bird", **options))
+    still.pipe.save_pretrained(tmp_path / "half", variant="fp16")
+    assert close(ak.Animator(tmp_path / "half", device="cpu")("a bird", **options), still("a bird", **options))
+
+
+@pytest.mark.parametrize("gone", ["some", "all"])
+def test_a_folder_without_a_tokenizer_is_refused_or_given_one(folder, tmp_path, gone, still):
+    """transformers makes up an empty one, and all prompts would be one."""
+    base = shutil.copytree(folder, tmp_path / "toy")
+    shutil.copytree(base / "tokenizer", tmp_path / "tokenizer")
+    if gone == "all":
+        shutil.rmtree(base / "tokenizer")
+    else:
+        [(base / "tokenizer" / n).unlink(missing_ok=True) for n in ("tokenizer.json", "vocab.json", "merges.txt")]
+    with pytest.raises(ak.AnimkitError, match="toy/tokenizer' holds no tokenizer"):
+        ak.Animator(base, device="cpu")
+    options = dict(frames=1, steps=1, progress=False)
+    for given in (tmp_path, still.pipe.tokenizer):
+        drawn = ak.Animator(base, device="cpu", tokenizer=given)("a red bird", **options)
+        assert close(drawn, still("a red bird", **options))
+
+
+def test_motion_takes_motion_modules_alone(folder, tmp_path, moving):
+    from animkit.checkpoints import save_checkpoint
+    look = new_look(make_pipe().unet, rank=2)
+    save_checkpoint(look, tmp_path / "look.safetensors", "diffusers", kind="look")
+    for motion in (tmp_path / "look.safetensors", ak.open_checkpoint(tmp_path / "look.safetensors"), folder / "unet"):
+        with pytest.raises(ak.AnimkitError, match="given as a motion module"):
+            ak.Animator(folder, motion=motion, device="cpu")
+    moving.video_unet.motion.save_pretrained(tmp_path / "mm")
+    animator = ak.Animator(folder, motion=ak.open_checkpoint(tmp_path / "mm"), device="cpu")
+    assert dict(animator.alpha) == {"motion": 1.0}
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"device": "gpu"}, "no device 'gpu' here"), ({"device": "cuda:99"}, "no device 'cuda:99' here"),
+    ({"dtype": "float16"}, "dtype is torch.float32.* got 'float16'"), ({"dtype": torch.int32}, "got torch.int32")])
+def test_devices_and_dtypes_that_are_none_are_refused(folder, options, said):
+    with pytest.raises(ak.AnimkitError, match=said):
+        ak.Animator(folder, **options)
+
+
+def test_offload_to_no_device_is_refused(folder):
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(ak.AnimkitError, match=f"no device '{device}' here"):
+            ak.Animator(folder, device="cpu").offload(device)
+
+
+def test_a_path_that_begins_at_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert ak.Animator("~/toy", device="cpu").video_unet.motion is None
+    with pytest.raises(ak.AnimkitError, match="no base model at '~/toi'"):
+        ak.Animator("~/toi")
+
+
+def test_a_hub_name_that_cannot_be_fetched_is_not_called_damaged(monkeypatch):
+    monkeypatch.setattr("animkit.opening.DiffusionPipeline.from_pretrained",
+                        lambda *args, **how: (_ for _ in ()).throw(OSError("We couldn't connect")))
+    with pytest.raises(ak.AnimkitError, match="check the name, and that this machine is online .We couldn't connect"):
+        ak.Animator("nobody/nothing")
 
 
 def test_weights_that_are_not_finite_are_refused():
@@ -415,6 +524,7 @@ def test_weights_that_are_not_finite_are_refused():
 @pytest.mark.parametrize("base, said", [
     ("no/such/place", "no base model at 'no/such/place'"),
     ("minature", "no base model at 'minature'"),
+    ("models/toonyou.safetensors", "no base model at 'models/toonyou.safetensors'"),
     (3, "int"),
 ])
 def test_what_is_no_base_is_refused(base, said):
@@ -479,6 +589,11 @@ def test_sdxl_one_frame_is_the_image_pipeline():
     ({"height": 20}, "height is a multiple of 8 .* got 20"),
     ({"width": 12}, "width is a multiple of 8 .* got 12"),
     ({"latents": torch.zeros(1, 8, 2, 4, 4), "frames": 2}, r"latents .* \(1, 8, 2, 8, 8\)"),
+    ({"latents": np.zeros((1, 8, 2, 8, 8)), "frames": 2}, r"latents have the type ndarray"),
+    ({"steps": 1001}, "steps is at most 1000.* got 1001"),
+    ({"scheduler": diffusers.FlowMatchEulerDiscreteScheduler()}, "scheduler is a diffusers scheduler"),
+    ({"prompt": None}, "prompt"),
+    ({"prompt": 5}, "prompt"),
     ({"prompt": []}, "prompt"),
     ({"prompt": [3]}, "prompt"),
     ({"negative_prompt": 3}, "negative"),

@@ -107,10 +107,13 @@ class Clip:
         if folder.exists() and (not folder.is_dir() or any(not f.match("frame_*.png") for f in folder.iterdir())):
             raise AnimkitError(f"'{folder}' is there already and is not a folder of a clip's frames: choose another "
                                f"name.")
-        folder.parent.mkdir(parents=True, exist_ok=True)
         info = PngInfo()
         info.add_text("comment", self._note(scale))
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        except OSError as error:
+            raise AnimkitError(f"could not write {folder}: {error.strerror}.") from error
         try:
             os.chmod(beside, 0o755)  # mkdtemp makes it private
             for i, frame in enumerate(enlarge(self.array, scale)):

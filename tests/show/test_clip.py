@@ -245,3 +245,9 @@ def test_side_by_side_plays_clips_together(tmp_path):
     assert plain.array.shape[1] == 16 * k
     assert side_by_side([one] * 5, columns=2).array.shape[1:3] == (3 * 16 * k + 8, 2 * 24 * k + 4)
     assert np.array_equal(Clip.load(both.save(tmp_path / "b.webp")).array, both.array)
+
+
+def test_frames_that_cannot_go_where_they_should_are_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(AnimkitError, match="could not write .*file/frames"):
+        Clip(np.zeros((2, 8, 8, 3), np.uint8)).save(tmp_path / "file" / "frames")

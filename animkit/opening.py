@@ -1,0 +1,196 @@
+"""Section 4.4, what an animator starts from: the base, a personalised Stable Diffusion, opened whole or not at all."""
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from animkit.errors import AnimkitError
+from animkit.quiet import quiet_libraries
+
+with quiet_libraries():  # importing pipelines makes transformers talk of torchvision, which nothing here uses
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+# What the paper's own release samples with; a base may say otherwise in an animkit.json beside its model_index.json.
+DEFAULTS = {"steps": 25, "guidance": 7.5, "frames": 16, "fps": 8, "vocabulary": "open"}
+
+# What libraries raise on a damaged or foreign file.
+_UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError,
+               pickle.UnpicklingError)
+_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # how names end that are no names on the hub
+# The VAE's attention went by other names in older files, the text encoder's names had a first word more.
+_OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def open_base(base: str | Path | Any, dtype: torch.dtype = torch.float32,
+              tokenizer: Any = None) -> tuple[Any, dict, Path | None]:
+    """-> (diffusers pipeline, its defaults, the motion module shipped beside it or None).
+
+    base: "miniature", a diffusers folder, a single .safetensors or .ckpt file, a name on the Hugging Face hub, or a
+    Stable Diffusion pipeline that you hold. A file keeps its own dtype until it is moved to its device, and finds its
+    tokenizer by itself, or takes `tokenizer` (or its folder), as a folder without one does. Raises AnimkitError if the
+    base is none of these, cannot be read, or lacks weights.
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise AnimkitError(f"dtype is torch.float32, torch.float16 or torch.bfloat16; got {dtype!r}.")
+    if not isinstance(base, (str, Path)):
+        return _usable(base), dict(DEFAULTS), None
+    if base == "miniature":
+        from animkit.samples import path as sample
+        base = sample("miniature")
+    path = Path(base).expanduser()
+    hub = not path.exists()
+    if hub and (path.suffix in _FILES or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(base))):
+        raise AnimkitError(f"There is no base model at '{base}': give \"miniature\", a diffusers folder, a "
+                           f".safetensors file or a pipeline that you hold.")
+    if path.is_dir() and not (path / "model_index.json").exists():
+        raise AnimkitError(f"The folder '{path}' is not a diffusers pipeline: it has no model_index.json.")
+    try:
+        with quiet_libraries(progress_bars=hub):  # a download may take long: show it
+            if path.is_file():
+                pipe = _open_file(path, tokenizer)
+            else:
+                options = _without_checker(path) | _variant(path) | _tokenizers(path, tokenizer)
+                pipe = DiffusionPipeline.from_pretrained(str(base if hub else path), torch_dtype=dtype, **options)
+        _usable(pipe)
+        _complete(pipe, _cached(str(base)) if hub else path)
+    except AnimkitError:
+        raise
+    except _UNREADABLE as e:
+        reason = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
+        if hub:
+            raise AnimkitError(f"There is no '{base}' on this machine, and as a name on the Hugging Face hub it could not be "
+                               f"fetched: check the name, and that this machine is online ({reason}).") from e
+        raise AnimkitError(f"The base model '{base}' could not be loaded ({reason}): the file is damaged, incomplete, "
+                           f"or not a Stable Diffusion model; fetch or train it again.") from e
+    return pipe, _defaults(path), _motion_beside(path)
+
+
+def _open_file(path: Path, tokenizer: Any) -> Any:
+    from animkit.checkpoints import open_checkpoint
+    checkpoint = open_checkpoint(path)
+    if not hasattr(checkpoint, "pipeline"):
+        raise AnimkitError(f"'{path}' is a {checkpoint.kind}, not a base: insert it into one, as in "
+                           f"Animator(\"miniature\").insert(\"{path}\").")
+    return checkpoint.pipeline(tokenizer=tokenizer)
+
+
+def _usable(pipe: Any) -> Any:
+    if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
+        raise AnimkitError(f"animkit animates a StableDiffusionPipeline or StableDiffusionXLPipeline; this is a "
+                           f"{type(pipe).__name__}.")
+    takes, gives = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
+    if takes != gives:
+        raise AnimkitError(f"This base's UNet takes {takes} channels and its VAE gives {gives}: a model for inpainting "
+                           f"or editing wants a picture too; take the one that draws from text alone.")
+    if pipe.unet.config.time_cond_proj_dim is not None:
+        raise AnimkitError("This base is distilled with its guidance as an input (LCM), which animkit does not give "
+                           "it; take the base itself, with an LCM LoRA as a look.")
+    return pipe
+
+
+def _without_checker(folder: Path) -> dict:
+    """The safety checker judges finished stills and is never called here, so a base that has one need not load it."""
+    if folder.is_dir() and "safety_checker" not in json.loads((folder / "model_index.json").read_text()):
+        return {}
+    return {"safety_checker": None, "requires_safety_checker": False} if folder.is_dir() else {}
+
+
+def _variant(folder: Path) -> dict:
+    """A folder that holds half-precision files alone (unet/...fp16.safetensors) is read by them."""
+    files = [f.name for f in (folder / "unet").glob("*") if f.suffix in _FILES]
+    return {"variant": "fp16"} if files and all(".fp16." in name for name in files) else {}
+
+
+def _tokenizers(folder: Path, given: Any) -> dict:
+    """What takes the place of a folder's tokenizer; transformers makes up an empty one where its files are missing."""
+    index = json.loads((folder / "model_index.json").read_text()) if folder.is_dir() else {}
+    if given is not None:
+        from animkit.checkpoints.tokenizer import clip_tokenizer
+        return {"tokenizer": clip_tokenizer(given) if isinstance(given, (str, Path)) else given}
+    for part in (name for name, what in index.items() if name.startswith("tokenizer") and what[0]):
+        if not any((folder / part / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+            raise AnimkitError(f"'{folder / part}' holds no tokenizer (tokenizer.json, or vocab.json and merges.txt), and "
+                               "without it every prompt would be the same: fetch it again, or give tokenizer=.")
+    return {}
+
+
+def _cached(name: str) -> Path:
+    """The folder in the hub's cache that a name was loaded from."""
+    from huggingface_hub import snapshot_download
+    return Path(snapshot_download(name, local_files_only=True))
+
+
+def _complete(pipe: Any, folder: Path) -> None:
+    """Raise if a part's files lack a tensor of the part: libraries fill the gaps with noise and only log it."""
+    for name, part in pipe.components.items():
+        if not isinstance(part, torch.nn.Module):
+            continue
+        expected = {_plain(n): n for n in part.state_dict() if not n.endswith("position_ids")}
+        gone = [n for n, tensor in part.state_dict().items() if tensor.is_meta]
+        if stored := _stored(folder / name):
+            gone += [n for plain, n in expected.items() if plain not in {_plain(n) for n in stored}]
+        if gone:
+            raise AnimkitError(f"'{folder / name}' holds {len(stored)} tensors of the {len(expected)} that its model "
+                               f"has; missing is for example '{sorted(gone)[0]}': fetch or train it again.")
+
+
+def _plain(name: str) -> str:
+    """A tensor's name, alike in old files and new."""
+    words = name.removeprefix("text_model.").split(".")
+    return ".".join(_OLD_NAMES.get(word, word) if "attentions" in words else word for word in words)
+
+
+def _stored(folder: Path) -> set[str]:
+    """The names of the tensors in a part's files, of those that are read: safetensors before pickles, fp32 before fp16."""
+    for suffix in ("safetensors", "bin"):
+        files = sorted(folder.glob(f"*.{suffix}"))
+        files = [f for f in files if not re.search(r"\.(fp16|bf16|non_ema)\b", f.name)] or files
+        names: set[str] = set()
+        for file in files:
+            if suffix == "bin":
+                names |= set(torch.load(file, map_location="meta", weights_only=True))
+            else:
+                with safe_open(file, "pt") as tensors:
+                    names |= set(tensors.keys())
+        if names:
+            return names
+    return set()
+
+
+def best_device() -> str:
+    """CUDA, else Apple's MPS, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def checked_device(device: str | torch.device | None) -> torch.device:
+    """A device that is there, by default the best; AnimkitError for any other."""
+    try:
+        return torch.empty(0, device=device or best_device()).device
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise AnimkitError(f"There is no device {device!r} here ({str(error).splitlines()[0]}); the best that there is: "
+                           f"'{best_device()}'.") from error
+
+
+def _defaults(folder: Path) -> dict:
+    file = folder / "animkit.json"
+    if not file.is_file():
+        return dict(DEFAULTS)
+    try:
+        own = json.loads(file.read_text())
+        if not isinstance(own, dict):
+            raise ValueError("not a table of settings")
+    except ValueError as error:
+        raise AnimkitError(f"'{file}' is not JSON that can be read ({error}): repair or remove it.") from error
+    return {**DEFAULTS, **own}
+
+
+def _motion_beside(folder: Path) -> Path | None:
+    """animkit's own bases (those with an animkit.json) come with the folder motion_module next to theirs."""
+    beside = folder.resolve().parent / "motion_module"
+    return beside if (folder / "animkit.json").is_file() and beside.is_dir() else None
