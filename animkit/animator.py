@@ -123,6 +123,7 @@ class Animator:
             self.pipe.to(device)
         self.base = str(base) if isinstance(base, (str, Path)) else type(base).__name__
         self.video_unet = inflate(self.pipe.unet)
+        self.video_unet.prediction = self.pipe.scheduler.config.get("prediction_type", "epsilon")  # a look must share it
         self.alpha = Alphas(self.video_unet)  # animator.alpha["ink"] = 0.3
         motion = beside if motion is None else motion
         if isinstance(motion, (str, Path)) or hasattr(motion, "build"):  # a file, or what was opened: it says what it is

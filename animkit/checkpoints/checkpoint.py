@@ -1,6 +1,7 @@
 """What open_checkpoint returns: what a file is, its weights, and the part of a model that they make."""
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -44,8 +45,11 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """What the part is called once inserted, unless another name is asked for: the file's own, without its ending,
-        or its folder's where all such files have the same."""
-        own = self.path.resolve().parent.name if named_by_folder(self.path) else self.path.stem
+        or its folder's where all such files have the same; in the hub's cache, the model's."""
+        folder = Path(os.path.abspath(self.path)).parent  # not resolve(): in the hub's cache every file is a link
+        if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
+            folder = Path(folder.parent.parent.name.split("--")[-1])  # models--ORG--NAME/snapshots/HASH
+        own = folder.name if named_by_folder(self.path) else self.path.stem
         return own.replace(".", "_") or "part"
 
     @property

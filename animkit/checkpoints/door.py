@@ -16,6 +16,7 @@ from animkit.checkpoints.settings import read_config
 from animkit.errors import AnimkitError
 
 WRAPPERS = ("state_dict", "module", "model_state_dict", "model", "params")
+PREFIXES = ("module.", "_orig_mod.")  # what torch's DataParallel and compile put before every name
 
 
 def open_checkpoint(path: str | Path, *, strict: bool = True) -> Checkpoint:
@@ -59,12 +60,11 @@ def _is_dir(path: Path) -> bool:
 
 
 def unwrap(path: Path, contents: Any) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors inside `state_dict` and `module.` wrappers, and the entries beside them that hold tensors too;
-    numbers, configs and optimisers' lists are dropped."""
+    """The tensors inside `state_dict` and `module.` wrappers, or inside the only table that there is, and the entries
+    beside them that hold tensors too; numbers, configs and optimisers' lists are dropped."""
     beside: list[str] = []
     for _ in range(4):
-        wrapper = next((key for key in WRAPPERS if isinstance(contents, Mapping)
-                        and isinstance(contents.get(key), Mapping)), None)
+        wrapper = _wrapper(contents) if isinstance(contents, Mapping) else None
         if wrapper is None:
             break
         beside += [str(key) for key, value in contents.items() if key != wrapper and _has_tensors(value)]
@@ -80,16 +80,46 @@ def unwrap(path: Path, contents: Any) -> tuple[dict[str, Tensor], list[str]]:
         )
     weights = {key: value.data if isinstance(value, torch.nn.Parameter) else value
                for key, value in contents.items() if isinstance(key, str) and torch.is_tensor(value)}
+    if not weights and (inner := _tables(contents)):
+        raise AnimkitError(f"{path}: its tensors lie in inner tables ({first_ten(list(map(str, inner)))}), and which of"
+                           " them is meant cannot be told; save that one alone.")
     if not weights:
         raise AnimkitError(f"{path}: there is no tensor in it; ask for the file with the weights.")
     beside += [str(key) for key, value in contents.items() if key not in weights and _has_tensors(value)]
-    while all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in weights)), None):
+        weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
     return weights, beside
+
+
+def _wrapper(contents: Mapping) -> Any:
+    """The key of the table that holds the weights; None if they lie here, or in one of several tables."""
+    known = next((key for key in WRAPPERS if isinstance(contents.get(key), Mapping) and contents[key]), None)
+    if known is not None or "string_to_param" in contents or any(map(torch.is_tensor, contents.values())):
+        return known
+    tables = [key for key in _tables(contents) if _has_tensors(contents[key])] or _tables(contents)
+    return tables[0] if len(tables) == 1 else None
 
 
 def _has_tensors(value: Any) -> bool:
     return torch.is_tensor(value) or isinstance(value, Mapping) and any(map(torch.is_tensor, value.values()))
+
+
+def _tables(contents: Mapping) -> list:
+    """The keys of the tables that have tensors in them, at any depth."""
+    seen: set[int] = set()  # a pickle's tables may hold one another, or themselves
+    return [key for key, value in contents.items() if isinstance(value, Mapping) and _deep_tensors(value, seen)]
+
+
+def _deep_tensors(table: Mapping, seen: set[int]) -> bool:
+    waiting = [table]
+    while waiting:
+        table = waiting.pop()
+        if _has_tensors(table):
+            return True
+        if id(table) not in seen:
+            seen.add(id(table))
+            waiting += [value for value in table.values() if isinstance(value, Mapping)]
+    return False
 
 
 def _config_beside(path: Path) -> dict:

@@ -168,6 +168,12 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
             f"{path}: this is a HotShot-XL motion module; its temporal layers have another structure (8 frames, other "
             "places), so animkit cannot use it: take an AnimateDiff SDXL module."
         )
+    sparse = any("controlnet_down_blocks." in name for name in weights) and any("motion_modules." in n for n in weights)
+    if sparse or config.get("_class_name") == "SparseControlNetModel":
+        raise AnimkitError(
+            f"{path}: this is a SparseCtrl (a ControlNet with motion modules of its own), which animkit does not"
+            " support: take a plain motion module, or a plain ControlNet."
+        )
     motion, notes = _one_set(path, weights)
     if not motion:
         return None
@@ -205,6 +211,11 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
             "heads": whole(path, config, "motion_num_attention_heads", 8),
             "norm_groups": whole(path, config, "motion_norm_num_groups", 32),
         }
+    if format == "diffusers" and not own and (version, settings["positions"]) == ("v3", 32):
+        notes.append(
+            "v3, or a v1 that diffusers' script converted, which looks the same; if it is one, set"
+            " .config[\"version\"] = \"v1\" before it is inserted"
+        )
     if version == "lcm":
         notes.append(
             "positions:"

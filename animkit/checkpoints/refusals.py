@@ -1,6 +1,7 @@
 """Models that look like Stable Diffusion and cannot be animated: each is named, with the reason."""
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def refuse(path: Path, weights: Mapping[str, Tensor]) -> None:
             f"{path}: this UNet takes {taken} channels (InstructPix2Pix or another model that edits a picture), and an "
             "animation has only latents; take an ordinary text to image model."
         )
+    if _textual_inversion(weights):
+        raise AnimkitError(
+            f"{path}: this is a textual inversion (one word's embedding); animkit inserts motion modules, LoRAs and"
+            " models."
+        )
     signs = {
         "conditioner.embedders.0.model.transformer.": "the SDXL refiner, which only finishes what the base model drew",
         ".joint_blocks.": "Stable Diffusion 3, a transformer without the UNet that motion modules live in",
@@ -47,3 +53,14 @@ def refuse(path: Path, weights: Mapping[str, Tensor]) -> None:
             raise AnimkitError(
                 f"{path}: this is {what}; animkit inserts motion modules, LoRAs and Stable Diffusion 1.x, 2.x and XL."
             )
+
+
+def _textual_inversion(weights: Mapping[str, Tensor]) -> bool:
+    """Whether each tensor is a word's embedding: under the word itself (learned_embeds.bin), or, as SDXL has two, under
+    its text encoder's name."""
+    if not all(tensor.ndim in (1, 2) for tensor in weights.values()):
+        return False
+    if all(name in ("clip_l", "clip_g") or re.fullmatch(r"<[^<>]+>(_\d+)?", name) for name in weights):
+        return True
+    (name, tensor), *others = weights.items()
+    return not others and "." not in name and tensor.shape[-1] in (768, 1024, 1280)

@@ -53,10 +53,25 @@ class BaseModelCheckpoint(UNetCheckpoint):
     """A whole Stable Diffusion in one file; as a look, its UNet and text encoders act, and the VAE stays the base's."""
 
     def build(self, video_unet: nn.Module | None = None, text_too: bool = False) -> Replacement:
-        """As UNetCheckpoint's. text_too: build_text() is asked as well, so nothing need be said of what is left out."""
+        """As UNetCheckpoint's. text_too: build_text() is asked as well, so nothing need be said of what is left out.
+
+        Raises AnimkitError if the model predicts something else than the base: video_unet.prediction, if it has that,
+        else what a base of this version commonly predicts.
+        """
+        self._check_prediction(getattr(video_unet, "prediction", None))
         if not text_too and any(self.parts[part] for part in TEXT[self.version]):
             self._say_left_out("its text encoder is")
         return super().build(video_unet)
+
+    def _check_prediction(self, base: str | None) -> None:
+        own, marked = self.config["prediction"], self.config["marked"]
+        if self.version == "sd2" and (base is None or not marked):  # of which both are common: nothing is known
+            return
+        if own != (base or "epsilon"):
+            raise AnimkitError(
+                f"{self.path}: this model's prediction is {own!r} and the base's {'' if base else 'is taken to be '}"
+                f"{base or 'epsilon'!r}; their weights do not mix: give it as the base, not as a look."
+            )
 
     @property
     def parts(self) -> dict[str, bool]:
@@ -112,7 +127,8 @@ class BaseModelCheckpoint(UNetCheckpoint):
         if missing:
             raise AnimkitError(
                 f"{self.path}: the file has no {' and no '.join(missing)} (a pruned file); take the full one"
-                + (", or pass vae=." if "vae" in missing else ".")
+                + (", or give Animator, as its base, open_checkpoint(this).pipeline(vae=open_checkpoint(a VAE's file))."
+                   if missing == ["vae"] else ".")
             )
         known, made = architecture(self.version), {"unet": self.unet(dtype)}
         vae = vae.vae(dtype, self.version) if isinstance(vae, VAECheckpoint) else vae
@@ -123,7 +139,7 @@ class BaseModelCheckpoint(UNetCheckpoint):
             made[which] = (
                 tokenizer
                 if tokenizer is not None and not isinstance(tokenizer, (str, Path))
-                else clip_tokenizer(tokenizer or self._tokenizer_beside(), known[which]["pad_token"])
+                else clip_tokenizer(tokenizer or self.path.parent, known[which]["pad_token"])
             )
             words = len(made[which]) if hasattr(made[which], "__len__") else 0
             if words > made[part].config.vocab_size:
@@ -135,13 +151,6 @@ class BaseModelCheckpoint(UNetCheckpoint):
         trained = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if self.config["zero_snr"] else {}
         made["scheduler"] = DDIMScheduler(**{**known["scheduler"], "prediction_type": prediction, **trained})
         return made
-
-    def _tokenizer_beside(self) -> Path | None:
-        return (
-            self.path.parent
-            if (self.path.parent / "tokenizer").is_dir() or (self.path.parent / "vocab.json").is_file()
-            else None
-        )
 
     def pipeline(self, dtype: torch.dtype | None = None, **options: Any) -> Any:
         """A StableDiffusionPipeline, or a StableDiffusionXLPipeline, without a safety checker; options as for
@@ -200,7 +209,9 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
         unknown = [name for name in kept if not name.startswith((UNET, VAE, *TEXT[version].values()))]
         if unknown:
             raise misfit(path, f"Stable Diffusion ({version})", left_over=unknown, advice="is it another model?")
-        notes, said = [], {"prediction": _prediction(version, weights, metadata), "zero_snr": "ztsnr" in weights}
+        marked = _marked_prediction(weights, metadata)
+        common = architecture(version)["scheduler"]["prediction_type"]
+        notes, said = [], {"prediction": marked or common, "marked": bool(marked), "zero_snr": "ztsnr" in weights}
         if len(kept) < len(weights):
             ema = sum(name.startswith("model_ema.") for name in weights)
             notes.append(
@@ -232,9 +243,9 @@ def version_of(weights: Mapping[str, Tensor]) -> str:
     return version_by_text(weights)
 
 
-def _prediction(version: str, weights: Mapping[str, Tensor], metadata: Mapping) -> str:
-    """What the UNet predicts: by the marks that trainers leave, else as the version commonly does."""
+def _marked_prediction(weights: Mapping[str, Tensor], metadata: Mapping) -> str | None:
+    """What the UNet predicts, by the marks that trainers leave; None without one."""
     said = str(metadata.get("modelspec.prediction_type", "")).lower()
     if "v_pred" in weights or said in ("v", "v_prediction"):
         return "v_prediction"
-    return "epsilon" if said == "epsilon" else architecture(version)["scheduler"]["prediction_type"]
+    return "epsilon" if said == "epsilon" else None

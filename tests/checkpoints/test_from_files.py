@@ -159,6 +159,25 @@ def test_every_part_has_a_name_of_its_own(files, tmp_path):
     assert a.insert(tmp_path / "neon.v2") == "neon_v2"  # one at a time as all at once
 
 
+def test_a_part_in_the_hub_s_cache_goes_by_its_model(files, tmp_path):
+    """There every file is a link to blobs/HASH, in a folder that is called by a commit."""
+    def cached(model, name, source):
+        snapshot, blobs = (tmp_path / f"models--ann--{model}" / part for part in ("snapshots/0123abc", "blobs"))
+        snapshot.mkdir(parents=True)
+        blobs.mkdir()
+        (blobs / "deadbeef").write_bytes(source.read_bytes())
+        (snapshot / name).symlink_to(blobs / "deadbeef")
+        return snapshot
+    make.adapter(WIDTHS).save_pretrained(tmp_path / "mine")
+    ink, neon = (cached(model, "pytorch_lora_weights.safetensors", files["ink"]) for model in ("ink", "neon.v2"))
+    named = cached("looks", "red.safetensors", files["ink"])
+    motion = cached("move", "diffusion_pytorch_model.safetensors",
+                    tmp_path / "mine" / "diffusion_pytorch_model.safetensors")
+    a = animator(files, motion=motion, looks=ink / "pytorch_lora_weights.safetensors")
+    assert a.insert(neon) == "neon_v2" and a.insert(named / "red.safetensors") == "red"
+    assert list(a.alpha) == ["move", "ink", "neon_v2", "red"]
+
+
 def test_what_cannot_be_is_said_before_the_base_is_loaded(files):
     for parts, sentence in ((dict(looks={files["ink"]: "much"}), "must be a finite number, not 'much'"),
                             (dict(looks={files["ink"]: None}), "must be a finite number, not None"),

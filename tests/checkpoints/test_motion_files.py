@@ -169,6 +169,19 @@ def test_loading_is_all_or_nothing(tmp_path):
     assert not video.alpha and video.state_dict().keys() == before.keys()
 
 
+def test_an_adapter_that_may_be_a_converted_v1_says_so(tmp_path):
+    """diffusers' script drops v1's positions and gives 32: the tensors are then v3's."""
+    def notes(mid, positions):
+        make.adapter(WIDTHS, mid, positions).save_pretrained(tmp_path)
+        return open_checkpoint(tmp_path).notes
+    assert not any("v1" in note for mid, positions in ((True, 32), (False, 24)) for note in notes(mid, positions))
+    assert any("or a v1 that diffusers' script converted" in note for note in notes(False, 32))
+    assert open_checkpoint(written(tmp_path, "v3")[1]).notes == []
+    checkpoint = open_checkpoint(tmp_path)
+    checkpoint.config["version"] = "v1"
+    assert (checkpoint.build().version, checkpoint.build().positions) == ("v1", 32)
+
+
 def test_a_module_for_another_unet_is_refused(tmp_path):
     file = written(tmp_path, "v3")[1]
     with pytest.raises(AnimkitError, match="does not fit the UNet's places"):

@@ -115,6 +115,48 @@ def test_wrappers_come_off(tmp_path, what, name, wrap):
     assert all(torch.equal(checkpoint.weights[n], t) for n, t in plain.weights.items())
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("what", ["v3", "adapter, reference", "SD 1", "UNet", "VAE", "ControlNet"])
+def test_what_torch_puts_before_every_name_comes_off(tmp_path, what, prefix):
+    weights, kind, version, naming = FILES[what]
+    plain = open_checkpoint(make.write(tmp_path / "plain.safetensors", weights()))
+    file = make.write(tmp_path / "file.safetensors", {prefix + n: t for n, t in weights().items()})
+    checkpoint = open_checkpoint(file)
+    assert (checkpoint.kind, checkpoint.version, checkpoint.format) == (kind, version, naming)
+    assert checkpoint.weights.keys() == plain.weights.keys()
+
+
+@pytest.mark.parametrize("name, what", [("controlnet", "ControlNet"), ("unet", "UNet"), ("motion_module", "v3")])
+def test_the_only_table_in_a_file_holds_the_weights(tmp_path, name, what):
+    weights, kind, _, _ = FILES[what]
+    optimizer = {"state": {0: {"exp_avg": torch.ones(2)}, 1: {"exp_avg": torch.ones(2)}}}
+    for contents in ({name: weights()}, {"epoch": 1, name: weights(), "optimizer": optimizer},
+                     {"state_dict": {}, name: weights()}, {"models": {name: weights()}}):
+        torch.save(contents, tmp_path / "f.ckpt")
+        assert open_checkpoint(tmp_path / "f.ckpt").kind == kind
+
+
+def test_several_tables_in_a_file_are_named(tmp_path):
+    torch.save({"unet": make.unet().state_dict(), "vae": make.vae().state_dict()}, tmp_path / "f.ckpt")
+    with pytest.raises(AnimkitError, match=r"its tensors lie in inner tables \(unet, vae\)"):
+        open_checkpoint(tmp_path / "f.ckpt")
+    itself = {"epoch": 1}
+    itself["again"] = itself
+    torch.save(itself, tmp_path / "f.ckpt")
+    with pytest.raises(AnimkitError, match="no tensor in it"):
+        open_checkpoint(tmp_path / "f.ckpt")
+
+
+def test_a_sparse_control_is_named_in_its_table_and_in_diffusers_folder(tmp_path):
+    torch.save({"controlnet": sparse_control(), "epoch": 1}, tmp_path / "f.ckpt")
+    make.controlnet().save_pretrained(tmp_path / "folder")
+    config = tmp_path / "folder" / "config.json"
+    config.write_text(config.read_text().replace("ControlNetModel", "SparseControlNetModel"))
+    for path in (tmp_path / "f.ckpt", tmp_path / "folder"):
+        with pytest.raises(AnimkitError, match="this is a SparseCtrl"):
+            open_checkpoint(path)
+
+
 def test_folders_of_diffusers_peft_and_animkit(tmp_path):
     make.adapter(WIDE, mid=True).save_pretrained(tmp_path / "adapter")
     modules("v1").save_pretrained(tmp_path / "own")
@@ -149,6 +191,11 @@ def nine_channels(prefix=""):
     state = make.single_file("sd1")[0]
     key = "model.diffusion_model.input_blocks.0.0.weight"
     return {**state, key: torch.zeros(32, 9, 3, 3)}
+
+
+def sparse_control():
+    encoder = {n: t for n, t in motion().items() if n.startswith("down_blocks.")}
+    return {f"module.{n}": t for n, t in (make.controlnet().state_dict() | encoder).items()}
 
 
 REFUSED = {
@@ -195,6 +242,15 @@ REFUSED = {
     ),
     "IP-Adapter": (lambda: {"image_proj.proj.weight": torch.zeros(3, 1)}, "an IP-Adapter"),
     "textual inversion": (lambda: {"emb_params": torch.zeros(3, 768)}, "a textual inversion"),
+    "a word's learned_embeds": (lambda: {"<cat-toy>": torch.zeros(64)}, "a textual inversion"),
+    "a word of several parts": (lambda: {"<cat>": torch.zeros(8), "<cat>_1": torch.zeros(8)}, "a textual inversion"),
+    "a word without brackets": (lambda: {"cat": torch.zeros(2, 1024)}, "a textual inversion"),
+    "SDXL's two embeddings of a word": (
+        lambda: {"clip_l": torch.zeros(2, 64), "clip_g": torch.zeros(2, 80)},
+        "a textual inversion",
+    ),
+    "SparseCtrl": (lambda: sparse_control(), "a SparseCtrl (a ControlNet with motion modules of its own)"),
+    "one vector": (lambda: {"layer1.weight": torch.zeros(768)}, "of no kind that animkit knows"),
     "something else": (lambda: {"layer1.weight": torch.zeros(3)}, "of no kind that animkit knows"),
 }
 

@@ -1,5 +1,6 @@
 """Single files in the original naming: the same numbers as the models they were made from, and as diffusers' own
 loader gives."""
+import contextlib
 import copy
 
 import file_makers as make
@@ -95,6 +96,32 @@ def test_marks_of_v_prediction_are_read(tmp_path):
     assert (scheduler.prediction_type, scheduler.rescale_betas_zero_snr) == ("epsilon", False)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_model_of_another_prediction_is_no_look(tmp_path, version):
+    """Unless its base is known to predict the same; an unmarked SD 2.x may predict either."""
+    state, parts = make.single_file(version)
+    marked = make.write(tmp_path / "vpred.safetensors", state | {"v_pred": torch.zeros(1)})
+    plain, video = make.write(tmp_path / "plain.safetensors", state), inflate(parts["unet"])
+
+    def inserts(file):
+        video.insert(open_checkpoint(file).build(video, text_too=True), name="look")
+        video.remove("look")
+
+    refused = pytest.raises(AnimkitError, match="'v_prediction' and the base's is taken to be 'epsilon'.* as the base")
+    with contextlib.nullcontext() if version == "sd2" else refused:
+        inserts(marked)
+    inserts(plain)
+    video.prediction = "v_prediction"
+    inserts(marked)
+    refused = pytest.raises(AnimkitError, match="'epsilon' and the base's 'v_prediction'")
+    with contextlib.nullcontext() if version == "sd2" else refused:
+        inserts(plain)
+    video.prediction = "epsilon"
+    inserts(plain)
+    with pytest.raises(AnimkitError, match="prediction is 'v_prediction' and the base's 'epsilon'"):
+        inserts(marked)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
 def test_half_files_stay_half_and_are_not_copied(tmp_path, suffix):
     state, _ = make.single_file("sd1", torch.float16)
@@ -120,6 +147,9 @@ def test_pruned_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(AnimkitError, match="no vae and no text_encoder"):
         open_checkpoint(make.write(tmp_path / "pruned.safetensors", only)).components(tokenizer=object())
     assert isinstance(open_checkpoint(tmp_path / "pruned.safetensors").unet(), UNet2DConditionModel)
+    without_vae = {n: t for n, t in state.items() if not n.startswith("first_stage_model.")}
+    with pytest.raises(AnimkitError, match=r"no vae .* as its base, open_checkpoint\(this\).pipeline\(vae="):
+        open_checkpoint(make.write(tmp_path / "novae.safetensors", without_vae)).components(tokenizer=object())
     names = [n for n in only if "transformer_blocks.0.norm2" in n]
     for change, sentence in (
         (dict.fromkeys(names), "tensors missing"),
@@ -236,6 +266,22 @@ def test_a_tokenizer_with_more_words_than_the_text_encoder_is_refused(tmp_path):
     file = make.write(tmp_path / "base.safetensors", make.single_file("sd1")[0])
     with pytest.raises(AnimkitError, match="the tokenizer knows 61 words and the file's text encoder 60"):
         open_checkpoint(file).components(tokenizer=range(61))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer/tokenizer.json"])
+def test_a_tokenizer_beside_the_file_is_found(tmp_path, monkeypatch, name):
+    """transformers 5 saves it as tokenizer.json alone; where there is none, the folder is said to have been tried."""
+    from animkit.checkpoints import tokenizer as tokenizers
+
+    monkeypatch.setattr(tokenizers, "HUB", ())
+    monkeypatch.setattr(tokenizers, "PACKAGES", ())
+    monkeypatch.delenv("ANIMKIT_TOKENIZER", raising=False)
+    checkpoint = open_checkpoint(make.write(tmp_path / "base.safetensors", make.single_file("sd1")[0]))
+    with pytest.raises(AnimkitError, match=f"the folder {tmp_path} "):
+        checkpoint.components()
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    _tokenizer().backend_tokenizer.save(str(tmp_path / name))
+    assert checkpoint.components()["tokenizer"]("a").input_ids == [2, 1, 3]
 
 
 @pytest.mark.parametrize("version, prefix", [("sd2", "cond_stage_model.model."),

@@ -1,12 +1,15 @@
 """The course's notebooks: what each must have, solutions that are right, a run of each; in kernels when slow."""
 import ast
+import contextlib
 import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pytest
+import torch
 
 from animkit import notebooks
 from animkit.coursework import checks, control_checks
@@ -231,3 +234,19 @@ def test_lesson_07_takes_the_motion_loras_that_06_left_and_nothing_else_there(re
     names = {"Path": Path, "samples": SimpleNamespace(names=list), "motion_lora": ""}
     exec(compile(tree, "07", "exec"), names)
     assert [file.name for file in names["shot_files"]()] == ["zoom_in-8.safetensors"]
+
+
+@pytest.mark.parametrize("lesson, learns", [("04_domain_adapter", "trained"), ("05_training_the_motion_module", "modules")])
+def test_a_training_cell_that_is_run_again_begins_again(repo, tmp_path, lesson, learns):
+    """Also when an interrupt left an alpha turned down: what it trains is fresh, and the same as the first time."""
+    path = repo / "notebooks" / f"{lesson}.ipynb"
+    names, _ = run_cells(path, **SMALLEST[lesson], out=str(tmp_path))
+    first = {key: value.clone() for key, value in names[learns].state_dict().items()}
+    before = [np.asarray(clip) for clip in names.get("on_the_way", {0: []})[0]]
+    names["animator"].alpha[next(iter(names["animator"].alpha))] = 0.0
+    cells = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    with contextlib.chdir(path.parent):
+        exec(next(source for source in cells if "history = fit(" in source), names)
+    assert all(torch.equal(first[key], value) for key, value in names[learns].state_dict().items())
+    assert all(np.array_equal(a, b) for a, b in zip(before, names.get("on_the_way", {0: []})[0], strict=True))
+    assert set(names["animator"].alpha.values()) == {1.0}
