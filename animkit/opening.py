@@ -109,15 +109,14 @@ def _variant(folder: Path) -> dict:
 
 def _tokenizers(folder: Path, given: Any) -> dict:
     """What takes the place of a folder's tokenizer; transformers makes up an empty one where its files are missing."""
+    from animkit.checkpoints.tokenizer import clip_tokenizer
     index = json.loads((folder / "model_index.json").read_text()) if folder.is_dir() else {}
-    if given is not None:
-        from animkit.checkpoints.tokenizer import clip_tokenizer
-        return {"tokenizer": clip_tokenizer(given) if isinstance(given, (str, Path)) else given}
+    options = {} if given is None else {"tokenizer": clip_tokenizer(given) if isinstance(given, (str, Path)) else given}
     for part in (name for name, what in index.items() if name.startswith("tokenizer") and what[0]):
-        if not any((folder / part / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        if part not in options and not any((folder / part / file).is_file() for file in ("tokenizer.json", "vocab.json")):
             raise AnimkitError(f"'{folder / part}' holds no tokenizer (tokenizer.json, or vocab.json and merges.txt), and "
                                "without it every prompt would be the same: fetch it again, or give tokenizer=.")
-    return {}
+    return options
 
 
 def _cached(name: str) -> Path:
@@ -133,8 +132,8 @@ def _complete(pipe: Any, folder: Path) -> None:
             continue
         expected = {_plain(n): n for n in part.state_dict() if not n.endswith("position_ids")}
         gone = [n for n, tensor in part.state_dict().items() if tensor.is_meta]
-        if stored := _stored(folder / name):
-            gone += [n for plain, n in expected.items() if plain not in {_plain(n) for n in stored}]
+        if stored := {_plain(n) for n in _stored(folder / name)}:
+            gone += [n for plain, n in expected.items() if plain not in stored]
         if gone:
             raise AnimkitError(f"'{folder / name}' holds {len(stored)} tensors of the {len(expected)} that its model "
                                f"has; missing is for example '{sorted(gone)[0]}': fetch or train it again.")
