@@ -123,7 +123,6 @@ class Animator:
             self.pipe.to(device)
         self.base = str(base) if isinstance(base, (str, Path)) else type(base).__name__
         self.video_unet = inflate(self.pipe.unet)
-        self.video_unet.prediction = self.pipe.scheduler.config.get("prediction_type", "epsilon")  # a look must share it
         self.alpha = Alphas(self.video_unet)  # animator.alpha["ink"] = 0.3
         motion = beside if motion is None else motion
         if isinstance(motion, (str, Path)) or hasattr(motion, "build"):  # a file, or what was opened: it says what it is
@@ -170,6 +169,8 @@ class Animator:
         if (name or getattr(what, "name", None)) in self.alpha.controls:
             name = name or what.name
             raise AnimkitError(f"something is already inserted as {name!r}: remove it first, or choose another name")
+        if hasattr(what, "check_prediction"):
+            what.check_prediction(self.pipe.scheduler.config.get("prediction_type", "epsilon"))
         on_text = []
         if hasattr(what, "build_text"):
             on_text = [(encoder, what.build_text(encoder, part)) for part, encoder in self.pipe.components.items()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from animkit.errors import AnimkitError
 from animkit.quiet import quiet_libraries
@@ -147,18 +147,12 @@ def _plain(name: str) -> str:
 
 def _stored(folder: Path) -> set[str]:
     """The names of the tensors in a part's files, of those that are read: safetensors before pickles, fp32 before fp16."""
+    from animkit.checkpoints.files import read_file
     for suffix in ("safetensors", "bin"):
         files = sorted(folder.glob(f"*.{suffix}"))
         files = [f for f in files if not re.search(r"\.(fp16|bf16|non_ema)\b", f.name)] or files
-        names: set[str] = set()
-        for file in files:
-            if suffix == "bin":
-                names |= set(torch.load(file, map_location="meta", weights_only=True))
-            else:
-                with safe_open(file, "pt") as tensors:
-                    names |= set(tensors.keys())
-        if names:
-            return names
+        if files:
+            return {name for file in files for name in read_file(file)[0]}
     return set()
 
 

@@ -474,12 +474,6 @@ def test_a_folder_without_a_tokenizer_is_refused_or_given_one(folder, tmp_path, 
         assert close(drawn, still("a red bird", **options))
 
 
-def test_a_look_is_held_against_what_the_base_predicts():
-    base = make_pipe(scheduler=DDIMScheduler(prediction_type="v_prediction"))
-    assert ak.Animator(base).video_unet.prediction == "v_prediction"
-    assert ak.Animator(make_pipe()).video_unet.prediction == "epsilon"
-
-
 def test_motion_takes_motion_modules_alone(folder, tmp_path, moving):
     from animkit.checkpoints import save_checkpoint
     look = new_look(make_pipe().unet, rank=2)

@@ -12,6 +12,7 @@ from torch import Tensor
 from animkit.checkpoints import controlnet, lora, motion, stable_diffusion
 from animkit.checkpoints.checkpoint import IN_FOLDER, Checkpoint, first_ten, named_by_folder
 from animkit.checkpoints.files import read_file
+from animkit.checkpoints.refusals import INVERSION, not_inserted
 from animkit.checkpoints.settings import read_config
 from animkit.errors import AnimkitError
 
@@ -74,10 +75,7 @@ def unwrap(path: Path, contents: Any) -> tuple[dict[str, Tensor], list[str]]:
             f"{path}: it holds a {type(contents).__name__}, not a table of tensors with names; ask for the state dict."
         )
     if "string_to_param" in contents:
-        raise AnimkitError(
-            f"{path}: this is a textual inversion (one word's embedding); animkit inserts motion modules, LoRAs and"
-            " models."
-        )
+        raise not_inserted(path, INVERSION)
     weights = {key: value.data if isinstance(value, torch.nn.Parameter) else value
                for key, value in contents.items() if isinstance(key, str) and torch.is_tensor(value)}
     if not weights and (inner := _tables(contents)):
@@ -96,7 +94,8 @@ def _wrapper(contents: Mapping) -> Any:
     known = next((key for key in WRAPPERS if isinstance(contents.get(key), Mapping) and contents[key]), None)
     if known is not None or "string_to_param" in contents or any(map(torch.is_tensor, contents.values())):
         return known
-    tables = [key for key in _tables(contents) if _has_tensors(contents[key])] or _tables(contents)
+    tables = _tables(contents)
+    tables = [key for key in tables if _has_tensors(contents[key])] or tables
     return tables[0] if len(tables) == 1 else None
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from animkit.checkpoints.original_naming import UNET
 from animkit.errors import AnimkitError
 
+INVERSION = "a textual inversion (one word's embedding)"
+
 
 def refuse(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Raises AnimkitError if these weights are of a model without a place for motion modules."""
@@ -30,16 +32,13 @@ def refuse(path: Path, weights: Mapping[str, Tensor]) -> None:
             "animation has only latents; take an ordinary text to image model."
         )
     if _textual_inversion(weights):
-        raise AnimkitError(
-            f"{path}: this is a textual inversion (one word's embedding); animkit inserts motion modules, LoRAs and"
-            " models."
-        )
+        raise not_inserted(path, INVERSION)
     signs = {
         "conditioner.embedders.0.model.transformer.": "the SDXL refiner, which only finishes what the base model drew",
         ".joint_blocks.": "Stable Diffusion 3, a transformer without the UNet that motion modules live in",
         "double_blocks.": "Flux, a transformer without the UNet that motion modules live in",
-        "string_to_param": "a textual inversion (one word's embedding)",
-        "emb_params": "a textual inversion (one word's embedding)",
+        "string_to_param": INVERSION,
+        "emb_params": INVERSION,
         "text_model.encoder.layers.": "a text encoder alone",
         "image_proj": "an IP-Adapter; load it with diffusers into the UNet",
         "condition_encoder": "a SparseCtrl encoder",
@@ -50,9 +49,14 @@ def refuse(path: Path, weights: Mapping[str, Tensor]) -> None:
     for sign, what in signs.items():
         hit = any(sign in f".{name}" for name in weights)
         if hit and not (whole and sign == "text_model.encoder.layers.") and not any("lora" in name for name in weights):
-            raise AnimkitError(
-                f"{path}: this is {what}; animkit inserts motion modules, LoRAs and Stable Diffusion 1.x, 2.x and XL."
-            )
+            raise not_inserted(path, what)
+
+
+def not_inserted(path: Path, what: str) -> AnimkitError:
+    """What to raise for a file of a kind that has no place here."""
+    return AnimkitError(
+        f"{path}: this is {what}; animkit inserts motion modules, LoRAs and Stable Diffusion 1.x, 2.x and XL."
+    )
 
 
 def _textual_inversion(weights: Mapping[str, Tensor]) -> bool:

@@ -53,24 +53,18 @@ class BaseModelCheckpoint(UNetCheckpoint):
     """A whole Stable Diffusion in one file; as a look, its UNet and text encoders act, and the VAE stays the base's."""
 
     def build(self, video_unet: nn.Module | None = None, text_too: bool = False) -> Replacement:
-        """As UNetCheckpoint's. text_too: build_text() is asked as well, so nothing need be said of what is left out.
-
-        Raises AnimkitError if the model predicts something else than the base: video_unet.prediction, if it has that,
-        else what a base of this version commonly predicts.
-        """
-        self._check_prediction(getattr(video_unet, "prediction", None))
+        """As UNetCheckpoint's. text_too: build_text() is asked as well, so nothing need be said of what is left out."""
         if not text_too and any(self.parts[part] for part in TEXT[self.version]):
             self._say_left_out("its text encoder is")
         return super().build(video_unet)
 
-    def _check_prediction(self, base: str | None) -> None:
+    def check_prediction(self, base: str) -> None:
+        """AnimkitError if this model predicts something else than a base does ("epsilon" or "v_prediction")."""
         own, marked = self.config["prediction"], self.config["marked"]
-        if self.version == "sd2" and (base is None or not marked):  # of which both are common: nothing is known
-            return
-        if own != (base or "epsilon"):
+        if own != base and (marked or self.version != "sd2"):  # of SD 2 both are common: without a mark nothing is known
             raise AnimkitError(
-                f"{self.path}: this model's prediction is {own!r} and the base's {'' if base else 'is taken to be '}"
-                f"{base or 'epsilon'!r}; their weights do not mix: give it as the base, not as a look."
+                f"{self.path}: this model's prediction is {own!r} and the base's is {base!r}; their weights do not mix: "
+                "give it as the base, not as a look."
             )
 
     @property

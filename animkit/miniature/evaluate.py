@@ -212,11 +212,11 @@ def open_animator(folder: Path, motion: bool = False, look: str | None = None, d
         raise AnimkitError(f"The judge knows no look {look!r}; it knows: {', '.join(LOOKS)}.")
     if look is not None and look not in looks:
         raise AnimkitError(f"There is no look {look!r} in {folder / 'looks'}; there are: {', '.join(looks) or 'none'}.")
-    module = module or folder / "motion_module"
-    if motion and module == folder / "motion_module" and not module.is_dir():
+    if motion and module is None and not (folder / "motion_module").is_dir():
         raise AnimkitError(f"There is no motion module in {folder / 'motion_module'}: train it with `animkit miniature "
                            "motion assemble`.")
-    animator = Animator(folder / "miniature", motion=module if motion else False, dtype=dtype)
+    animator = Animator(folder / "miniature", motion=(module or folder / "motion_module") if motion else False,
+                        dtype=dtype)
     if look is not None:
         animator.insert(looks[look], name=look)
     return animator
@@ -241,13 +241,13 @@ TOLD = ("command", "steps", "minutes", "minutes_preparing", "processes", "device
 def about_module(module: Path) -> dict:
     """What a result says of a motion module that is not the folder's own: its file, weights and, if a train.json lies
     beside it, what made it."""
-    files = sorted(module.rglob("*.safetensors")) if module.is_dir() else [module]
-    about = {"file": module.name, "weights": {f.name: fingerprint(f) for f in files if f.suffix == ".safetensors"}}
-    beside = (module if module.is_dir() else module.parent) / "train.json"
-    if beside.exists():
-        told = json.loads(beside.read_text())
-        if told.get("file") in (*[f.name for f in files], None):
-            about["training"] = {k: told.get(k) for k in TOLD} | {"start": told.get("settings", {}).get("start")}
+    folder = module if module.is_dir() else module.parent
+    files = [f for f in sorted(folder.glob("*.safetensors")) if module in (folder, f)]
+    about = {"file": module.name, "weights": {f.name: fingerprint(f) for f in files}}
+    if (folder / "train.json").exists():
+        told = json.loads((folder / "train.json").read_text())
+        if told["file"] in about["weights"]:  # and not of another file in that folder
+            about["training"] = {k: told[k] for k in TOLD} | {"start": told["settings"]["start"]}
     return about
 
 

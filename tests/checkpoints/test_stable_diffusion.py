@@ -6,7 +6,7 @@ import copy
 import file_makers as make
 import pytest
 import torch
-from animkit import AnimkitError, inflate, open_checkpoint
+from animkit import Animator, AnimkitError, inflate, open_checkpoint
 from animkit.checkpoints.architecture import architecture
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 
@@ -98,28 +98,20 @@ def test_marks_of_v_prediction_are_read(tmp_path):
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_model_of_another_prediction_is_no_look(tmp_path, version):
-    """Unless its base is known to predict the same; an unmarked SD 2.x may predict either."""
-    state, parts = make.single_file(version)
+    """Unless its base predicts the same; an unmarked SD 2.x may predict either."""
+    state, _ = make.single_file(version)
     marked = make.write(tmp_path / "vpred.safetensors", state | {"v_pred": torch.zeros(1)})
-    plain, video = make.write(tmp_path / "plain.safetensors", state), inflate(parts["unet"])
-
-    def inserts(file):
-        video.insert(open_checkpoint(file).build(video, text_too=True), name="look")
-        video.remove("look")
-
-    refused = pytest.raises(AnimkitError, match="'v_prediction' and the base's is taken to be 'epsilon'.* as the base")
-    with contextlib.nullcontext() if version == "sd2" else refused:
-        inserts(marked)
-    inserts(plain)
-    video.prediction = "v_prediction"
-    inserts(marked)
-    refused = pytest.raises(AnimkitError, match="'epsilon' and the base's 'v_prediction'")
-    with contextlib.nullcontext() if version == "sd2" else refused:
-        inserts(plain)
-    video.prediction = "epsilon"
-    inserts(plain)
-    with pytest.raises(AnimkitError, match="prediction is 'v_prediction' and the base's 'epsilon'"):
-        inserts(marked)
+    plain = make.write(tmp_path / "plain.safetensors", state)
+    for prediction in ("epsilon", "v_prediction"):
+        base = open_checkpoint(plain).pipeline(tokenizer=_tokenizer(), prediction=prediction)
+        animator = Animator(base, motion=False)
+        for file, own in ((marked, "v_prediction"), (plain, None if version == "sd2" else "epsilon")):
+            fits = own in (None, prediction)
+            refused = pytest.raises(AnimkitError, match=f"prediction is '{own}' and the base's is '{prediction}'.* as the base")
+            with contextlib.nullcontext() if fits else refused:
+                animator.insert(file, name="look")
+                animator.remove("look")
+            assert "look" not in animator.alpha
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])

@@ -330,7 +330,7 @@ def test_shipped_results_are_whole_runs(shipped, name):
 
 
 @pytest.mark.parametrize("name, parts", [
-    ("stills", ("miniature/", "judge/")), ("motion", ("miniature/", "judge/", "motion_module/")), ("judge", ("judge/",)),
+    ("stills", ("miniature/", "judge/")), ("motion-scratch", ("miniature/", "judge/")), ("motion", ("miniature/", "judge/", "motion_module/")), ("judge", ("judge/",)),
     ("adapter", ("miniature/", "judge/", "motion_module", "domain_adapter")),
     ("looks", ("miniature/", "judge/", "motion_module/", "looks/")),
     ("shots", ("miniature/", "judge/", "motion_module/", "motion_loras/")),
@@ -353,6 +353,14 @@ def test_the_shipped_results_hold_their_bars(shipped):
     named = motion["with the module"]["named motion"]
     assert named["share"] >= 0.8 and named["n"] == 100
     assert motion["without it"]["named motion"]["share"] <= 0.1 and motion["without it"]["incoherent"]["share"] >= 0.9
+
+
+def test_the_shipped_result_from_nothing_holds_its_bar(shipped):
+    """At least 60 % of 100 named motions after at most 30 minutes, preparation included, and from nothing."""
+    told = json.loads((shipped / "results" / "motion-scratch.json").read_text())
+    made, named = told["parameters"]["module"]["training"], told["metrics"]["scores"]["with the module"]["named motion"]
+    assert made["start"] is None and "start=null" in made["command"]
+    assert made["minutes"] + made["minutes_preparing"] <= 30 and named["share"] >= 0.6 and named["n"] == 100
 
 
 def test_the_shipped_judge_reads_real_renders(shipped):
