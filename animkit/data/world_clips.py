@@ -95,7 +95,8 @@ class WorldClips:
 
     def _next(self, index: int) -> tuple[np.ndarray, str]:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self.workers)
+            # one thread each: OpenMP's threads do not survive a fork, and a forked process that waits for them hangs
+            self._pool = ProcessPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
             weakref.finalize(self, self._pool.shutdown, cancel_futures=True)
         if index not in self._ahead:
             self._ahead.clear()

@@ -1,4 +1,7 @@
 """Clips of the cartoon world as training data: pure functions of recipe and index; whose camera moves, and whose not."""
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +22,16 @@ def test_a_clip_is_a_function_of_recipe_and_index():
     clip = WorldClips(4, size=32, frames=3, web=True, seed=5).get(2)
     assert torch.equal(((clip["video"] + 1) * 127.5).round().byte(), torch.from_numpy(pixels).permute(3, 0, 1, 2))
     assert clip["caption"] == caption and clip["index"] == 2
+
+
+def test_processes_of_a_program_that_has_used_its_threads_draw_too():
+    """They are forked, and OpenMP's threads do not survive that: a crop, which torch makes, waited for them for ever."""
+    program = ("import torch; from animkit.data.world_clips import WorldClips; torch.set_num_threads(2); "
+               "torch.nn.functional.interpolate(torch.rand(1, 3, 512, 512), scale_factor=2, mode='bilinear'); "
+               "clips = WorldClips(2, workers=2, size=128, frames=2, shot='zoom in', amount=0.3, camera='crop'); "
+               "print(tuple(clips.get(0)['video'].shape))")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "(3, 2, 128, 128)", done.stderr
 
 
 def test_processes_draw_the_same_clips():
