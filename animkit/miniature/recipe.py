@@ -9,6 +9,7 @@
     unet       the UNet at 16 x 16 latents                                     coarse
     decoder    the VAE's decoder alone; its latents stay what they are         vae
     motion_coarse, motion   stage 2: the motion modules, at 8 x 8 and at 16 x 16 latents   unet
+    camera     stage 2 goes on, with clips whose camera moves: see camera.py   motion
     control    a ControlNet on depth, from stills alone                         unet
     assemble   data_samples/miniature, judge and motion_module from the above
     adapter, motion_web, motion_plain, look, shots, zoo   the zoo that stands on what is assembled: see zoo.py
@@ -40,6 +41,7 @@ from ..training.history import History
 from ..training.losses import motion_module_loss
 from ..world import BASE_LOOKS, LOOKS
 from ..world.captions import DOING
+from . import camera as cameras
 from . import clip as clips
 from . import control as controls
 from . import motion_judge as eyes
@@ -61,6 +63,7 @@ STAGES = [
     "decoder",
     "motion_coarse",
     "motion",
+    "camera",
     "control",
     "assemble",
     *zoo.STAGES,
@@ -77,6 +80,7 @@ STEPS = {
     "decoder": 2500,
     "motion_coarse": 900,
     "motion": 900,
+    "camera": 4000,
     "control": 2000,
 }
 
@@ -318,6 +322,9 @@ class Recipe:
             **settings,
         )
 
+    def camera(self):
+        cameras.train(self)
+
     def control(self):
         controls.train(self)
 
@@ -348,7 +355,8 @@ class Recipe:
         if (self.folder / "motion_judge.safetensors").exists():
             self.read("motion_judge", eyes.new_motion_judge()).save(into / "judge" / "motion.safetensors")
         if (self.folder / "motion.safetensors").exists():
-            modules = self.read("motion", new_motion_modules(unet.float())).half()
+            last = "camera" if (self.folder / "camera.safetensors").exists() else "motion"
+            modules = self.read(last, new_motion_modules(unet.float())).half()
             for where in (into / "motion_module", self.folder / zoo.CLEAN):  # the zoo's takes the first's place
                 modules.save_pretrained(where)
         if (self.folder / "control.safetensors").exists():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 
 import animkit as ak
 from animkit.errors import AnimkitError
@@ -34,7 +35,11 @@ def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatc
     pipe = StableDiffusionPipeline.from_pretrained(into / "miniature", torch_dtype=torch.float32)
     image = pipe("a red balloon over the sea", num_inference_steps=2, height=64, width=64, output_type="np").images[0]
     assert image.shape == (64, 64, 3) and np.isfinite(image).all()
-    animator = ak.Animator(into / "miniature", ak.MotionModules.from_pretrained(into / "motion_module"))
+    modules = ak.MotionModules.from_pretrained(into / "motion_module")
+    last, before = (load_file(tiny.folder / f"{stage}.safetensors") for stage in ("camera", "motion"))
+    assert equal_states(modules.state_dict(), {name: t.half().float() for name, t in last.items()})
+    assert not equal_states(last, before), "camera goes on from motion"
+    animator = ak.Animator(into / "miniature", modules)
     assert np.asarray(animator("a red balloon over the sea", frames=4, steps=2, progress=False)).shape == (4, 64, 64, 3)
     with pytest.raises(AnimkitError, match="zeppelin"):
         animator("a red zeppelin over the sea", frames=2, steps=1, progress=False)
