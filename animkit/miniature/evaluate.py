@@ -271,7 +271,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    """Judge, write WHAT.json (and a sheet WHAT.png), print the table. AnimkitError for missing or damaged weights."""
+    """Judge, write WHAT.json (and a sheet WHAT.webp), print the table. AnimkitError for missing or damaged weights."""
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.what in ZOO:
@@ -307,6 +307,6 @@ def run(args) -> int:
     parameters |= {"module": about_module(args.module)} if args.module else {}
     record(out / f"{name}.json", parameters | {"weights": fingerprints(folder)}, report,
            {"all": time.monotonic() - start}, device)
-    written = [out / f"{name}.json"] if picture is None else [out / f"{name}.json", picture.save(out / f"{name}.png")]
+    written = [out / f"{name}.json"] if picture is None else [out / f"{name}.json", picture.save(out / f"{name}.webp")]
     print(f"{table(report)}\n\n{', '.join(map(str, written))}")
     return 0

@@ -291,7 +291,7 @@ def _bar(bar: str, wanted: str, found, holds) -> dict:
 
 
 def run(args) -> int:
-    """Judge, write WHAT.json and the sheet WHAT.png, print the table. AnimkitError for what is missing."""
+    """Judge, write WHAT.json and the sheet WHAT.webp, print the table. AnimkitError for what is missing."""
     what, start = args.what, time.monotonic()
     count = COUNTS[what] if args.count is None else args.count
     if what != "cost" and min(count, args.batch) < 1:
@@ -313,7 +313,7 @@ def run(args) -> int:
     said = f"animkit judge {what}" + "".join(f" --{k} {v}" for k, v in options.items() if v is not None)
     record(out / f"{name}.json", {"command": said, **options, "weights": fingerprints(folder)}, report,
            {"all": time.monotonic() - start})
-    written = [out / f"{name}.json"] if picture is None else [out / f"{name}.json", picture.save(out / f"{name}.png")]
+    written = [out / f"{name}.json"] if picture is None else [out / f"{name}.json", picture.save(out / f"{name}.webp")]
     print(f"{table(report)}\n\n{', '.join(map(str, written))}")
     return 0
 

@@ -210,10 +210,10 @@ def test_the_command_writes_numbers_and_a_picture(folder, tmp_path, capsys, word
         for score in column.values():
             found, most = (score["share"], 1) if "share" in score else (score["mean"], 100)
             assert score["n"] == 0 or 0 <= score["low"] <= found <= score["high"] <= most
-    assert (tmp_path / f"{name}.png").exists() == (name != "judge")
+    assert (tmp_path / f"{name}.webp").exists() == (name != "judge")
     if name != "judge":
         assert report["parameters"]["steps"] == 2 and report["parameters"]["guidance"] == 5
-        assert Image.open(tmp_path / f"{name}.png").format == "PNG"
+        assert Image.open(tmp_path / f"{name}.webp").format == "WEBP"
     assert report["parameters"]["weights"] == evaluate.fingerprints(folder)
     assert ("--precision" in words) == report["parameters"]["command"].endswith(" --precision bf16")
     told = capsys.readouterr().out

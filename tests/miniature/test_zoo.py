@@ -162,7 +162,7 @@ def test_judge_adapter(toy, tmp_path, capsys):
     bars = {bar["bar"]: bar for bar in report["metrics"]["bars"]}
     assert bars["watermark at alpha 1"]["found"] == scores["alpha 1"]["watermark"]["mean"] and len(bars) == 5
     assert not bars["watermark at alpha 1"]["holds"], "of an untrained toy"
-    assert (tmp_path / "adapter.png").exists() and "FAILS  watermark at alpha 1" in capsys.readouterr().out
+    assert (tmp_path / "adapter.webp").exists() and "FAILS  watermark at alpha 1" in capsys.readouterr().out
 
 
 def test_judge_looks(toy, tmp_path):
@@ -316,4 +316,4 @@ def test_shipped_results_of_the_zoo_are_no_quick_look(what):
         pytest.skip(f"results/{what}.json is not shipped yet")
     report = json.loads(path.read_text())
     assert report["parameters"]["count"] >= 8 and report["parameters"]["command"].startswith(f"animkit judge {what} ")
-    assert report["metrics"]["bars"] and (path.with_suffix(".png")).exists()
+    assert report["metrics"]["bars"] and (path.with_suffix(".webp")).exists()
