@@ -89,10 +89,11 @@ def shown(folder: str | Path, notebook: str) -> list[Any]:
     if results and (folder / "figure.png").exists() and results["metrics"]["shown"].get("figure"):
         figure = Picture(Image.open(folder / "figure.png").convert("P"), results["metrics"]["shown"]["figure"])
         figure.lossy = (folder / "figure.png").stat().st_size > 1e5  # of frames; lines and bars stay as they are
+        figure.quality = 55
         found.append(figure)
     if results and (folder / "clip.mp4").exists() and "clip" in results["metrics"]["shown"]:
         clip = Clip.load(folder / "clip.mp4")
-        clip.crf = 33  # ten films on one page; the clip.mp4 beside is three times as long
+        clip.crf = 38  # ten films on one page; the clip.mp4 beside is several times as long
         found.append(clip)
     return found
 

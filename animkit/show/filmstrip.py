@@ -23,6 +23,7 @@ class Picture:
     """A PIL image (`.image`) with the words for those who cannot see it (`.alt`); shows itself in a notebook."""
 
     lossy = False  # on a page: as WebP, a third as long where it is of frames
+    quality = 75   # of that, 0 to 100
 
     def __init__(self, image: PIL.Image.Image, alt: str):
         self.image, self.alt = image, alt
@@ -48,7 +49,7 @@ class Picture:
         return f"Picture of {self.size[0]} x {self.size[1]} pixels: {self.alt}"
 
     def _img(self) -> str:
-        kind, how = ("webp", {"quality": 75}) if self.lossy else ("png", {"optimize": True})
+        kind, how = ("webp", {"quality": self.quality}) if self.lossy else ("png", {"optimize": True})
         buffer = io.BytesIO()
         (self.image.convert("RGB") if self.lossy else self.image).save(buffer, kind, **how)
         data = base64.b64encode(buffer.getvalue()).decode()
