@@ -1,7 +1,7 @@
 """Stage 2 goes on with clips whose camera moves: a MotionLoRA (4.3) can only bring out what its motion module knows.
 
-The paper's module saw ten million web videos, whose cameras pan and zoom and whose captions often say so. The miniature's
-captions have no words for it; here an adapter stands for the words. Each of the eight shot types has a low-rank adapter
+The paper's module saw ten million web videos, whose cameras pan and zoom, said or unsaid. The miniature's captions have
+no words for it; here an adapter stands for the words. Each of the eight shot types has a low-rank adapter
 of its own, in place while the module learns clips of that type; none is in place for clips whose camera stands still, so
 that without one it goes on standing still. The eight are thrown away at the end: the MotionLoRAs of the zoo are learned
 afresh, from 50 clips each.
@@ -10,6 +10,7 @@ afresh, from 50 clips each.
 from typing import Any
 
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from ..data.camera import SHOTS
@@ -36,9 +37,11 @@ class Said(nn.Module):
             video_unet.insert(adapter, alpha=0, name=shot)
 
     def learned(self) -> list[nn.Parameter]:
+        """What is trained: the motion modules, and the adapters that are thrown away."""
         return [*self.motion.parameters(), *self.adapters.parameters()]
 
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """Latents x n c f h w, t n, text n m d -> n c f h w, with the adapter of `shot` (None: with none)."""
         for shot in SHOTS:
             self.video_unet.alpha[shot] = float(shot == self.shot)
         return self.video_unet(x, t, text)
@@ -47,8 +50,8 @@ class Said(nn.Module):
 class Moves:
     """batch and loss for fit: clips of one shot type, or (None) with a still camera, n c f h w, and their text n m d."""
 
-    def __init__(self, clips: dict[str | None, tuple[Tensor, Tensor]], empty: Tensor, betas: Any, size: int = 4):
-        self.clips, self.empty, self.betas, self.size = clips, empty, betas, size
+    def __init__(self, clips: dict[str | None, tuple[Tensor, Tensor]], empty: Tensor, scheduler: Any, size: int = 4):
+        self.clips, self.empty, self.scheduler, self.size = clips, empty, scheduler, size
 
     def batch(self, k: int, generator: torch.Generator) -> tuple[str | None, Tensor, Tensor]:
         still = float(rand((1,), generator)) < STILL
@@ -59,7 +62,7 @@ class Moves:
 
     def loss(self, model: Said, batch: tuple[str | None, Tensor, Tensor], generator: torch.Generator) -> Tensor:
         model.shot, *clips = batch
-        return motion_module_loss(model, *clips, generator, scheduler=self.betas, empty=self.empty, towards_noise=0.5,
+        return motion_module_loss(model, *clips, generator, scheduler=self.scheduler, empty=self.empty, towards_noise=0.5,
                                   snr_plus_one=True)
 
 
@@ -85,7 +88,7 @@ def train(recipe: Any) -> None:
         z, captions = recipe.clip_latents(name, 200 if shot else 600, drawn)
         clips[shot] = z.transpose(1, 2), text_states(text_encoder, tokenizer, captions)
     empty = text_states(text_encoder, tokenizer, [""]).float()
-    betas = type(scheduler()).from_config(scheduler().config, beta_schedule="linear")
+    betas = DDIMScheduler.from_config(scheduler().config, beta_schedule="linear")
     video_unet = inflate(unet)
     video_unet.insert(modules)
     task, said = Moves(clips, empty, betas, recipe.batch or 4), Said(video_unet, modules)

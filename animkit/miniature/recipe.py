@@ -355,7 +355,8 @@ class Recipe:
         if (self.folder / "motion_judge.safetensors").exists():
             self.read("motion_judge", eyes.new_motion_judge()).save(into / "judge" / "motion.safetensors")
         if (self.folder / "motion.safetensors").exists():
-            last = "camera" if (self.folder / "camera.safetensors").exists() else "motion"
+            learned = [path for stage in ("motion", "camera") if (path := self.folder / f"{stage}.safetensors").exists()]
+            last = max(learned, key=lambda path: path.stat().st_mtime_ns).stem  # `motion --more`, or `adopt`, after `camera`
             modules = self.read(last, new_motion_modules(unet.float())).half()
             for where in (into / "motion_module", self.folder / zoo.CLEAN):  # the zoo's takes the first's place
                 modules.save_pretrained(where)

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from animkit.data.camera import SHOTS
 from animkit.data.cache import cache_latents, cache_text
 from animkit.data.world_clips import WorldClips
 from animkit.heap import keep_freed_memory
-from animkit.miniature.camera import AMOUNT, STILL, Moves, Said
+from animkit.miniature.camera import STILL, Moves, Said, recipes
 from animkit.training.config import load_config
 from animkit.training.ema import EMA
 
@@ -36,9 +37,7 @@ LR, RUN = float(os.environ.get("LR", 3e-3)), int(os.environ.get("RUN", 0))
 
 def clips(pipe, cache: Path) -> tuple[dict, torch.Tensor]:
     """Latents and text of 600 still clips and 120 of each shot type, as Moves wants them; and the text of ""."""
-    sets = {None: WorldClips(600, workers=2, size=64, seed=301)}
-    sets |= {shot: WorldClips(120, workers=2, size=64, seed=310 + k, shot=shot, amount=AMOUNT, camera="crop")
-             for k, shot in enumerate(SHOTS)}
+    sets = {shot: WorldClips(120 if shot else 600, workers=2, **asdict(drawn)) for shot, drawn in recipes().items()}
     latents = {shot: cache_latents(pipe.vae, each, cache) for shot, each in sets.items()}
     captions = sorted({caption for each in latents.values() for caption in each.captions})
     text = cache_text(pipe.tokenizer, pipe.text_encoder, captions, cache)

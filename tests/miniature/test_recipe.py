@@ -1,6 +1,7 @@
 """The recipe, from nothing to a pipeline that draws, at a size where every stage is a step or two."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,6 +41,10 @@ def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatc
     assert equal_states(modules.state_dict(), {name: t.half().float() for name, t in last.items()})
     assert not equal_states(last, before), "camera goes on from motion"
     animator = ak.Animator(into / "miniature", modules)
+    os.utime(tiny.folder / "motion.safetensors")  # as if `motion --more` had gone on since
+    tiny.assemble(tmp_path / "again")
+    again = ak.MotionModules.from_pretrained(tmp_path / "again" / "motion_module")
+    assert equal_states(again.state_dict(), {name: t.half().float() for name, t in before.items()}), "what learned last"
     assert np.asarray(animator("a red balloon over the sea", frames=4, steps=2, progress=False)).shape == (4, 64, 64, 3)
     with pytest.raises(AnimkitError, match="zeppelin"):
         animator("a red zeppelin over the sea", frames=2, steps=1, progress=False)
