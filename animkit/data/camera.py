@@ -16,6 +16,7 @@ Hence a mirrored clip of a pan or a roll is a clip of the opposite shot: never f
 import math
 from typing import NamedTuple, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -75,6 +76,19 @@ def crop_path(shot: str, frames: int = 16, amount: float = 0.3, aspect: float = 
     cos, sin = math.cos(turn / 2), math.sin(turn / 2)
     inscribed = min(half_w / (half_w * cos + half_h * sin), half_h / (half_w * sin + half_h * cos))
     return [Crop(inscribed, 0.0, 0.0, turn * (s - 0.5)) for s in t]
+
+
+def any_crop(rng: np.random.Generator, amount: float = 0.3) -> Crop:
+    """A window of any framing inside a square view, as one moment of any of the eight moves, or of two at once.
+
+    Half of them upright, the others turned by up to 45 degrees * amount either way; the largest that fits, made smaller
+    by at most `amount`; its centre anywhere where it still lies inside the picture.
+    """
+    angle = rng.uniform(-1, 1) * amount * math.pi / 4 if rng.random() < 0.5 else 0.0
+    spread = math.cos(angle) + abs(math.sin(angle))  # half the height of a turned window of scale 1
+    scale = (1 - amount * rng.random()) / spread
+    dx, dy = rng.uniform(-1, 1, 2) * (1 - scale * spread)
+    return Crop(scale, float(dx), float(dy), angle)
 
 
 def apply(clip: torch.Tensor, path: Sequence[Crop], size: int | tuple[int, int]) -> torch.Tensor:

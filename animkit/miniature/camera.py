@@ -24,6 +24,8 @@ from ..training.losses import motion_module_loss
 STILL = 0.3  # the share of batches whose camera stands still
 AMOUNT = 0.2  # of the crop's move: a quarter of the window in a pan, 18 degrees in a roll
 RANK = 8
+TYPES = 4  # types of clip in a step, each a part of its batch: so an adapter learns in every second step or so
+LOUD = 4.0  # alpha of the eight: the module's optimizer is slow for adapters that begin at nothing, and are thrown away
 
 
 class Said(nn.Module):
@@ -43,14 +45,17 @@ class Said(nn.Module):
     def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         """Latents x n c f h w, t n, text n m d -> n c f h w, with the adapter of `shot` (None: with none)."""
         for shot in SHOTS:
-            self.video_unet.alpha[shot] = float(shot == self.shot)
+            self.video_unet.alpha[shot] = LOUD * (shot == self.shot)
         return self.video_unet(x, t, text)
 
 
 class Moves:
-    """batch and loss for fit: clips of one shot type, or (None) with a still camera, n c f h w, and their text n m d."""
+    """batch and loss for fit, a part of a step's: clips of one shot type, or (None) of a still camera, and their text.
 
-    def __init__(self, clips: dict[str | None, tuple[Tensor, Tensor]], empty: Tensor, scheduler: Any, size: int = 4):
+    clips: type -> n c f h w, n m d; size: so many of them in a part.
+    """
+
+    def __init__(self, clips: dict[str | None, tuple[Tensor, Tensor]], empty: Tensor, scheduler: Any, size: int = 1):
         self.clips, self.empty, self.scheduler, self.size = clips, empty, scheduler, size
 
     def batch(self, k: int, generator: torch.Generator) -> tuple[str | None, Tensor, Tensor]:
@@ -91,6 +96,6 @@ def train(recipe: Any) -> None:
     betas = DDIMScheduler.from_config(scheduler().config, beta_schedule="linear")
     video_unet = inflate(unet)
     video_unet.insert(modules)
-    task, said = Moves(clips, empty, betas, recipe.batch or 4), Said(video_unet, modules)
+    task, said = Moves(clips, empty, betas, max(1, (recipe.batch or 4) // TYPES)), Said(video_unet, modules)
     recipe.train("camera", said, task.loss, task.batch, parameters=said.learned(), keep=modules, lr=2e-3, ema=0.99,
-                 optimizer="muon")
+                 optimizer="muon", accumulate=TYPES)

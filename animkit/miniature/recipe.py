@@ -6,7 +6,7 @@
     judge      another CLIP, on pictures of its own; never seen in training    pictures
     motion_judge   the judge's eye for motion: a small (2+1)D network          clips
     coarse     the UNet at 8 x 8 latents (pictures of 32 pixels)               vae, clip
-    unet       the UNet at 16 x 16 latents                                     coarse
+    unet       the UNet at 16 x 16 latents, its pictures in many framings      coarse
     decoder    the VAE's decoder alone; its latents stay what they are         vae
     motion_coarse, motion   stage 2: the motion modules, at 8 x 8 and at 16 x 16 latents   unet
     camera     stage 2 goes on, with clips whose camera moves: see camera.py   motion
@@ -36,6 +36,7 @@ from ..data.world_clips import WorldRecipe
 from ..errors import AnimkitError, positive
 from ..inflation import inflate
 from ..motion_module import MotionModules
+from ..training.draws import rank_and_world
 from ..training.loop import LoopConfig, fit
 from ..training.history import History
 from ..training.losses import motion_module_loss
@@ -68,6 +69,9 @@ STAGES = [
     "assemble",
     *zoo.STAGES,
 ]
+# The share of the UNet's pictures whose framing is not the world's usual one: nearer, aside, turned. Frozen later, it must
+# be able to draw whatever a moving camera sees; one that knew a single framing had a loss twice as high on such frames.
+FRAMED = 0.4
 DEFAULTS = {"steps": 25, "guidance": 3.0, "frames": 16, "fps": 8}
 
 STEPS = {
@@ -129,6 +133,8 @@ class Recipe:
             model.train()
             folder = folder / f"more-{before.get('rounds', 1)}"  # the same command goes on in it until its steps are done
         history = fit(model, loss, batch, config, folder, validate=validate, stop=self.seconds, parameters=parameters)
+        if rank_and_world()[0]:  # under `accelerate launch` the first process writes
+            return
         if history.ema:
             history.ema.copy_to_model()
         save(keep or model, self.folder / f"{stage}.safetensors")
@@ -270,7 +276,7 @@ class Recipe:
 
     def _unet(self, stage, size, count, start, batch=64, **settings):
         tokenizer, text_encoder = self.text()
-        pictures = self.stills("base", count, seed=3, size=size)
+        pictures = self.stills("framed", count, seed=3, size=size, framed=FRAMED)
         text, empty = (
             unets.text_states(text_encoder, tokenizer, pictures.captions),
             unets.text_states(text_encoder, tokenizer, [""]),

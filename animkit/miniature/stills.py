@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
+from ..data.camera import any_crop, apply
 from ..world import BASE_LOOKS, COLOURS, LOOKS, MOTIONS, OBJECTS, SETTINGS, random_scene, render
 from ..world.captions import caption
 from ..world.web import degrade
@@ -34,8 +36,11 @@ class Stills:
         return len(self.pixels)
 
 
-def draw(seed: int, count: int, looks, web: float, size: int = 64):
-    """`count` stills of moving scenes at random moments; `web`: the share that is degraded as web video is."""
+def draw(seed: int, count: int, looks, web: float, size: int = 64, framed: float = 0.0):
+    """`count` stills of moving scenes at random moments; `web`: the share that is degraded as web video is.
+
+    framed: the share seen through a window of any_crop, cut out of a picture twice as large, as a moving camera sees.
+    """
     rng = np.random.default_rng(seed)
     pixels, captions, labels = (
         np.empty((count, size, size, 3), np.uint8),
@@ -44,9 +49,12 @@ def draw(seed: int, count: int, looks, web: float, size: int = 64):
     )
     for n in range(count):
         scene = random_scene(rng, things=1 if rng.random() < 0.93 else 2, look=tuple(looks))
-        rgb = render(scene, size=size, u=[rng.random()]).rgb
+        moment, window = [rng.random()], any_crop(rng) if framed and rng.random() < framed else None
+        rgb = render(scene, size=size * (2 if window else 1), u=moment).rgb
         if rng.random() < web:
             rgb = degrade(rgb)
+        if window:
+            rgb = apply(torch.from_numpy(rgb).permute(3, 0, 1, 2), [window], size).permute(1, 2, 3, 0).numpy()
         pixels[n] = (rgb[0] * 255 + 0.5).astype(np.uint8)
         captions.append(caption(scene, rng))
         thing = scene.things[0]
@@ -62,9 +70,9 @@ def draw(seed: int, count: int, looks, web: float, size: int = 64):
 
 
 def _chunk(job):
-    path, seed, looks, web, size = job
+    path, *how = job
     if not path.exists():
-        pixels, captions, labels = draw(seed, CHUNK, looks, web, size)
+        pixels, captions, labels = draw(how[0], CHUNK, *how[1:])
         beside = path.with_suffix(f".{os.getpid()}.tmp.npz")
         np.savez(beside, pixels=pixels, captions=np.array(captions), **labels)
         os.replace(beside, path)
@@ -79,16 +87,17 @@ def stills(
     web: float = 0.0,
     seed: int = 0,
     size: int = 64,
+    framed: float = 0.0,
     processes: int | None = None,
 ) -> Stills:
     """At least `count` stills (whole chunks), rendered over all cores where the folder does not hold them yet."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [
-        (folder / f"{name}-{size}-{k:03d}.npz", seed * 100_000 + k, tuple(looks), web, size)
+        (folder / f"{name}-{size}-{k:03d}.npz", seed * 100_000 + k, tuple(looks), web, size, framed)
         for k in range(-(-count // CHUNK))
     ]
-    with ProcessPoolExecutor(processes or os.cpu_count()) as pool:
+    with ProcessPoolExecutor(processes or os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         paths = list(
             tqdm(
                 pool.map(_chunk, jobs),

@@ -40,6 +40,19 @@ def test_fitted_similarity_recovers_the_rule(shot, size):
         assert (scale, angle, dx, dy) == pytest.approx((crop.scale, crop.angle, crop.dx, crop.dy), abs=4e-3)
 
 
+def test_any_crop_lies_inside_the_picture_in_every_framing():
+    rng = np.random.default_rng(0)
+    crops = [camera.any_crop(rng, 0.3) for _ in range(2000)]
+    corners = np.array([camera.crop_corners(crop) for crop in crops])
+    assert np.abs(corners).max() <= 1 + 1e-9 and np.abs(corners).max() > 0.99
+    scale, dx, dy, angle = np.array(crops).T
+    assert 0.45 < (angle == 0).mean() < 0.55
+    assert np.degrees(angle).min() == pytest.approx(-13.5, abs=0.1) and np.degrees(angle).max() == pytest.approx(13.5, abs=0.1)
+    upright = scale[angle == 0]
+    assert upright.min() == pytest.approx(0.7, abs=0.01) and upright.max() == pytest.approx(1, abs=0.01)
+    assert abs(dx.mean()) < 0.02 and abs(dy.mean()) < 0.02 and min(np.abs(dx).max(), np.abs(dy).max()) > 0.25
+
+
 def dots(frames, side=160):
     """White dots at known points on black, and the points."""
     points = [(x, y) for x in (-20, 0, 25) for y in (-25, 5, 20)]

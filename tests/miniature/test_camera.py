@@ -4,9 +4,10 @@ import torch
 
 from animkit.data.camera import SHOTS
 from animkit.inflation import inflate
-from animkit.miniature.camera import Moves, Said, recipes
+from animkit.miniature.camera import TYPES, Moves, Said, recipes
 from animkit.miniature.unet import scheduler
 from animkit.motion_module import MotionModules
+from animkit.training.loop import LoopConfig, fit
 from tiny import shaken, tiny_unet
 
 
@@ -44,6 +45,19 @@ def test_a_shot_types_adapter_learns_from_its_clips_alone_and_the_module_from_al
                 if any(p.grad is not None and p.grad.any() for p in adapter.parameters())}
     assert learning == ({shot} if shot else set())
     assert {id(p) for p in said.learned()} == {id(p) for p in said.parameters() if p.requires_grad}
+
+
+def test_a_step_takes_in_clips_of_several_types(said, task, tmp_path):
+    drawn = []
+
+    def batch(k, generator):
+        drawn.append(task.batch(k, generator))
+        return drawn[-1]
+
+    fit(said, task.loss, batch, LoopConfig(steps=1, accumulate=TYPES, seed=1), tmp_path, parameters=said.learned(), quiet=True)
+    learned = {shot for shot, adapter in said.adapters.items()
+               if any(".up." in name and tensor.any() for name, tensor in adapter.state_dict().items())}
+    assert len(drawn) == TYPES and learned == {shot for shot, *_ in drawn} - {None} and len(learned) > 1
 
 
 @torch.no_grad()

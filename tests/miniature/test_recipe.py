@@ -11,10 +11,11 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 import animkit as ak
+from animkit.data.camera import any_crop, apply
 from animkit.errors import AnimkitError
 from animkit.miniature import motion, recipe, stills, words
 from animkit.miniature.clip import ImageText
-from animkit.world import BASE_LOOKS, LOOKS
+from animkit.world import BASE_LOOKS, LOOKS, random_scene, render
 from tiny import equal_states
 
 
@@ -111,6 +112,31 @@ def test_stills_are_the_same_whoever_draws_them_and_looks_never_leak(tiny):
     assert set(a.labels["look"]) <= {list(LOOKS).index(k) for k in BASE_LOOKS}
     assert not any(new in caption.split() for new in LOOKS if new not in BASE_LOOKS for caption in a.captions)
     assert not set(words.vocabulary()) & {"ink", "neon", "sepia", "chalk"}
+
+
+def test_a_share_of_stills_is_seen_through_a_window_of_any_framing(monkeypatch):
+    rng = np.random.default_rng(5)  # as draw does it, for the first of them
+    scene = random_scene(rng, things=1 if rng.random() < 0.93 else 2, look=tuple(BASE_LOOKS))
+    moment, _, window = [rng.random()], rng.random(), any_crop(rng)
+    large = torch.from_numpy(render(scene, size=128, u=moment).rgb).permute(3, 0, 1, 2)
+    seen = apply(large, [window], 64)[:, 0].permute(1, 2, 0).numpy()
+    assert np.abs(seen * 255 - stills.draw(5, 1, BASE_LOOKS, 0.0, framed=1.0)[0][0]).max() <= 0.51
+
+    windows = []
+    monkeypatch.setattr(stills, "any_crop", lambda rng: windows.append(any_crop(rng)) or windows[-1])
+    stills.draw(6, 200, BASE_LOOKS, 0.0, framed=0.4)
+    assert 60 <= len(windows) <= 100
+    stills.draw(6, 200, BASE_LOOKS, 0.0)
+    assert len(windows) <= 100
+
+
+@pytest.mark.parametrize("rank, writes", [(0, True), (1, False)])
+def test_of_several_processes_the_first_alone_writes_a_stage(tiny, monkeypatch, rank, writes):
+    monkeypatch.setattr(recipe, "rank_and_world", lambda: (rank, 2))
+    monkeypatch.setitem(recipe.STEPS, "unet", 1)
+    model = torch.nn.Linear(2, 1)
+    tiny.train("unet", model, lambda m, x, generator: m(x).square().mean(), lambda k, generator: torch.ones(3, 2), lr=1e-2)
+    assert [(tiny.folder / f"unet.{kind}").exists() for kind in ("safetensors", "json")] == [writes, writes]
 
 
 def test_a_damaged_judge_is_named(tmp_path):
