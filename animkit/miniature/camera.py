@@ -96,6 +96,8 @@ def train(recipe: Any) -> None:
     betas = DDIMScheduler.from_config(scheduler().config, beta_schedule="linear")
     video_unet = inflate(unet)
     video_unet.insert(modules)
-    task, said = Moves(clips, empty, betas, max(1, (recipe.batch or 4) // TYPES)), Said(video_unet, modules)
+    batch = recipe.batch or 4
+    parts = min(TYPES, batch)
+    task, said = Moves(clips, empty, betas, batch // parts), Said(video_unet, modules)
     recipe.train("camera", said, task.loss, task.batch, parameters=said.learned(), keep=modules, lr=2e-3, ema=0.99,
-                 optimizer="muon", accumulate=TYPES)
+                 optimizer="muon", accumulate=parts)

@@ -282,7 +282,7 @@ class Recipe:
             unets.text_states(text_encoder, tokenizer, [""]),
         )
         hard = saying(pictures.captions, "spinning")  # a thing at any angle: 15 of the base's 23 wrong objects were that
-        task = unets.Denoising(self.latents(pictures, f"{stage}-latents"), text, empty, self.batch or batch, hard=hard)
+        task = unets.Denoising(self.latents(pictures, f"{stage}-framed-latents"), text, empty, self.batch or batch, hard=hard)
         model = unets.new_unet()
         if start and not (self.folder / stage / "checkpoint").exists():
             self.read(start, model).train()

@@ -37,8 +37,9 @@ class Stills:
 
 
 def draw(seed: int, count: int, looks, web: float, size: int = 64, framed: float = 0.0):
-    """`count` stills of moving scenes at random moments; `web`: the share that is degraded as web video is.
+    """`count` stills of moving scenes at random moments: pixels n size size 3 (uint8), captions, labels as in Stills.
 
+    web: the share that is degraded as web video is.
     framed: the share seen through a window of any_crop, cut out of a picture twice as large, as a moving camera sees.
     """
     rng = np.random.default_rng(seed)

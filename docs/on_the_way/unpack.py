@@ -1,6 +1,7 @@
 """The motion module of this folder, from its difference to the one that ships: `python docs/on_the_way/unpack.py FILE`.
 
-FILE becomes a motion module like any other (float16, the release's names of tensors). A difference is stored as whole
+FILE becomes a motion module like any other (float16, the release's names of tensors); with --stage what the recipe's
+stage `camera` goes on from (`runs/miniature/camera.safetensors`). A difference is stored as whole
 numbers of steps, each tensor's step a quarter of the deviation of its differences: 7 % of a difference is lost.
 """
 import lzma
@@ -13,11 +14,12 @@ from animkit import samples
 from animkit.animator import Animator
 from animkit.checkpoints import open_checkpoint, save_checkpoint
 from animkit.miniature.evaluate import fingerprint
+from animkit.miniature.recipe import save
 
 BEGAN_WITH = "7a65df9382de"  # fingerprint of the module that it is the difference to
 
 
-def main(out: str) -> None:
+def main(out: str, stage: bool = False) -> None:
     shipped = samples.path("motion_module")
     weights = next(shipped.glob("*.safetensors"))
     if fingerprint(weights) != BEGAN_WITH:
@@ -27,9 +29,11 @@ def main(out: str) -> None:
     packed = load(lzma.decompress((Path(__file__).parent / "camera_module.xz").read_bytes()))
     own = modules.state_dict()
     modules.load_state_dict({name: own[name] + packed[name].float() * packed[f"{name}.step"] for name in own})
+    if stage:
+        return save(modules, Path(out))
     save_checkpoint(modules.half(), out, "reference", kind="motion module")
     print(f"{out}: {len(own)} tensors, a file of {len(load_file(out))}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], "--stage" in sys.argv)
