@@ -8,6 +8,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ SAMPLES = ("step", "scale_model_input", "init_noise_sigma")  # what a sampler ha
 def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, steps: int = 25, guidance: float = 7.5,
            generators: list[torch.Generator] | None = None, callback: Callback | None = None, progress: bool = True,
            added: dict[str, Tensor] | None = None, control: Callable[..., dict] | None = None,
-           part: slice = slice(None)) -> Tensor:
+           part: slice = slice(None), guided: Mapping[str, float] | None = None) -> Tensor:
     """From noise x_T (b c f h w) to a clip's latents x_0: 25 steps of DDIM in the paper, here any diffusers scheduler.
 
     text is [negative, positive] stacked (2b n d) when guidance is above 1, else b n d. Each step asks the video UNet
@@ -45,7 +46,7 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
 
         eps = eps(x, negative) + guidance * (eps(x, text) - eps(x, negative))
 
-    callback(step, t, x) sees each x. Ancestral schedulers draw fresh noise from generators, one for each clip. control
+    guided {name: weight}: inserted parts to be guided towards as well, see predicted. callback(step, t, x) sees each x. Ancestral schedulers draw fresh noise from generators, one for each clip. control
     (5.4) is asked at each step what to add inside the UNet: control.steer. part: which of the steps to take; after
     slice(None, k), slice(k, None) goes on from what the first call gave, as its noise.
     """
@@ -57,16 +58,51 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
     bar = tqdm(scheduler.timesteps[part], desc=f"{x.shape[2]} frames on {x.device}", disable=not progress)
     for step, t in enumerate(bar, part.start or 0):
         z = scheduler.scale_model_input(x, t)
-        z = torch.cat([z, z]) if guidance > 1 else z
-        steering = control(z, t, text, added) if control else {}
-        eps = video_unet(z, t, text, added_cond_kwargs=added, **steering)
-        if guidance > 1:
-            negative, positive = eps.chunk(2)
-            eps = negative + guidance * (positive - negative)
+        eps = predicted(video_unet, z, t, text, guidance, guided or {}, added, control)
         x = scheduler.step(eps, t, x, **extra, return_dict=False)[0]                        # x_t -> x_{t-1}
         if callback is not None:
             callback(step, t, x)
     return x
+
+
+def predicted(video_unet: VideoUNet, x: Tensor, t: Tensor, text: Tensor, guidance: float, guided: Mapping[str, float],
+              added: dict[str, Tensor] | None = None, control: Callable[..., dict] | None = None) -> Tensor:
+    """eps b c f h w by guidance; text as for sample. Each name in guided, a MotionLoRA say, is a condition like the text:
+
+        eps(x, negative) + guidance * (eps(x, text) - eps(x, negative))            all of them left out,
+        + guided[k] * (eps(x, text, with k) - eps(x, text))                        for each k
+
+    Not in the paper, whose MotionLoRA acts in both halves alike; as two conditions with a weight each in InstructPix2Pix
+    (Brooks et al. 2023, arXiv 2211.09800, eq. 3). Each name costs half as much again as guidance by text alone.
+    """
+    def eps(x: Tensor, text: Tensor, added: dict[str, Tensor] | None) -> Tensor:
+        steering = control(x, t, text, added) if control else {}
+        return video_unet(x, t, text, added_cond_kwargs=added, **steering)
+
+    with left_out(video_unet, guided):
+        if guidance > 1:
+            negative, positive = eps(torch.cat([x, x]), text, added).chunk(2)
+            found = negative + guidance * (positive - negative)
+        else:
+            found = positive = eps(x, text, added)
+    own = added and {key: rows[-len(x):] for key, rows in added.items()}
+    for name, weight in guided.items():
+        with left_out(video_unet, [other for other in guided if other != name]):
+            found = found + weight * (eps(x, text[-len(x):], own) - positive)
+    return found
+
+
+@contextmanager
+def left_out(video_unet: VideoUNet, names: Iterable[str]) -> Iterator[None]:
+    """Inside, the parts inserted under these names do nothing; their alphas come back whatever happens."""
+    own = {name: video_unet.alpha[name] for name in names}
+    try:
+        for name in own:
+            video_unet.alpha[name] = 0
+        yield
+    finally:
+        for name, alpha in own.items():
+            video_unet.alpha[name] = alpha
 
 
 class Alphas(Mapping):
@@ -245,13 +281,15 @@ class Animator:
                  negative_prompt: str = "", steps: int | None = None, guidance: float | None = None,
                  height: int | None = None, width: int | None = None, scheduler: Any = None, clips_per_prompt: int = 1,
                  callback: Callback | None = None, progress: bool = True, latents: Tensor | None = None,
-                 fps: float | None = None, control: Any = None) -> Clip | list[Clip]:
+                 fps: float | None = None, control: Any = None,
+                 guided: Mapping[str, float] | None = None) -> Clip | list[Clip]:
         """Draw a clip; a list of prompts, or clips_per_prompt above 1, gives a list (the first prompt's clips first).
 
         frames: 1 to the motion module's positions. height, width: pixels. Clip i draws its noise with seed + i, on the
         CPU, so that each can be made again alone and on any device; latents (b c f h w, standard normal) take the
         noise's place. control (5.4): for an inserted ControlNet, a picture a frame, or its depth (control.pictures_of
-        says in which forms); {name: pictures} for several. What is None comes from the control (frames), from the
+        says in which forms); {name: pictures} for several. guided {name: weight}: what is inserted under these names is
+        guided towards, as the text is, and so comes out more clearly: {"zoom in": 5}; see predicted. What is None comes from the control (frames), from the
         base's animkit.json, else from the paper's release: 16 frames, 25 steps, guidance 7.5. Raises AnimkitError for
         words, sizes or numbers that the base or the motion module cannot take.
         """
@@ -263,6 +301,7 @@ class Animator:
         prompts = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else [prompt]
         self._check(prompts, negative_prompt, seed, guidance, fps, scheduler,
                     {"frames": frames, "steps": steps, "clips_per_prompt": clips_per_prompt})
+        guided = self._checked_guided(guided)
         frames, seed, steps = int(frames), int(seed), int(steps)  # numpy's integers are not what libraries take
         h, w = check_size(self.pipe, self.defaults, height, width)
         check_pictures(pictures, frames, h, w)
@@ -284,7 +323,8 @@ class Animator:
         text, added = encode_text(self.pipe, prompts, negative_prompt, guidance > 1, (h, w), device)
         steering = steer([(controls[name], pictures[name].to(device)) for name in controls])
         x = self._draw(noise.to(device, unet.dtype), text.to(unet.dtype), scheduler, steps, guidance, added=added,
-                       generators=generators, callback=callback, progress=progress, control=steering)
+                       generators=generators, callback=callback, progress=progress, control=steering,
+                       **({"guided": guided} if guided else {}))
         if not torch.isfinite(x).all():
             raise AnimkitError(f"Sampling gave numbers that are not finite ({unet.dtype} on {device}): the weights are "
                                f"damaged, or the precision is too low; load the base again with dtype=torch.float32.")
@@ -294,13 +334,26 @@ class Animator:
                   "scheduler": type(scheduler).__name__,
                   "scheduler_config": {k: v for k, v in scheduler.config.items() if not k.startswith("_")},
                   "noise": "seed" if latents is None else "latents", "device": str(device), "dtype": str(unet.dtype),
-                  "animkit": animkit.__version__, **({"control": sorted(controls)} if controls else {})}
+                  "animkit": animkit.__version__, **({"control": sorted(controls)} if controls else {}),
+                  **({"guided": guided} if guided else {})}
         clips = [Clip(p, fps, said, {"seed": seed + i, **common}) for i, (p, said) in enumerate(zip(drawn, prompts))]
         return clips[0] if isinstance(prompt, str) and clips_per_prompt == 1 else clips
 
     def _draw(self, noise: Tensor, text: Tensor, scheduler: Any, steps: int, guidance: float, **how) -> Tensor:
         """Noise b c f h w -> latents; all that the methods which the paper compares with (5.2) do in another way."""
         return sample(self.video_unet, noise, text, scheduler, steps, guidance, **how)
+
+    def _checked_guided(self, guided: Mapping[str, float] | None) -> dict[str, float]:
+        """{name: weight} of what stands in the UNet; AnimkitError for another name, or a weight that is no number."""
+        if guided is not None and not isinstance(guided, Mapping):
+            raise AnimkitError(f'guided is {{name: weight}}, such as {{"zoom in": 5}}; got {guided!r}.')
+        for name, weight in (guided or {}).items():
+            if name not in self.video_unet.alpha:
+                raise AnimkitError(f"nothing that could be guided towards is inserted as {name!r}; there is: "
+                                   f"{', '.join(self.video_unet.alpha) or 'nothing'}")
+            if not isinstance(weight, Real) or not math.isfinite(weight):
+                raise AnimkitError(f"guided[{name!r}] is a finite number; got {weight!r}.")
+        return {name: float(weight) for name, weight in (guided or {}).items()}
 
     def _check(self, prompts: list[str], negative: str, seed: int, guidance: float, fps: float, scheduler: Any,
                counts: dict[str, int]) -> None:

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import animkit as ak
-from animkit.animator import decode, sample
+from animkit.animator import decode, predicted, sample
 from animkit.look import new_look
 from animkit.opening import open_base
 from animkit.prompts import as_read
+from tiny import shaken
 
 WORDS = "a red blue green balloon bird house over the sea rising falling".split()
 STEPS = 3
@@ -232,6 +233,53 @@ def test_guidance_is_the_formula():
     guided = sample(Network(), x, text, Subtract(), guidance=4.0, progress=False)
     assert torch.allclose(guided, 2 - 3 * (0.25 + 4 * 0.75) * x)
     assert torch.allclose(sample(Network(), x, text[1:], Subtract(), guidance=1.0, progress=False), 2 - 3 * x)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_guided_parts_are_conditions_with_weights_of_their_own(guidance):
+    """The formula of `predicted`, term by term, from the video UNet itself; two parts guided and a third in place as ever."""
+    animator = ak.Animator(make_pipe(), make_motion(make_pipe().unet))
+    for seed, (name, alpha) in enumerate({"left": 0.7, "in": -1.2, "ink": 0.5}.items()):
+        lora = ak.LoRA.for_module(animator.pipe.unet, ["to_q", "to_v"], rank=2) if name == "ink" else \
+            ak.new_motion_lora(animator.video_unet.motion, 2)
+        animator.insert(shaken(lora, seed, 0.5), alpha=alpha, name=name)
+    g = torch.Generator().manual_seed(0)
+    x, t = torch.randn(2, 8, 3, 8, 8, generator=g), torch.tensor(500)
+    text = torch.randn(2 * 2 if guidance > 1 else 2, 12, 32, generator=g)
+
+    def alone(words, **alphas):
+        for name, alpha in ({"left": 0, "in": 0} | alphas).items():
+            animator.alpha[name] = alpha
+        return animator.video_unet(x, t, words)
+
+    negative, positive = alone(text[:2]), alone(text[-2:])
+    left, nearer = alone(text[-2:], **{"left": 0.7}), alone(text[-2:], **{"in": -1.2})
+    expected = negative + guidance * (positive - negative) if guidance > 1 else positive
+    expected = expected + 4 * (left - positive) - 2 * (nearer - positive)
+    animator.alpha["left"], animator.alpha["in"] = 0.7, -1.2
+    found = predicted(animator.video_unet, x, t, text, guidance, {"left": 4, "in": -2})
+    assert (left - positive).abs().max() > 0.01 and torch.allclose(found, expected, atol=1e-4)
+    assert dict(animator.alpha) == {"motion": 1, "left": 0.7, "in": -1.2, "ink": 0.5}
+
+
+def test_guided_leaves_alphas_and_settings_as_they_should_be():
+    animator = ak.Animator(make_pipe(), make_motion(make_pipe().unet))
+    animator.insert(shaken(ak.new_motion_lora(animator.video_unet.motion, 2)), alpha=0.5, name="pan")
+    options = dict(frames=2, steps=STEPS, guidance=3.0, progress=False)
+    plain, none, drawn = (animator("a bird", **options, guided=guided) for guided in (None, {}, {"pan": 6}))
+    assert np.array_equal(plain, none) and not close(plain, drawn)
+    assert drawn.settings["guided"] == {"pan": 6.0} and "guided" not in plain.settings
+    again = animator("a bird", **options, guided={"pan": 6}, clips_per_prompt=2)[0]
+    assert close(drawn, again)
+
+    def stop(step, t, x):
+        raise KeyboardInterrupt
+
+    animator.video_unet.unet.register_forward_hook(lambda *args: stop(*args))
+    with pytest.raises(KeyboardInterrupt):
+        animator("a bird", **options, guided={"pan": 6})
+    assert animator.alpha["pan"] == 0.5
 
 
 def test_callback_sees_each_step(moving):
@@ -597,6 +645,10 @@ def test_sdxl_one_frame_is_the_image_pipeline():
     ({"prompt": []}, "prompt"),
     ({"prompt": [3]}, "prompt"),
     ({"negative_prompt": 3}, "negative"),
+    ({"guided": "motion"}, "guided is {name: weight}.* 'motion'"),
+    ({"guided": {"zoom": 5}}, "'zoom'; there is: motion"),
+    ({"guided": {"motion": float("inf")}}, r"guided\['motion'\] .* inf"),
+    ({"guided": {"motion": "much"}}, r"guided\['motion'\] .* 'much'"),
 ])
 def test_bad_calls_are_refused(moving, options, said):
     with pytest.raises(ak.AnimkitError, match=said):

@@ -2,15 +2,17 @@
 
 The paper's module saw ten million web videos, whose cameras pan and zoom, said or unsaid. The miniature's captions have
 no words for it; here an adapter stands for the words. Each of the eight shot types has a low-rank adapter
-of its own, in place while the module learns clips of that type; none is in place for clips whose camera stands still, so
-that without one it goes on standing still. The eight are thrown away at the end: the MotionLoRAs of the zoo are learned
-afresh, from 50 clips each.
+of its own, in place for the clips of that type; none is in place for clips whose camera stands still, so
+that without one it goes on standing still. The MotionLoRAs of the zoo are learned afresh, from 50 clips each.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
+from einops import rearrange
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..data.camera import SHOTS
@@ -21,54 +23,87 @@ from ..motion_module import MotionModules
 from ..training.draws import rand, randint
 from ..training.losses import motion_module_loss
 
-STILL = 0.3  # the share of batches whose camera stands still
+STILL = 0.3  # the share of clips whose camera stands still
 AMOUNT = 0.2  # of the crop's move: a quarter of the window in a pan, 18 degrees in a roll
 RANK = 8
-TYPES = 4  # types of clip in a step, each a part of its batch: so an adapter learns in every second step or so
-LOUD = 4.0  # alpha of the eight: the module's optimizer is slow for adapters that begin at nothing, and are thrown away
+LOUD = 4.0  # alpha of the eight: each learns from a clip in twelve only, and is not kept
+NONE = -1  # in the place of a shot type's number: the camera stands still
+
+
+class Adapters(nn.Module):
+    """W x + LOUD * B A x on every layer of a MotionLoRA (4.3), with A and B of each clip's own shot type.
+
+    Eight LoRAs can be inserted at once, but work on all clips of a batch: so clips of different types could not be in one.
+    """
+
+    def __init__(self, modules: MotionModules, rank: int = RANK):
+        super().__init__()
+        fresh = [new_motion_lora(modules, rank, seed) for seed in range(len(SHOTS))]
+        self.paths = paths = fresh[0].paths
+        self.down = nn.ParameterList(torch.stack([lora[path].down.weight.detach() for lora in fresh]) for path in paths)  # 8 r in
+        self.up = nn.ParameterList(torch.stack([lora[path].up.weight.detach() for lora in fresh]) for path in paths)  # 8 out r
+        self.types: Tensor | None = None  # b: whose is in place for each clip
+        for k, path in enumerate(paths):
+            modules.get_submodule(path).register_forward_hook(partial(self._add, k))
+
+    def state_of(self, type: int) -> dict[str, Tensor]:
+        """One type's A and B, named as a LoRA's; its alpha here is LOUD."""
+        parts = zip(self.paths, self.down, self.up)
+        return {f"{path}.{name}.weight": both[type] for path, *pair in parts for name, both in zip(("down", "up"), pair)}
+
+    def _add(self, k: int, layer: nn.Module, args: tuple[Tensor], y: Tensor) -> Tensor:
+        """x, y (b h w) f c of one layer, whose clips' places lie one behind the other."""
+        if self.types is None:
+            return y
+        moving, types = self.types >= 0, self.types.clamp(min=0)
+        x = rearrange(args[0], "(b p) f c -> b (p f) c", b=len(types))
+        down, up = self.down[k][types], self.up[k][types] * (LOUD * moving)[:, None, None]
+        return y + rearrange(x @ down.mT @ up.mT, "b (p f) c -> (b p) f c", f=y.shape[1]).to(y.dtype)
 
 
 class Said(nn.Module):
-    """The inflated UNet with its motion modules, and an adapter for each shot type; `shot` says whose is in place."""
+    """The inflated UNet with its motion modules, and an adapter for each shot type: each clip is told its own."""
 
     def __init__(self, video_unet: nn.Module, modules: MotionModules):
         super().__init__()
-        self.video_unet, self.motion, self.shot = video_unet, modules, None
-        self.adapters = nn.ModuleDict({shot: new_motion_lora(modules, RANK, seed) for seed, shot in enumerate(SHOTS)})
-        for shot, adapter in self.adapters.items():
-            video_unet.insert(adapter, alpha=0, name=shot)
+        self.video_unet, self.motion, self.adapters = video_unet, modules, Adapters(modules)
 
     def learned(self) -> list[nn.Parameter]:
-        """What is trained: the motion modules, and the adapters that are thrown away."""
+        """What is trained: the motion modules, and the adapters."""
         return [*self.motion.parameters(), *self.adapters.parameters()]
 
-    def forward(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
-        """Latents x n c f h w, t n, text n m d -> n c f h w, with the adapter of `shot` (None: with none)."""
-        for shot in SHOTS:
-            self.video_unet.alpha[shot] = LOUD * (shot == self.shot)
-        return self.video_unet(x, t, text)
+    def forward(self, x: Tensor, t: Tensor, text: Tensor, types: Tensor) -> Tensor:
+        """Latents x b c f h w, t b, text b m d -> b c f h w; types b: numbers in SHOTS, or NONE."""
+        self.adapters.types = types
+        try:
+            return self.video_unet(x, t, text)
+        finally:
+            self.adapters.types = None
 
 
 class Moves:
-    """batch and loss for fit, a part of a step's: clips of one shot type, or (None) of a still camera, and their text.
+    """batch and loss for fit: clips of all shot types and of a still camera, and their text.
 
-    clips: type -> n c f h w, n m d; size: so many of them in a part.
+    clips: type, or None for a still camera -> n c f h w, n m d; size: so many clips in a batch.
     """
 
-    def __init__(self, clips: dict[str | None, tuple[Tensor, Tensor]], empty: Tensor, scheduler: Any, size: int = 1):
-        self.clips, self.empty, self.scheduler, self.size = clips, empty, scheduler, size
+    def __init__(self, clips: dict[str | None, tuple[Tensor, Tensor]], empty: Tensor, scheduler: Any, size: int = 4):
+        self.empty, self.scheduler, self.size = empty, scheduler, size
+        sets = [clips[shot] for shot in (*SHOTS, None)]  # NONE, -1, is the last
+        self.z, self.text = (torch.cat(parts) for parts in zip(*sets))
+        self.count = torch.tensor([len(z) for z, _ in sets])
+        self.first = self.count.cumsum(0) - self.count
 
-    def batch(self, k: int, generator: torch.Generator) -> tuple[str | None, Tensor, Tensor]:
-        still = float(rand((1,), generator)) < STILL
-        shot = None if still else SHOTS[int(randint(0, len(SHOTS), (1,), generator))]
-        z, text = self.clips[shot]
-        rows = randint(0, len(z), (self.size,), generator)
-        return shot, z[rows].float(), text[rows].float()
+    def batch(self, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        still = rand((self.size,), generator) < STILL
+        types = torch.where(still, NONE, randint(0, len(SHOTS), (self.size,), generator))
+        rows = self.first[types] + (rand((self.size,), generator) * self.count[types]).long()
+        return types, self.z[rows].float(), self.text[rows].float()
 
-    def loss(self, model: Said, batch: tuple[str | None, Tensor, Tensor], generator: torch.Generator) -> Tensor:
-        model.shot, *clips = batch
-        return motion_module_loss(model, *clips, generator, scheduler=self.scheduler, empty=self.empty, towards_noise=0.5,
-                                  snr_plus_one=True)
+    def loss(self, model: Said, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
+        types, z, text = batch
+        return motion_module_loss(partial(model, types=types), z, text, generator, scheduler=self.scheduler, empty=self.empty,
+                                  towards_noise=0.5, snr_plus_one=True)
 
 
 def recipes(amount: float = AMOUNT) -> dict[str | None, WorldRecipe]:
@@ -78,8 +113,11 @@ def recipes(amount: float = AMOUNT) -> dict[str | None, WorldRecipe]:
 
 
 def train(recipe: Any) -> None:
-    """The recipe's stage, on the module that learned clean clips; 200 clips of each shot type and 600 still ones."""
-    from .recipe import new_motion_modules
+    """The recipe's stage, on the module that learned clean clips; 200 clips of each shot type and 600 still ones.
+
+    The adapters go into camera-adapters.safetensors, for `--more` to go on with.
+    """
+    from .recipe import new_motion_modules, save
     from .unet import new_unet, scheduler, text_states
 
     tokenizer, text_encoder = recipe.text()
@@ -96,8 +134,9 @@ def train(recipe: Any) -> None:
     betas = DDIMScheduler.from_config(scheduler().config, beta_schedule="linear")
     video_unet = inflate(unet)
     video_unet.insert(modules)
-    batch = recipe.batch or 4
-    parts = min(TYPES, batch)
-    task, said = Moves(clips, empty, betas, batch // parts), Said(video_unet, modules)
-    recipe.train("camera", said, task.loss, task.batch, parameters=said.learned(), keep=modules, lr=2e-3, ema=0.99,
-                 optimizer="muon", accumulate=parts)
+    said, kept = Said(video_unet, modules), recipe.folder / "camera-adapters.safetensors"
+    if recipe.more and kept.exists():
+        said.adapters.load_state_dict(load_file(kept))
+    task = Moves(clips, empty, betas, recipe.batch or 4)
+    recipe.train("camera", said, task.loss, task.batch, parameters=said.learned(), keep=modules, lr=2e-3, ema=0.99, optimizer="muon")
+    save(said.adapters, kept)

@@ -1,10 +1,11 @@
-"""The stage in which the motion module learns camera moves: whose adapter is in place when, and what learns."""
+"""The stage in which the motion module learns camera moves: whose adapter is in place for which clip, and what learns."""
 import pytest
 import torch
 
 from animkit.data.camera import SHOTS
 from animkit.inflation import inflate
-from animkit.miniature.camera import TYPES, Moves, Said, recipes
+from animkit.lora import LoRA
+from animkit.miniature.camera import LOUD, NONE, Moves, Said, recipes
 from animkit.miniature.unet import scheduler
 from animkit.motion_module import MotionModules
 from animkit.training.loop import LoopConfig, fit
@@ -22,57 +23,59 @@ def said():
 @pytest.fixture
 def task(said):
     channels, text = said.video_unet.unet.config.in_channels, said.video_unet.unet.config.cross_attention_dim
-    clips = {shot: (torch.full((3, channels, 2, 8, 8), k / 10), torch.full((3, 5, text), k / 10))
-             for k, shot in enumerate((None, *SHOTS))}
-    return Moves(clips, torch.zeros(1, 5, text), scheduler(), size=2)
+    clips = {shot: (torch.full((3 + k, channels, 2, 8, 8), k / 10), torch.full((3 + k, 5, text), k / 10))
+             for k, shot in enumerate((*SHOTS, None))}
+    return Moves(clips, torch.zeros(1, 5, text), scheduler(), size=6)
 
 
-def test_a_batch_has_clips_of_one_shot_type_or_with_a_still_camera(task):
-    drawn = [task.batch(k, torch.Generator().manual_seed(k)) for k in range(400)]
-    for shot, z, text in drawn:
-        k = 0 if shot is None else 1 + SHOTS.index(shot)
-        assert z.shape[0] == len(text) == 2 and torch.allclose(z, torch.tensor(k / 10)) and torch.allclose(text, torch.tensor(k / 10))
-    found = [shot for shot, *_ in drawn]
-    assert set(found) == {None, *SHOTS} and 80 < found.count(None) < 160
+def test_a_batch_has_clips_of_all_types_and_their_numbers(task):
+    drawn = [task.batch(k, torch.Generator().manual_seed(k)) for k in range(200)]
+    for types, z, text in drawn:
+        expected = torch.where(types == NONE, len(SHOTS), types) / 10
+        assert len(types) == 6 and torch.allclose(z.mean((1, 2, 3, 4)), expected) and torch.allclose(text.mean((1, 2)), expected)
+    types = torch.cat([types for types, *_ in drawn])
+    assert set(types.tolist()) == {NONE, *range(len(SHOTS))} and 0.25 < (types == NONE).float().mean() < 0.35
 
 
-@pytest.mark.parametrize("shot", [None, "pan left", "roll clockwise"])
-def test_a_shot_types_adapter_learns_from_its_clips_alone_and_the_module_from_all(said, task, shot):
-    batch = (shot, *task.clips[shot])
+def test_every_clip_of_a_set_is_drawn(task):
+    task.z = torch.arange(float(len(task.z)))[:, None].expand(-1, 2)
+    seen = torch.cat([task.batch(k, torch.Generator().manual_seed(k))[1][:, 0] for k in range(300)])
+    assert set(seen.tolist()) == set(range(len(task.z)))
+
+
+def test_a_shot_types_adapter_learns_from_its_clips_alone_and_the_module_from_all(said, task):
+    types = torch.tensor([2, NONE, 5])
+    batch = (types, *(rows[:3] for rows in (task.z, task.text)))
     task.loss(said, batch, torch.Generator().manual_seed(0)).backward()
     assert any(p.grad is not None and p.grad.any() for p in said.motion.parameters())
-    learning = {name for name, adapter in said.adapters.items()
-                if any(p.grad is not None and p.grad.any() for p in adapter.parameters())}
-    assert learning == ({shot} if shot else set())
+    learning = {k for p in said.adapters.parameters() for k in range(len(SHOTS)) if p.grad[k].any()}
+    assert learning == {2, 5}
     assert {id(p) for p in said.learned()} == {id(p) for p in said.parameters() if p.requires_grad}
 
 
 def test_a_step_takes_in_clips_of_several_types(said, task, tmp_path):
-    drawn = []
-
-    def batch(k, generator):
-        drawn.append(task.batch(k, generator))
-        return drawn[-1]
-
-    fit(said, task.loss, batch, LoopConfig(steps=1, accumulate=TYPES, seed=1), tmp_path, parameters=said.learned(), quiet=True)
-    learned = {shot for shot, adapter in said.adapters.items()
-               if any(".up." in name and tensor.any() for name, tensor in adapter.state_dict().items())}
-    assert len(drawn) == TYPES and learned == {shot for shot, *_ in drawn} - {None} and len(learned) > 1
+    fit(said, task.loss, task.batch, LoopConfig(steps=1, seed=1, weight_decay=0), tmp_path, parameters=said.learned(), quiet=True)
+    learned = {k for up in said.adapters.up for k in range(len(SHOTS)) if up[k].any()}
+    assert len(learned) > 1
 
 
 @torch.no_grad()
-def test_without_an_adapter_the_camera_is_the_modules_own_affair(said):
-    x = torch.randn(1, said.video_unet.unet.config.in_channels, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    text, t = torch.zeros(1, 5, said.video_unet.unet.config.cross_attention_dim), torch.tensor([500])
-    for p in said.learned():
-        p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
-    said.shot = "zoom in"
-    moved = said(x, t, text)
-    said.shot = None
-    still = said(x, t, text)
-    for shot in SHOTS:
-        said.video_unet.remove(shot)
-    assert torch.equal(still, said.video_unet(x, t, text)) and not torch.equal(moved, still)
+def test_each_clips_adapter_is_what_a_lora_inserted_for_it_alone_does(said):
+    config = said.video_unet.unet.config
+    x, text = torch.randn(4, config.in_channels, 3, 8, 8), torch.randn(4, 5, config.cross_attention_dim)
+    t, types = torch.tensor([900, 500, 300, 100]), torch.tensor([2, NONE, 7, 2])
+    shaken(said.adapters)
+    together = said(x, t, text, types)
+    for k, shot in enumerate(types.tolist()):
+        if shot != NONE:
+            lora = LoRA.from_state_dict(said.adapters.state_of(shot))
+            said.video_unet.insert(lora, alpha=LOUD, name="alone")
+        alone = said.video_unet(x[k:k + 1], t[k:k + 1], text[k:k + 1])
+        assert torch.allclose(together[k:k + 1], alone, atol=1e-4)
+        if shot != NONE:
+            said.video_unet.remove("alone")
+            still = said.video_unet(x[k:k + 1], t[k:k + 1], text[k:k + 1])
+            assert (alone - still).abs().max() > 0.01
 
 
 def test_its_clips_are_of_each_shot_type_once_and_of_seeds_of_their_own():
