@@ -62,8 +62,11 @@ def name_shot(moves: dict[str, float], least: float = LEAST) -> list[str]:
     return [NAMES[name][moves[name] < 0] for name in found] or ["still"]
 
 
-def camera_path(clip) -> CameraPath:
-    """The path of a clip's camera (Clip or f h w 3, uint8). Raises AnimkitError under 2 frames."""
+def camera_path(clip, steady: bool = False) -> CameraPath:
+    """The path of a clip's camera (Clip or f h w 3, uint8). Raises AnimkitError under 2 frames.
+
+    steady: of a camera that keeps its pace, as in the eight moving crops of 4.3: then one step is fitted to the tracks of
+    all the clip, and what moves by itself for a while, or can be tracked in few frames only, has less say."""
     import cv2
 
     frames = grey(pixels(clip, least=2))
@@ -73,7 +76,7 @@ def camera_path(clip) -> CameraPath:
     frames = [cv2.GaussianBlur(cv2.resize(frame, size, interpolation=how), (0, 0), BLUR) for frame in frames]
     stride = max(1, min(STRIDE, STRIDE * len(frames) // 16))  # with fewer frames the camera goes further in each
     tracks = [_track(a, b) for a, b in zip(frames, frames[stride:])]
-    return _path(tracks, stride, len(frames))
+    return _path(tracks, stride, len(frames), steady)
 
 
 def camera_path_of_flow(flow: np.ndarray) -> CameraPath:
@@ -145,16 +148,17 @@ def _units(points: np.ndarray, h: int, w: int) -> np.ndarray:
     return (np.asarray(points, float) - [(w - 1) / 2, (h - 1) / 2]) * [2 / min(h, w), -2 / min(h, w)]
 
 
-def _path(tracks: list[tuple[np.ndarray, np.ndarray]], stride: int, frames: int) -> CameraPath:
+def _path(tracks: list[tuple[np.ndarray, np.ndarray]], stride: int, frames: int, steady: bool = False) -> CameraPath:
     """Fits each step from a frame to the next and multiplies them up; tracks[t] leads from frame t to t + stride.
 
     A step is fitted to all tracks that pass over it, together: a camera's pace hardly changes in so few frames, and an
-    object's does. What they agree on is the move of `stride` steps; its root is one step's."""
+    object's does. What they agree on is the move of `stride` steps; its root is one step's. steady: to all tracks."""
     whole, path, support = 1 + 0j, [(1 + 0j, 0j)], []
     shift = 0j
     for t in range(frames - 1):
-        over = tracks[max(0, t - stride + 1):min(t, len(tracks) - 1) + 1]
-        fit, agreed = fit_similarity(*(np.concatenate(each) for each in zip(*over)), agree=AGREE * stride ** 0.5)
+        if not (steady and t):
+            over = tracks if steady else tracks[max(0, t - stride + 1):min(t, len(tracks) - 1) + 1]
+            fit, agreed = fit_similarity(*(np.concatenate(each) for each in zip(*over)), agree=AGREE * stride ** 0.5)
         turn, step = complex(fit[0, 0], fit[1, 0]), complex(fit[0, 2], fit[1, 2])  # p -> turn p + step, p = x + iy
         root = turn ** (1 / stride)
         step = step / sum(root ** k for k in range(stride))

@@ -149,13 +149,13 @@ def judge_shots(folder: Path, judge: Judge, count: int, seed: int, batch: int,
     clips |= {shot: drawn({shot: 1.0}, shot) for shot in files}
     if set(COMPOSED) <= set(files):
         clips[" + ".join(COMPOSED)] = drawn(dict.fromkeys(COMPOSED, 1.0), " + ".join(COMPOSED))
-    moves = {whose: [camera_path(clip).moves for clip in each] for whose, each in clips.items()}
+    moves = {whose: [camera_path(clip, steady=True).moves for clip in each] for whose, each in clips.items()}
     scores = {whose: _shot_scores(judge, each, moves[whose], named, whose) for whose, each in clips.items()}
     still = np.stack([render(scene, FRAMES, clips["no MotionLoRA"].shape[2]).uint8 for scene in scenes])
-    paths = [camera_path(clip).moves for clip in still]
+    paths = [camera_path(clip, steady=True).moves for clip in still]
     scores["real clips, still camera"] = _shot_scores(judge, still, paths, named, "none")
     real, shots, motions = zip(*_real(FEW, seed, clips["no MotionLoRA"].shape[2]))
-    paths = [camera_path(clip).moves for clip in real]
+    paths = [camera_path(clip, steady=True).moves for clip in real]
     right = [name_shot(m, 0)[0] == shot for m, shot in zip(paths, shots)]
     scores["real clips, moved by crops"] = {
         "shot type": share(right), **_object_motion(judge, np.stack(real), motions),
@@ -167,7 +167,7 @@ def judge_shots(folder: Path, judge: Judge, count: int, seed: int, batch: int,
         few = min(FEW, count)
         tried = {0.0: clips["no MotionLoRA"][:few], 1.0: clips[shot][:few]}
         tried |= {alpha: drawn({shot: alpha}, f"{shot}, alpha {alpha:.2g}", few) for alpha in (1 / 3, 2 / 3)}
-        far = {alpha: np.mean([sign * camera_path(c).moves[name] for c in each]) for alpha, each in tried.items()}
+        far = {alpha: np.mean([sign * camera_path(c, steady=True).moves[name] for c in each]) for alpha, each in tried.items()}
         amounts[shot] = {f"{alpha:.2g}": round(float(far[alpha]), 4) for alpha in sorted(far)}
         curve = list(amounts[shot].values())
         bars.append(_bar(f"{shot}: its move at alpha 0, 1/3, 2/3, 1", "rises at each step", curve,

@@ -2,7 +2,9 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from animkit.data.camera import apply, crop_path
 from animkit.errors import AnimkitError
 from animkit.metrics import camera_path, camera_path_of_flow, exact_flow, fit_similarity, name_shot
 from animkit.metrics.camera import NAMES
@@ -33,6 +35,22 @@ def test_every_shot_is_named_and_its_path_is_the_worlds(shot):
         name, = [n for n, two in NAMES.items() if shot in two]
         assert abs(path.moves.pop(name)) == pytest.approx(1, abs=0.15)
         assert max(abs(v) for n, v in path.moves.items() if n != name) < 0.15
+
+
+@pytest.mark.parametrize("shot", [None, *SHOTS])
+def test_a_steady_camera_is_read_off_all_frames_at_once(shot):
+    """Crops of 4.3 keep their pace, a still camera too: named right, and a still one moves by nothing at all."""
+    rng = np.random.default_rng(3)
+    pixels = render(random_scene(rng, setting="city", motion="bouncing"), size=128).uint8
+    if shot:
+        moved = apply(torch.from_numpy(pixels).permute(3, 0, 1, 2), crop_path(shot, 16, 0.2), 64)
+        pixels = moved.permute(1, 2, 3, 0).numpy()
+    path = camera_path(pixels, steady=True)
+    assert path.shot == (shot or "still")
+    if shot is None:
+        assert max(map(abs, path.moves.values())) < 0.01
+    pace = np.diff(np.log(path.zoom)), np.diff(path.angle)
+    assert all(np.ptp(each) < 1e-9 for each in pace) and np.ptp(path.support) == 0
 
 
 def test_a_still_camera_is_still_whatever_moves_and_amounts_are_read():
