@@ -46,9 +46,10 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
 
         eps = eps(x, negative) + guidance * (eps(x, text) - eps(x, negative))
 
-    guided {name: weight}: inserted parts to be guided towards as well, see predicted. callback(step, t, x) sees each x. Ancestral schedulers draw fresh noise from generators, one for each clip. control
-    (5.4) is asked at each step what to add inside the UNet: control.steer. part: which of the steps to take; after
-    slice(None, k), slice(k, None) goes on from what the first call gave, as its noise.
+    guided {name: weight}: inserted parts that are left out of this and guided towards as well (see towards), each for
+    half as much time again. callback(step, t, x) sees each x. Ancestral schedulers draw fresh noise from generators,
+    one for each clip. control (5.4) is asked at each step what to add inside the UNet: control.steer. part: which of
+    the steps to take; after slice(None, k), slice(k, None) goes on from what the first call gave, as its noise.
     """
     scheduler = copy.deepcopy(scheduler)  # a scheduler remembers the steps it took; the caller's stays fresh
     scheduler.set_timesteps(steps, device=noise.device)
@@ -58,37 +59,36 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
     bar = tqdm(scheduler.timesteps[part], desc=f"{x.shape[2]} frames on {x.device}", disable=not progress)
     for step, t in enumerate(bar, part.start or 0):
         z = scheduler.scale_model_input(x, t)
-        eps = predicted(video_unet, z, t, text, guidance, guided or {}, added, control)
+        b, z = len(z), torch.cat([z, z]) if guidance > 1 else z
+        steering = control(z, t, text, added) if control else {}
+        with left_out(video_unet, guided or ()):
+            eps = positive = video_unet(z, t, text, added_cond_kwargs=added, **steering)
+        if guidance > 1:
+            negative, positive = eps.chunk(2)
+            eps = negative + guidance * (positive - negative)
+        if guided:
+            own = added and {key: rows[-b:] for key, rows in added.items()}
+            eps = eps + towards(video_unet, guided, z[:b], t, text[-b:], positive, own, control)
         x = scheduler.step(eps, t, x, **extra, return_dict=False)[0]                        # x_t -> x_{t-1}
         if callback is not None:
             callback(step, t, x)
     return x
 
 
-def predicted(video_unet: VideoUNet, x: Tensor, t: Tensor, text: Tensor, guidance: float, guided: Mapping[str, float],
-              added: dict[str, Tensor] | None = None, control: Callable[..., dict] | None = None) -> Tensor:
-    """eps b c f h w by guidance; text as for sample. Each name in guided, a MotionLoRA say, is a condition like the text:
+def towards(video_unet: VideoUNet, guided: Mapping[str, float], x: Tensor, t: Tensor, text: Tensor, positive: Tensor,
+            added: dict[str, Tensor] | None = None, control: Callable[..., dict] | None = None) -> Tensor:
+    """What inserted parts, MotionLoRAs say, add to eps as conditions of their own, each with a weight, as the text has one:
 
-        eps(x, negative) + guidance * (eps(x, text) - eps(x, negative))            all of them left out,
-        + guided[k] * (eps(x, text, with k) - eps(x, text))                        for each k
+        sum over k of guided[k] * (eps(x, text, with k) - eps(x, text)),      the second without any of them: `positive`
 
-    Not in the paper, whose MotionLoRA acts in both halves alike; as two conditions with a weight each in InstructPix2Pix
-    (Brooks et al. 2023, arXiv 2211.09800, eq. 3). Each name costs half as much again as guidance by text alone.
+    x b c f h w, its own text b n d. Not in the paper, whose MotionLoRA acts in both halves of the guidance alike; so two
+    conditions are weighed in InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800, eq. 3).
     """
-    def eps(x: Tensor, text: Tensor, added: dict[str, Tensor] | None) -> Tensor:
-        steering = control(x, t, text, added) if control else {}
-        return video_unet(x, t, text, added_cond_kwargs=added, **steering)
-
-    with left_out(video_unet, guided):
-        if guidance > 1:
-            negative, positive = eps(torch.cat([x, x]), text, added).chunk(2)
-            found = negative + guidance * (positive - negative)
-        else:
-            found = positive = eps(x, text, added)
-    own = added and {key: rows[-len(x):] for key, rows in added.items()}
+    found = torch.zeros_like(positive)
     for name, weight in guided.items():
         with left_out(video_unet, [other for other in guided if other != name]):
-            found = found + weight * (eps(x, text[-len(x):], own) - positive)
+            steering = control(x, t, text, added) if control else {}
+            found += weight * (video_unet(x, t, text, added_cond_kwargs=added, **steering) - positive)
     return found
 
 
@@ -289,7 +289,7 @@ class Animator:
         CPU, so that each can be made again alone and on any device; latents (b c f h w, standard normal) take the
         noise's place. control (5.4): for an inserted ControlNet, a picture a frame, or its depth (control.pictures_of
         says in which forms); {name: pictures} for several. guided {name: weight}: what is inserted under these names is
-        guided towards, as the text is, and so comes out more clearly: {"zoom in": 5}; see predicted. What is None comes from the control (frames), from the
+        guided towards, as the text is, and so comes out more clearly: {"zoom in": 5}; see towards. What is None comes from the control (frames), from the
         base's animkit.json, else from the paper's release: 16 frames, 25 steps, guidance 7.5. Raises AnimkitError for
         words, sizes or numbers that the base or the motion module cannot take.
         """

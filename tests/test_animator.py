@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import animkit as ak
-from animkit.animator import decode, predicted, sample
+from animkit.animator import decode, sample
 from animkit.look import new_look
 from animkit.opening import open_base
 from animkit.prompts import as_read
@@ -235,10 +235,18 @@ def test_guidance_is_the_formula():
     assert torch.allclose(sample(Network(), x, text[1:], Subtract(), guidance=1.0, progress=False), 2 - 3 * x)
 
 
+class OneStep:
+    """A scheduler whose step gives eps back, so that `sample` returns what it asked the network for."""
+    init_noise_sigma, timesteps = 1.0, torch.tensor([500])
+    def set_timesteps(self, steps, device): pass
+    def scale_model_input(self, x, t): return x
+    def step(self, eps, t, x, return_dict): return (eps,)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
 def test_guided_parts_are_conditions_with_weights_of_their_own(guidance):
-    """The formula of `predicted`, term by term, from the video UNet itself; two parts guided and a third in place as ever."""
+    """The formula of `towards`, term by term, from the video UNet itself; two parts guided and a third in place as ever."""
     animator = ak.Animator(make_pipe(), make_motion(make_pipe().unet))
     for seed, (name, alpha) in enumerate({"left": 0.7, "in": -1.2, "ink": 0.5}.items()):
         lora = ak.LoRA.for_module(animator.pipe.unet, ["to_q", "to_v"], rank=2) if name == "ink" else \
@@ -247,6 +255,8 @@ def test_guided_parts_are_conditions_with_weights_of_their_own(guidance):
     g = torch.Generator().manual_seed(0)
     x, t = torch.randn(2, 8, 3, 8, 8, generator=g), torch.tensor(500)
     text = torch.randn(2 * 2 if guidance > 1 else 2, 12, 32, generator=g)
+    found = sample(animator.video_unet, x, text, OneStep(), guidance=guidance, guided={"left": 4, "in": -2}, progress=False)
+    assert dict(animator.alpha) == {"motion": 1, "left": 0.7, "in": -1.2, "ink": 0.5}
 
     def alone(words, **alphas):
         for name, alpha in ({"left": 0, "in": 0} | alphas).items():
@@ -257,10 +267,27 @@ def test_guided_parts_are_conditions_with_weights_of_their_own(guidance):
     left, nearer = alone(text[-2:], **{"left": 0.7}), alone(text[-2:], **{"in": -1.2})
     expected = negative + guidance * (positive - negative) if guidance > 1 else positive
     expected = expected + 4 * (left - positive) - 2 * (nearer - positive)
-    animator.alpha["left"], animator.alpha["in"] = 0.7, -1.2
-    found = predicted(animator.video_unet, x, t, text, guidance, {"left": 4, "in": -2})
     assert (left - positive).abs().max() > 0.01 and torch.allclose(found, expected, atol=1e-4)
-    assert dict(animator.alpha) == {"motion": 1, "left": 0.7, "in": -1.2, "ink": 0.5}
+
+
+def test_a_guided_part_is_steered_by_a_control_as_the_rest_is():
+    """A control that answers by the rows it is given: the guided half meets its own rows' steering, and their text's."""
+    seen = []
+
+    def control(x, t, text, added):
+        seen.append((len(x), float(text[0, 0, 0])))
+        return {"steer": len(x)}
+
+    class Network:
+        alpha = {"pan": 1.0}
+        def __call__(self, x, t, text, added_cond_kwargs=None, steer=None):
+            assert steer == len(x) == len(text) == len(added_cond_kwargs["sizes"])
+            return self.alpha["pan"] * text.mean((1, 2))[:, None, None, None, None].expand_as(x)
+
+    x, text = torch.ones(1, 1, 2, 1, 1), torch.stack([torch.full((3, 2), 0.25), torch.full((3, 2), 1.0)])
+    found = sample(Network(), x, text, OneStep(), guidance=4.0, guided={"pan": 5.0}, added={"sizes": torch.zeros(2, 6)},
+                   control=control, progress=False)
+    assert torch.allclose(found, torch.full_like(x, 5.0)) and seen == [(2, 0.25), (1, 1.0)]
 
 
 def test_guided_leaves_alphas_and_settings_as_they_should_be():
