@@ -39,12 +39,14 @@ ZOO = ("adapter", "looks", "shots", "cost")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
-def draw(animator, prompts: list[str], frames: int, seed: int, batch: int = 20, said: str = "") -> np.ndarray:
-    """Clips n f h w 3, uint8; clip k from noise of seed + k, in batches, under a bar that tells how long it takes."""
+def draw(animator, prompts: list[str], frames: int, seed: int, batch: int = 20, said: str = "", **how) -> np.ndarray:
+    """Clips n f h w 3, uint8; clip k from noise of seed + k, in batches, under a bar that tells how long it takes.
+
+    how: what else the animator's call is given."""
     drawn = []
     with tqdm(total=len(prompts), desc=said, unit="clip" if frames > 1 else "picture") as bar:
         for k in range(0, len(prompts), batch):
-            clips = animator(prompts[k:k + batch], frames=frames, seed=seed + k, progress=False)
+            clips = animator(prompts[k:k + batch], frames=frames, seed=seed + k, progress=False, **how)
             drawn += [np.asarray(clip) for clip in clips]
             bar.update(len(clips))
     return np.stack(drawn)
@@ -267,6 +269,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="float32",
                         help="what clips are drawn in; bf16 takes two thirds of the time where the processor computes "
                              "in it, and colours differ by half a level of 255 (default: %(default)s, as users draw)")
+    parser.add_argument("--guided", type=float, metavar="WEIGHT", help="shots: guide towards each MotionLoRA with this "
+                        "weight (guided=), in place of the paper's way, one alpha in both halves of the guidance")
     parser.add_argument("--steps", type=int, help="the zoo: steps of the sampler (default: the base's own)")
 
 
@@ -274,6 +278,8 @@ def run(args) -> int:
     """Judge, write WHAT.json (and a sheet WHAT.webp), print the table. AnimkitError for missing or damaged weights."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.guided is not None and args.what != "shots":
+        raise AnimkitError(f"--guided goes with `animkit judge shots`, not with {args.what}.")
     if args.what in ZOO:
         from . import evaluate_zoo  # which stands on this
         return evaluate_zoo.run(args)

@@ -126,8 +126,11 @@ def judge_looks(folder: Path, judge: Judge, count: int, seed: int, batch: int, o
 
 
 def judge_shots(folder: Path, judge: Judge, count: int, seed: int, batch: int,
-                steps: int | None, dtype: torch.dtype = torch.float32) -> tuple[dict, Picture]:
-    """4.3: which way the camera goes with each MotionLoRA and how far; do objects still do what the prompt says?"""
+                steps: int | None, dtype: torch.dtype = torch.float32,
+                guided: float | None = None) -> tuple[dict, Picture]:
+    """4.3: which way the camera goes with each MotionLoRA and how far; do objects still do what the prompt says?
+
+    guided: a weight of its own for each MotionLoRA (animator(guided=)); None: the paper's, by its alpha alone."""
     files = {shot: folder / "motion_loras" / f"{shot.replace(' ', '-')}.safetensors" for shot in camera.SHOTS}
     files = {shot: file for shot, file in files.items() if file.exists()}
     if not files:
@@ -140,7 +143,8 @@ def judge_shots(folder: Path, judge: Judge, count: int, seed: int, batch: int,
     def drawn(shots: dict[str, float], said: str, only: int | None = None) -> np.ndarray:
         for shot, alpha in shots.items():
             animator.insert(files[shot], alpha=alpha, name=shot)
-        clips = _draw(animator, prompts[:only], FRAMES, seed, batch, steps, said)
+        weights = None if guided is None else dict.fromkeys(shots, guided)
+        clips = _draw(animator, prompts[:only], FRAMES, seed, batch, steps, said, guided=weights)
         for shot in shots:
             animator.remove(shot)
         return clips
@@ -264,9 +268,9 @@ def _file(folder: Path, name: str, stage: str) -> Path:
     return folder / name
 
 
-def _draw(animator, prompts, frames, seed, batch, steps, said) -> np.ndarray:
+def _draw(animator, prompts, frames, seed, batch, steps, said, **how) -> np.ndarray:
     animator.defaults |= {"steps": steps} if steps else {}
-    return draw(animator, prompts, frames, seed, batch, said)
+    return draw(animator, prompts, frames, seed, batch, said, **how)
 
 
 def _uint8(clips) -> np.ndarray:
@@ -303,12 +307,14 @@ def run(args) -> int:
     if what == "cost":
         report = judge_cost(folder)
     elif what == "shots":
-        report, picture = judge_shots(folder, _judge(folder), count, args.seed, args.batch, args.steps, dtype)
+        report, picture = judge_shots(folder, _judge(folder), count, args.seed, args.batch, args.steps, dtype,
+                                      args.guided)
     else:
         report, picture = {"adapter": judge_adapter, "looks": judge_looks}[what](
             folder, _judge(folder), count, args.seed, args.batch, args.look, args.steps, dtype)
     out, name = folder / "results" if args.out is None else args.out, f"{what}-{args.look}" if args.look else what
     options = {"look": args.look, "count": count or None, "seed": args.seed if count else None, "steps": args.steps,
+               "guided": args.guided,
                "precision": None if args.precision == "float32" or what == "cost" else args.precision}
     said = f"animkit judge {what}" + "".join(f" --{k} {v}" for k, v in options.items() if v is not None)
     record(out / f"{name}.json", {"command": said, **options, "weights": fingerprints(folder)}, report,

@@ -187,6 +187,23 @@ def test_judging_in_bf16_says_so(toy, tmp_path, monkeypatch):
     assert {animator.pipe.unet.dtype for animator in opened} == {torch.bfloat16} and len(opened) == 2
 
 
+def test_judge_shots_with_a_weight_of_their_own(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate_zoo, "FEW", 1)
+    asked_for = []
+
+    def draw(animator, prompts, frames, *args, guided):
+        asked_for.append((guided, {name: alpha for name, alpha in animator.alpha.items() if name != "motion"}))
+        return np.zeros((len(prompts), frames, 64, 64, 3), np.uint8)
+
+    monkeypatch.setattr(evaluate_zoo, "draw", draw)
+    told = judged(toy[0], tmp_path, "shots", "--count", "1", "--steps", "1", "--guided", "5")["parameters"]
+    assert told["guided"] == 5 and told["command"].endswith(" --steps 1 --guided 5.0")
+    assert asked_for[:2] == [({}, {}), ({"zoom in": 5}, {"zoom in": 1})]
+    assert ({"zoom in": 5, "roll clockwise": 5}, {"zoom in": 1, "roll clockwise": 1}) in asked_for
+    assert cli.main(["judge", "looks", "--folder", str(toy[0]), "--guided", "5"]) == 2
+    assert "--guided goes with `animkit judge shots`, not with looks." in capsys.readouterr().err
+
+
 def test_judge_shots(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate_zoo, "FEW", 1)
     report = judged(toy[0], tmp_path, "shots", "--count", "1", "--steps", "1")["metrics"]
