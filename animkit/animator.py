@@ -38,7 +38,7 @@ SAMPLES = ("step", "scale_model_input", "init_noise_sigma")  # what a sampler ha
 def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, steps: int = 25, guidance: float = 7.5,
            generators: list[torch.Generator] | None = None, callback: Callback | None = None, progress: bool = True,
            added: dict[str, Tensor] | None = None, control: Callable[..., dict] | None = None,
-           part: slice = slice(None), guided: Mapping[str, float] | None = None) -> Tensor:
+           part: slice = slice(None), guided: Mapping[str, float] | None = None, guided_until: float = 0.3) -> Tensor:
     """From noise x_T (b c f h w) to a clip's latents x_0: 25 steps of DDIM in the paper, here any diffusers scheduler.
 
     text is [negative, positive] stacked (2b n d) when guidance is above 1, else b n d. Each step asks the video UNet
@@ -47,7 +47,8 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
         eps = eps(x, negative) + guidance * (eps(x, text) - eps(x, negative))
 
     guided {name: weight}: inserted parts that are left out of this and guided towards as well (see towards), each for
-    half as much time again. callback(step, t, x) sees each x. Ancestral schedulers draw fresh noise from generators,
+    half as much time again, while t is above guided_until of all timesteps; below, where only detail is left to decide,
+    they act as ever (an interval as Kynkaanniemi et al. 2024, arXiv 2404.07724). callback(step, t, x) sees each x. Ancestral schedulers draw fresh noise from generators,
     one for each clip. control (5.4) is asked at each step what to add inside the UNet: control.steer. part: which of
     the steps to take; after slice(None, k), slice(k, None) goes on from what the first call gave, as its noise.
     """
@@ -61,14 +62,16 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
         z = scheduler.scale_model_input(x, t)
         b, z = len(z), torch.cat([z, z]) if guidance > 1 else z
         steering = control(z, t, text, added) if control else {}
-        with left_out(video_unet, guided or ()):
-            eps = positive = video_unet(z, t, text, added_cond_kwargs=added, **steering)
+        now = guided if guided and t > guided_until * scheduler.config.num_train_timesteps else {}
+        with left_out(video_unet, now):
+            eps = video_unet(z, t, text, added_cond_kwargs=added, **steering)
         if guidance > 1:
             negative, positive = eps.chunk(2)
             eps = negative + guidance * (positive - negative)
-        if guided:
+        if now:
             own = added and {key: rows[-b:] for key, rows in added.items()}
-            eps = eps + towards(video_unet, guided, z[:b], t, text[-b:], positive, own, control)
+            apart = positive if guidance > 1 else eps
+            eps = eps + towards(video_unet, now, z[:b], t, text[-b:], apart, own, control)
         x = scheduler.step(eps, t, x, **extra, return_dict=False)[0]                        # x_t -> x_{t-1}
         if callback is not None:
             callback(step, t, x)
@@ -282,14 +285,15 @@ class Animator:
                  height: int | None = None, width: int | None = None, scheduler: Any = None, clips_per_prompt: int = 1,
                  callback: Callback | None = None, progress: bool = True, latents: Tensor | None = None,
                  fps: float | None = None, control: Any = None,
-                 guided: Mapping[str, float] | None = None) -> Clip | list[Clip]:
+                 guided: Mapping[str, float] | None = None, guided_until: float = 0.3) -> Clip | list[Clip]:
         """Draw a clip; a list of prompts, or clips_per_prompt above 1, gives a list (the first prompt's clips first).
 
         frames: 1 to the motion module's positions. height, width: pixels. Clip i draws its noise with seed + i, on the
         CPU, so that each can be made again alone and on any device; latents (b c f h w, standard normal) take the
         noise's place. control (5.4): for an inserted ControlNet, a picture a frame, or its depth (control.pictures_of
         says in which forms); {name: pictures} for several. guided {name: weight}: what is inserted under these names is
-        guided towards, as the text is, and so comes out more clearly: {"zoom in": 5}; see towards. What is None comes from the control (frames), from the
+        guided towards, as the text is, and so comes out more clearly: {"zoom in": 5}, until a share guided_until of the
+        timesteps is left; see sample and towards. What is None comes from the control (frames), from the
         base's animkit.json, else from the paper's release: 16 frames, 25 steps, guidance 7.5. Raises AnimkitError for
         words, sizes or numbers that the base or the motion module cannot take.
         """
@@ -301,7 +305,7 @@ class Animator:
         prompts = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else [prompt]
         self._check(prompts, negative_prompt, seed, guidance, fps, scheduler,
                     {"frames": frames, "steps": steps, "clips_per_prompt": clips_per_prompt})
-        guided = self._checked_guided(guided)
+        guided = self._checked_guided(guided, guided_until)
         frames, seed, steps = int(frames), int(seed), int(steps)  # numpy's integers are not what libraries take
         h, w = check_size(self.pipe, self.defaults, height, width)
         check_pictures(pictures, frames, h, w)
@@ -324,7 +328,7 @@ class Animator:
         steering = steer([(controls[name], pictures[name].to(device)) for name in controls])
         x = self._draw(noise.to(device, unet.dtype), text.to(unet.dtype), scheduler, steps, guidance, added=added,
                        generators=generators, callback=callback, progress=progress, control=steering,
-                       **({"guided": guided} if guided else {}))
+                       **({"guided": guided, "guided_until": guided_until} if guided else {}))
         if not torch.isfinite(x).all():
             raise AnimkitError(f"Sampling gave numbers that are not finite ({unet.dtype} on {device}): the weights are "
                                f"damaged, or the precision is too low; load the base again with dtype=torch.float32.")
@@ -335,7 +339,7 @@ class Animator:
                   "scheduler_config": {k: v for k, v in scheduler.config.items() if not k.startswith("_")},
                   "noise": "seed" if latents is None else "latents", "device": str(device), "dtype": str(unet.dtype),
                   "animkit": animkit.__version__, **({"control": sorted(controls)} if controls else {}),
-                  **({"guided": guided} if guided else {})}
+                  **({"guided": guided, "guided_until": float(guided_until)} if guided else {})}
         clips = [Clip(p, fps, said, {"seed": seed + i, **common}) for i, (p, said) in enumerate(zip(drawn, prompts))]
         return clips[0] if isinstance(prompt, str) and clips_per_prompt == 1 else clips
 
@@ -343,8 +347,10 @@ class Animator:
         """Noise b c f h w -> latents; all that the methods which the paper compares with (5.2) do in another way."""
         return sample(self.video_unet, noise, text, scheduler, steps, guidance, **how)
 
-    def _checked_guided(self, guided: Mapping[str, float] | None) -> dict[str, float]:
+    def _checked_guided(self, guided: Mapping[str, float] | None, until: float) -> dict[str, float]:
         """{name: weight} of what stands in the UNet; AnimkitError for another name, or a weight that is no number."""
+        if not isinstance(until, Real) or not 0 <= until <= 1:
+            raise AnimkitError(f"guided_until is a share of the timesteps, 0 to 1; got {until!r}.")
         if guided is not None and not isinstance(guided, Mapping):
             raise AnimkitError(f'guided is {{name: weight}}, such as {{"zoom in": 5}}; got {guided!r}.')
         for name, weight in (guided or {}).items():

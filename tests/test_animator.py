@@ -238,6 +238,7 @@ def test_guidance_is_the_formula():
 class OneStep:
     """A scheduler whose step gives eps back, so that `sample` returns what it asked the network for."""
     init_noise_sigma, timesteps = 1.0, torch.tensor([500])
+    config = SimpleNamespace(num_train_timesteps=1000)
     def set_timesteps(self, steps, device): pass
     def scale_model_input(self, x, t): return x
     def step(self, eps, t, x, return_dict): return (eps,)
@@ -290,6 +291,19 @@ def test_a_guided_part_is_steered_by_a_control_as_the_rest_is():
     assert torch.allclose(found, torch.full_like(x, 5.0)) and seen == [(2, 0.25), (1, 1.0)]
 
 
+@torch.no_grad()
+def test_below_its_share_of_the_timesteps_a_guided_part_acts_as_ever():
+    """At t = 500 of 1000: guided until 0.49 it is guided, until 0.5 it is what it is without a word of it."""
+    animator = ak.Animator(make_pipe(), make_motion(make_pipe().unet))
+    animator.insert(shaken(ak.new_motion_lora(animator.video_unet.motion, 2)), name="pan")
+    g = torch.Generator().manual_seed(0)
+    x, text = torch.randn(1, 8, 3, 8, 8, generator=g), torch.randn(2, 12, 32, generator=g)
+    plain, over, under, whole = (sample(animator.video_unet, x, text, OneStep(), guidance=3.0, progress=False, **how) for how in
+                                 ({}, {"guided": {"pan": 6}, "guided_until": 0.5}, {"guided": {"pan": 6}, "guided_until": 0.49},
+                                  {"guided": {"pan": 6}, "guided_until": 0}))
+    assert torch.equal(plain, over) and torch.equal(under, whole) and (under - over).abs().max() > 0.01
+
+
 def test_guided_leaves_alphas_and_settings_as_they_should_be():
     animator = ak.Animator(make_pipe(), make_motion(make_pipe().unet))
     animator.insert(shaken(ak.new_motion_lora(animator.video_unet.motion, 2)), alpha=0.5, name="pan")
@@ -297,6 +311,7 @@ def test_guided_leaves_alphas_and_settings_as_they_should_be():
     plain, none, drawn = (animator("a bird", **options, guided=guided) for guided in (None, {}, {"pan": 6}))
     assert np.array_equal(plain, none) and not close(plain, drawn)
     assert drawn.settings["guided"] == {"pan": 6.0} and "guided" not in plain.settings
+    assert drawn.settings["guided_until"] == 0.3
     again = animator("a bird", **options, guided={"pan": 6}, clips_per_prompt=2)[0]
     assert close(drawn, again)
 
@@ -672,6 +687,7 @@ def test_sdxl_one_frame_is_the_image_pipeline():
     ({"prompt": []}, "prompt"),
     ({"prompt": [3]}, "prompt"),
     ({"negative_prompt": 3}, "negative"),
+    ({"guided": {"motion": 2}, "guided_until": 2}, "guided_until .* got 2"),
     ({"guided": "motion"}, "guided is {name: weight}.* 'motion'"),
     ({"guided": {"zoom": 5}}, "'zoom'; there is: motion"),
     ({"guided": {"motion": float("inf")}}, r"guided\['motion'\] .* inf"),
