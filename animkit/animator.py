@@ -48,9 +48,10 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
 
     guided {name: weight}: inserted parts that are left out of this and guided towards as well (see towards), each for
     half as much time again, while t is above guided_until of all timesteps; below, where only detail is left to decide,
-    they act as ever (an interval as Kynkaanniemi et al. 2024, arXiv 2404.07724). callback(step, t, x) sees each x. Ancestral schedulers draw fresh noise from generators,
-    one for each clip. control (5.4) is asked at each step what to add inside the UNet: control.steer. part: which of
-    the steps to take; after slice(None, k), slice(k, None) goes on from what the first call gave, as its noise.
+    they act as ever (an interval as Kynkaanniemi et al. 2024, arXiv 2404.07724). callback(step, t, x) sees each x.
+    Ancestral schedulers draw fresh noise from generators, one for each clip. control (5.4) is asked at each step what
+    to add inside the UNet: control.steer. part: which of the steps to take; after slice(None, k), slice(k, None) goes
+    on from what the first call gave, as its noise.
     """
     scheduler = copy.deepcopy(scheduler)  # a scheduler remembers the steps it took; the caller's stays fresh
     scheduler.set_timesteps(steps, device=noise.device)
