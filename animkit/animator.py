@@ -85,8 +85,9 @@ def towards(video_unet: VideoUNet, guided: Mapping[str, float], x: Tensor, t: Te
 
         sum over k of guided[k] * (eps(x, text, with k) - eps(x, text)),      the second without any of them: `positive`
 
-    x b c f h w, its own text b n d. Not in the paper, whose MotionLoRA acts in both halves of the guidance alike; so two
-    conditions are weighed in InstructPix2Pix (Brooks et al. 2023, arXiv 2211.09800, eq. 3).
+    x b c f h w, its own text b n d; of a look on the text encoder too, what it does there stays. Not in the paper,
+    whose MotionLoRA acts in both halves of the guidance alike; so two conditions are weighed in InstructPix2Pix (Brooks
+    et al. 2023, arXiv 2211.09800, eq. 3).
     """
     found = torch.zeros_like(positive)
     for name, weight in guided.items():

@@ -153,12 +153,13 @@ def _path(tracks: list[tuple[np.ndarray, np.ndarray]], stride: int, frames: int,
 
     A step is fitted to all tracks that pass over it, together: a camera's pace hardly changes in so few frames, and an
     object's does. What they agree on is the move of `stride` steps; its root is one step's. steady: to all tracks."""
+    def fitted(over: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, float]:
+        return fit_similarity(*(np.concatenate(each) for each in zip(*over)), agree=AGREE * stride ** 0.5)
+
+    over = (tracks[max(0, t - stride + 1):min(t, len(tracks) - 1) + 1] for t in range(frames - 1))
     whole, path, support = 1 + 0j, [(1 + 0j, 0j)], []
     shift = 0j
-    for t in range(frames - 1):
-        if not (steady and t):
-            over = tracks if steady else tracks[max(0, t - stride + 1):min(t, len(tracks) - 1) + 1]
-            fit, agreed = fit_similarity(*(np.concatenate(each) for each in zip(*over)), agree=AGREE * stride ** 0.5)
+    for fit, agreed in [fitted(tracks)] * (frames - 1) if steady else map(fitted, over):
         turn, step = complex(fit[0, 0], fit[1, 0]), complex(fit[0, 2], fit[1, 2])  # p -> turn p + step, p = x + iy
         root = turn ** (1 / stride)
         step = step / sum(root ** k for k in range(stride))

@@ -26,7 +26,7 @@ from ..training.losses import motion_module_loss
 STILL = 0.3  # the share of clips whose camera stands still
 AMOUNT = 0.2  # of the crop's move: a quarter of the window in a pan, 18 degrees in a roll
 RANK = 8
-LOUD = 4.0  # alpha of the eight: each learns from a clip in twelve only, and is not kept
+LOUD = 4.0  # alpha of the eight: each learns from one clip in eleven or so, and is no MotionLoRA that ships
 NONE = -1  # in the place of a shot type's number: the camera stands still
 
 

@@ -312,7 +312,8 @@ def run(args) -> int:
     else:
         report, picture = {"adapter": judge_adapter, "looks": judge_looks}[what](
             folder, _judge(folder), count, args.seed, args.batch, args.look, args.steps, dtype)
-    out, name = folder / "results" if args.out is None else args.out, f"{what}-{args.look}" if args.look else what
+    of = args.look or (args.guided is not None and "guided")  # beside the paper's way, not in its place
+    out, name = folder / "results" if args.out is None else args.out, f"{what}-{of}" if of else what
     options = {"look": args.look, "count": count or None, "seed": args.seed if count else None, "steps": args.steps,
                "guided": args.guided,
                "precision": None if args.precision == "float32" or what == "cost" else args.precision}

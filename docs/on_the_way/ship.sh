@@ -11,7 +11,9 @@ core() { taskset -c "$1" .venv/bin/python -m animkit "${@:2}" --threads 1; }
 core 0 miniature assemble
 core 0 miniature adapter motion_web & core 1 miniature look motion_plain; wait $!
 core 0 miniature zoo
-core 0 miniature shots & { rm -rf runs/miniature/control runs/miniature/control.json; core 1 miniature control
-  core 1 judge stills; core 1 judge motion; }; wait $!
+if [ ! -e runs/miniature/control-anew ]; then  # the ControlNet of the base before is not gone on with
+  rm -rf runs/miniature/control runs/miniature/control.json; touch runs/miniature/control-anew
+fi
+core 0 miniature shots & { core 1 miniature control; core 1 judge stills; core 1 judge motion; }; wait $!
 core 0 miniature assemble zoo
-core 0 judge shots --guided 6 & { core 1 judge adapter; core 1 judge looks; core 1 judge cost; }; wait $!
+{ core 0 judge shots; core 0 judge shots --guided 6; } & { core 1 judge adapter; core 1 judge looks; core 1 judge cost; }; wait $!

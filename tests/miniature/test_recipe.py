@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import animkit as ak
 from animkit.data.camera import any_crop, apply
@@ -53,6 +53,14 @@ def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatc
     told = json.loads((into / "recipe.json").read_text())
     assert {"vae", "clip", "judge", "coarse", "unet", "decoder", "motion"} <= set(told)
     assert all(t["steps"] == 2 and np.isfinite(t["curve"]).all() for t in told.values())
+
+    kept = tiny.folder / "camera-adapters.safetensors"
+    learned = load_file(kept)
+    assert any(t.any() for name, t in learned.items() if name.startswith("up.")), "what the adapters learned is kept"
+    save_file({name: torch.full_like(t, 0.5) for name, t in learned.items()}, kept)
+    tiny.more = 1
+    tiny.camera()
+    assert all((t - 0.5).abs().max() < 0.05 for t in load_file(kept).values()), "and `--more` goes on with it"
 
     later = recipe.Recipe(tmp_path / "later", budget=1e-6)
     later.adopt(into)

@@ -196,7 +196,9 @@ def test_judge_shots_with_a_weight_of_their_own(toy, tmp_path, monkeypatch, caps
         return np.zeros((len(prompts), frames, 64, 64, 3), np.uint8)
 
     monkeypatch.setattr(evaluate_zoo, "draw", draw)
-    told = judged(toy[0], tmp_path, "shots", "--count", "1", "--steps", "1", "--guided", "5")["parameters"]
+    words = ["judge", "shots", "--folder", str(toy[0]), "--out", str(tmp_path), "--count", "1", "--steps", "1", "--guided", "5"]
+    assert cli.main(words) == 0 and not (tmp_path / "shots.json").exists(), "beside the paper's way, not in its place"
+    told = json.loads((tmp_path / "shots-guided.json").read_text())["parameters"]
     assert told["guided"] == 5 and told["command"].endswith(" --steps 1 --guided 5.0")
     assert asked_for[:2] == [({}, {}), ({"zoom in": 5}, {"zoom in": 1})]
     assert ({"zoom in": 5, "roll clockwise": 5}, {"zoom in": 1, "roll clockwise": 1}) in asked_for
