@@ -3,7 +3,8 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 EXTRAS := course,reproduce,dev
-PYTEST := $(PY) -m pytest -q --timeout=600 --durations=5
+# Two testers with a core each: most of a test is Python, of which one tester runs one line at a time.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --timeout=600 --durations=15
 # The first Python on the path that animkit supports; `make PYTHON=/path/to/python3.12 ...` chooses another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
     $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)

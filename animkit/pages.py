@@ -10,6 +10,7 @@ from .errors import AnimkitError
 from .notebooks import needs
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+ICONS = re.compile(r"\s*--jp-icon-[\w-]+:\s*url\([^)]*\);")  # JupyterLab's, for buttons that no page has: 86 kB of each
 # nbconvert's own page without the scripts that it takes from other hosts (require, MathJax, mermaid, widgets).
 TEMPLATE = """{%- extends 'index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
@@ -37,6 +38,7 @@ def write_page(notebook: str | os.PathLike, page: str | os.PathLike) -> Path:
     headings = (re.search(r"^# (.+)$", cell.source, re.M) for cell in nb.cells if cell.cell_type == "markdown")
     nb.metadata["title"] = next((found.group(1).strip() for found in headings if found), notebook.stem)
     html, _ = _exporter().from_notebook_node(nb, {"metadata": {"path": str(notebook.resolve().parent)}})
+    html = ICONS.sub("", html)
     if loads := network_loads(html):
         raise AnimkitError(f"the page of {notebook.name} would load {', '.join(loads[:5])} from the network; "
                            "put it into the notebook instead")

@@ -27,6 +27,7 @@ from ..record import record
 from ..show.filmstrip import Picture
 from ..world import render
 from ..world.web import degrade
+from .camera import AMOUNT
 from .clip import COLOURLESS
 from .evaluate import FRAMES, PRECISIONS, draw, fingerprints, flicker, in_rows, number, open_animator
 from .judge import TEXT, Judge, asked, names_its_look, text_found, truth
@@ -226,7 +227,7 @@ def _real(each: int, seed: int, size: int) -> Iterator[tuple[np.ndarray, str, st
     for k, (_, scene) in enumerate(asked(each * 8, seed + 1)):
         shot = camera.SHOTS[k % 8]
         large = torch.from_numpy(render(scene, FRAMES, 2 * size).uint8).permute(3, 0, 1, 2)
-        moved = camera.apply(large, camera.crop_path(shot, FRAMES, 0.3), size)
+        moved = camera.apply(large, camera.crop_path(shot, FRAMES, AMOUNT), size)
         yield moved.permute(1, 2, 3, 0).numpy(), shot, truth(scene, "motion")
 
 

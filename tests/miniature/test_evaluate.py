@@ -334,6 +334,7 @@ def test_shipped_results_are_whole_runs(shipped, name):
     ("adapter", ("miniature/", "judge/", "motion_module", "domain_adapter")),
     ("looks", ("miniature/", "judge/", "motion_module/", "looks/")),
     ("shots", ("miniature/", "judge/", "motion_module/", "motion_loras/")),
+    ("shots-guided", ("miniature/", "judge/", "motion_module/", "motion_loras/")),
     ("cost", ("motion_module/", "domain_adapter", "looks/"))])
 def test_shipped_results_are_of_the_shipped_weights(shipped, name, parts):
     if not (shipped / "results" / f"{name}.json").exists():
