@@ -38,7 +38,8 @@ def write_page(notebook: str | os.PathLike, page: str | os.PathLike) -> Path:
     headings = (re.search(r"^# (.+)$", cell.source, re.M) for cell in nb.cells if cell.cell_type == "markdown")
     nb.metadata["title"] = next((found.group(1).strip() for found in headings if found), notebook.stem)
     html, _ = _exporter().from_notebook_node(nb, {"metadata": {"path": str(notebook.resolve().parent)}})
-    html = ICONS.sub("", html)
+    head, end, body = html.partition("</head>")
+    html = ICONS.sub("", head) + end + body
     if loads := network_loads(html):
         raise AnimkitError(f"the page of {notebook.name} would load {', '.join(loads[:5])} from the network; "
                            "put it into the notebook instead")

@@ -1,4 +1,6 @@
 """Running notebooks with checked parameters, and pages that need no network."""
+import re
+
 import nbformat
 import pytest
 from nbformat import v4
@@ -99,7 +101,7 @@ def test_a_page_keeps_what_is_shown_and_loads_nothing(tmp_path):
     pixel = ("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
     text = v4.new_markdown_cell("# A page\n\nInline $W + \\alpha B A$ and\n\n$$\\frac{1}{2}$$\n\n"
                                 "[a link](https://example.org/paper) and `https://example.org/code`")
-    code = v4.new_code_cell('# see https://example.org/x\nurl = "https://example.org/data"', outputs=[
+    code = v4.new_code_cell('# --jp-icon-mine: url(x); see https://example.org/x\nurl = "https://example.org/data"', outputs=[
         v4.new_output("display_data", {"text/html": '<video controls src="data:video/mp4;base64,AAAA"></video>'}),
         v4.new_output("display_data", {"image/png": pixel, "text/plain": "a picture"}),
         v4.new_output("display_data", {pages.WIDGET: {"model_id": "1"}, "text/plain": "IntSlider(value=3)"})])
@@ -108,6 +110,7 @@ def test_a_page_keeps_what_is_shown_and_loads_nothing(tmp_path):
     assert pages.network_loads(html) == []
     assert "<title>A page</title>" in html and html.count("<math") == 2 and "<mfrac>" in html
     assert 'src="data:video/mp4;base64,AAAA"' in html and pixel[:40] in html
+    assert re.findall(r"--jp-icon-[\w-]+: *url", html) == ["--jp-icon-mine: url"], "JupyterLab's icons are left out"
     assert "IntSlider" not in html and "https://example.org/paper" in html
     assert [p.name for p in (tmp_path / "p").iterdir()] == ["n.html"]
 

@@ -39,9 +39,11 @@ def draw(animator: Any, prompt: str, seed: int = 0, look: Any = None, alphas: Ma
 
 
 class Playground(widgets.VBox):
-    """The controls over `draw`: `.prompt .seed .look .alphas[name] .run .shown`, and the last clip as `.clip`."""
+    """The controls over `draw`: `.prompt .seed .look .alphas[name] .weight .run .shown`, and the last clip as `.clip`."""
 
-    def __init__(self, animator: Any, prompt: str, seed: int, looks: Mapping[str, Any], clip: Clip, options: dict):
+    def __init__(self, animator: Any, prompt: str, seed: int, looks: Mapping[str, Any], clip: Clip, guided: Mapping[str, float],
+                 options: dict):
+        self.guided = guided
         self.animator, self.looks, self.options, self.clip = animator, dict(looks), options, clip
         wide = {"style": {"description_width": "8em"}, "layout": {"width": "28em"}}
         self.prompt = widgets.Text(prompt, description="prompt", **wide)
@@ -52,12 +54,16 @@ class Playground(widgets.VBox):
         self.alphas = {name: widgets.FloatSlider(alpha, min=min(0, alpha), max=max(1.5, alpha), step=0.05,
                                                  description=f"alpha {name}", continuous_update=False, **wide)
                        for name, alpha in alphas.items()}
+        first = max(self.guided.values(), default=0.0)
+        self.weight = widgets.FloatSlider(first, min=0, max=max(10, first), step=0.5, description="guidance",
+                                          tooltip=f"towards {', '.join(self.guided)}", continuous_update=False, **wide)
         self.run = widgets.Button(description="Animate", button_style="primary", tooltip="Draw a clip so")
         self.bar = widgets.IntProgress(0, 0, 1, description="steps", **wide)
         self.shown = widgets.HTML(_figure(clip), layout={"flex": "1 1 18em"})
         self.run.on_click(lambda _: self.animate())
         looks = [self.look] if self.looks else []
-        controls = widgets.VBox([self.prompt, self.seed, *looks, *self.alphas.values(), self.run, self.bar],
+        guidance = [self.weight] if self.guided else []
+        controls = widgets.VBox([self.prompt, self.seed, *looks, *self.alphas.values(), *guidance, self.run, self.bar],
                                 layout={"flex": "0 0 29em"})  # the clip, however wide, leaves the controls their place
         super().__init__([widgets.HBox([controls, self.shown], layout={"flex_flow": "row wrap"})])
 
@@ -70,8 +76,9 @@ class Playground(widgets.VBox):
         self.bar.value, self.bar.max = 0, self.options.get("steps") or self.animator.defaults["steps"]
         try:
             look = self.looks[self.look.value] if self.look.value else None
-            self.clip = draw(self.animator, self.prompt.value, self.seed.value, look,
-                             {name: slider.value for name, slider in self.alphas.items()},
+            alphas = {name: slider.value for name, slider in self.alphas.items()}
+            self.clip = draw(self.animator, self.prompt.value, self.seed.value, look, alphas,
+                             **_at_work(dict.fromkeys(self.guided, self.weight.value), alphas),
                              **{"progress": False, "callback": self._step, **self.options})
             self.shown.value = _figure(self.clip)
         except AnimkitError as error:
@@ -84,20 +91,29 @@ class Playground(widgets.VBox):
         self.bar.value = step + 1
 
 
+def _at_work(guided: Mapping[str, float], alphas: Mapping[str, float]) -> dict:
+    """guided= for an animator's call: without those whose alpha or weight is 0; nothing, if none is left."""
+    left = {name: weight for name, weight in guided.items() if weight and alphas[name]}
+    return {"guided": left} if left else {}
+
+
 def _figure(clip: Clip) -> str:
     return f"<figure>{clip._film()}</figure>"  # without the stills, for which there is no room
 
 
 def playground(animator: Any, prompt: str = "a red balloon over the sea, rising", seed: int = 0,
-               looks: Mapping[str, Any] | None = None, clip: Clip | None = None, **options) -> Playground:
+               looks: Mapping[str, Any] | None = None, clip: Clip | None = None,
+               guided: Mapping[str, float] | None = None, **options) -> Playground:
     """Controls to play with an animator; above them the stills of a first clip, which stay where widgets do not run.
 
     looks: name -> what `animator.insert` takes; None: the looks shipped with animkit, if the base is the miniature.
-    clip: a clip to begin with, else one is drawn. options (frames, steps, ...) go to every call.
+    clip: a clip to begin with, else one is drawn. guided {name: weight}: inserted parts to guide towards while their
+    alpha is not 0, with one slider for the weight of all. options (frames, steps, ...) go to every call.
     """
     if looks is None:
         from animkit.base import sample_looks
         looks: Mapping[str, Path] = sample_looks() if animator.base == "miniature" else {}
-    clip = draw(animator, prompt, seed, **options) if clip is None else clip
+    guided = dict(guided or {})
+    clip = draw(animator, prompt, seed, **_at_work(guided, animator.alpha), **options) if clip is None else clip
     display(filmstrip(clip))
-    return Playground(animator, prompt, seed, looks, clip, options)
+    return Playground(animator, prompt, seed, looks, clip, guided, options)

@@ -24,8 +24,8 @@ class Toy:
     def remove(self, name):
         del self.alpha[name]
 
-    def __call__(self, prompt, seed, steps=3, callback=None, progress=True):
-        self.calls.append((prompt, seed, steps, dict(self.alpha)))
+    def __call__(self, prompt, seed, steps=3, callback=None, progress=True, **guided):
+        self.calls.append((prompt, seed, steps, dict(self.alpha), *guided.values()))
         if "purple" in prompt:
             raise AnimkitError("unknown word 'purple'")
         for step in range(steps):
@@ -99,3 +99,25 @@ def test_sliders_wait_until_they_are_let_go(monkeypatch):
     with shown(monkeypatch):
         play = widgets.playground(Toy(), "a bird")
     assert all(not slider.continuous_update for slider in play.alphas.values())
+
+
+def test_one_slider_weighs_the_guidance_towards_all_parts_at_work(monkeypatch):
+    toy = Toy()
+    toy.alpha |= {"pan left": 0.0, "zoom in": 1.0}
+    with shown(monkeypatch):
+        play = widgets.playground(toy, "a bird", guided={"pan left": 6.0, "zoom in": 6.0})
+    assert toy.calls[-1][4:] == ({"zoom in": 6.0},)
+    assert play.weight.value == 6 and play.weight in shown_controls(play)
+    play.alphas["pan left"].value, play.weight.value = 0.5, 4.0
+    play.run.click()
+    assert toy.calls[-1][4:] == ({"pan left": 4.0, "zoom in": 4.0},)
+    play.weight.value = 0
+    play.run.click()
+    assert toy.calls[-1][4:] == (), "a weight of 0 is the paper's way"
+    with shown(monkeypatch):
+        without = widgets.playground(Toy(), "a bird")
+    assert without.weight not in shown_controls(without)
+
+
+def shown_controls(play):
+    return play.children[0].children[0].children
