@@ -390,19 +390,25 @@ def test_auto_takes_what_is_fast_here_and_the_run_keeps_it(tmp_path, monkeypatch
 
 
 def test_a_thread_ahead_changes_nothing_and_takes_the_waiting(tmp_path):
-    def slow(k, generator):
-        time.sleep(0.01)
-        return batch(k, generator)
+    """Step k, which waits until batch k + 1 is being made, waits for ever without such a thread."""
+    asked, ahead = [threading.Event() for _ in range(16)], []
 
-    def slow_loss(model, x, generator):
-        time.sleep(0.012)
+    def noted(k, generator):
+        asked[k].set()
+        time.sleep(0.01)
+        return batch(k, generator) | {"k": k}
+
+    def patient(model, x, generator):
+        ahead.append(asked[x["k"] + 1].wait(20 if reads_ahead else 0))
         return loss(model, x, generator)
 
-    config = replace(CONFIG, steps=15, accumulate=1)
-    a = fit(tiny_model(), slow_loss, slow, config, tmp_path / "a", quiet=True)
-    b = fit(tiny_model(), slow_loss, slow, replace(config, prefetch=2), tmp_path / "b", quiet=True)
-    assert a.losses.tolist() == b.losses.tolist()
-    assert b["wait"][2:].sum() < 0.3 * a["wait"][2:].sum()
+    config, reads_ahead = replace(CONFIG, steps=15, accumulate=1), False
+    a = fit(tiny_model(), patient, noted, config, tmp_path / "a", quiet=True)
+    assert not any(ahead) and a["wait"][2:].min() >= 0.01
+    asked, ahead, reads_ahead = [threading.Event() for _ in range(16)], [], True
+    asked[15].set()  # no step comes after the last
+    b = fit(tiny_model(), patient, noted, replace(config, prefetch=2), tmp_path / "b", quiet=True)
+    assert all(ahead) and len(ahead) == 15 and a.losses.tolist() == b.losses.tolist()
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
