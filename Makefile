@@ -3,8 +3,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.ready
 EXTRAS := course,reproduce,dev
-# Two testers with a core each: most of a test is Python, of which one tester runs one line at a time.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --timeout=600 --durations=15
+PYTEST := $(PY) -m pytest -q --timeout=600 --durations=15
 # The first Python on the path that animkit supports; `make PYTHON=/path/to/python3.12 ...` chooses another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
     $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
@@ -30,8 +29,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## text becomes an animation in three looks: out/demo/ gets a page and an mp4
 	@$(PY) -m animkit demo
 
+# Two testers with a core each: most of a test is Python, of which one tester runs one line at a time. `test-all` has
+# one, as a test at full size takes 12 GiB.
 test: $(READY)  ## the tests, minutes on two cores
-	$(PYTEST) -m "not slow and not full_size"
+	OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadfile -m "not slow and not full_size"
 
 test-all: $(READY)  ## the slow and full-size tests too
 	$(PYTEST)

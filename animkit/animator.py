@@ -350,7 +350,7 @@ class Animator:
         return sample(self.video_unet, noise, text, scheduler, steps, guidance, **how)
 
     def _checked_guided(self, guided: Mapping[str, float] | None, until: float) -> dict[str, float]:
-        """{name: weight} of what stands in the UNet; AnimkitError for another name, or a weight that is no number."""
+        """{name: weight} of what acts in the UNet; AnimkitError for another name, or a weight that is no number."""
         if not isinstance(until, Real) or not 0 <= until <= 1:
             raise AnimkitError(f"guided_until is a share of the timesteps, 0 to 1; got {until!r}.")
         if guided is not None and not isinstance(guided, Mapping):
@@ -361,7 +361,7 @@ class Animator:
                                    f"{', '.join(self.video_unet.alpha) or 'nothing'}")
             if not isinstance(weight, Real) or not math.isfinite(weight):
                 raise AnimkitError(f"guided[{name!r}] is a finite number; got {weight!r}.")
-        return {name: float(weight) for name, weight in (guided or {}).items()}
+        return {name: float(weight) for name, weight in (guided or {}).items() if self.alpha[name]}
 
     def _check(self, prompts: list[str], negative: str, seed: int, guidance: float, fps: float, scheduler: Any,
                counts: dict[str, int]) -> None:

@@ -312,6 +312,10 @@ def test_guided_leaves_alphas_and_settings_as_they_should_be():
     assert np.array_equal(plain, none) and not close(plain, drawn)
     assert drawn.settings["guided"] == {"pan": 6.0} and "guided" not in plain.settings
     assert drawn.settings["guided_until"] == 0.3
+    animator.alpha["pan"] = 0
+    still, idle = (animator("a bird", **options, guided=guided) for guided in (None, {"pan": 6}))
+    assert np.array_equal(still, idle) and "guided" not in idle.settings, "what does not act is not guided towards"
+    animator.alpha["pan"] = 0.5
     again = animator("a bird", **options, guided={"pan": 6}, clips_per_prompt=2)[0]
     assert close(drawn, again)
 

@@ -41,10 +41,9 @@ def draw(animator: Any, prompt: str, seed: int = 0, look: Any = None, alphas: Ma
 class Playground(widgets.VBox):
     """The controls over `draw`: `.prompt .seed .look .alphas[name] .weight .run .shown`, and the last clip as `.clip`."""
 
-    def __init__(self, animator: Any, prompt: str, seed: int, looks: Mapping[str, Any], clip: Clip, guided: Mapping[str, float],
-                 options: dict):
-        self.guided = guided
-        self.animator, self.looks, self.options, self.clip = animator, dict(looks), options, clip
+    def __init__(self, animator: Any, prompt: str, seed: int, looks: Mapping[str, Any], clip: Clip,
+                 guided: Mapping[str, float], options: dict):
+        self.animator, self.looks, self.guided, self.options, self.clip = animator, dict(looks), guided, options, clip
         wide = {"style": {"description_width": "8em"}, "layout": {"width": "28em"}}
         self.prompt = widgets.Text(prompt, description="prompt", **wide)
         self.seed = widgets.BoundedIntText(seed, min=0, max=2**31 - 1, description="seed", **wide)
@@ -54,15 +53,15 @@ class Playground(widgets.VBox):
         self.alphas = {name: widgets.FloatSlider(alpha, min=min(0, alpha), max=max(1.5, alpha), step=0.05,
                                                  description=f"alpha {name}", continuous_update=False, **wide)
                        for name, alpha in alphas.items()}
-        first = max(self.guided.values(), default=0.0)
+        first = max(guided.values(), default=0.0)
         self.weight = widgets.FloatSlider(first, min=0, max=max(10, first), step=0.5, description="guidance",
-                                          tooltip=f"towards {', '.join(self.guided)}", continuous_update=False, **wide)
+                                          tooltip=f"towards {', '.join(guided)}", continuous_update=False, **wide)
         self.run = widgets.Button(description="Animate", button_style="primary", tooltip="Draw a clip so")
         self.bar = widgets.IntProgress(0, 0, 1, description="steps", **wide)
         self.shown = widgets.HTML(_figure(clip), layout={"flex": "1 1 18em"})
         self.run.on_click(lambda _: self.animate())
         looks = [self.look] if self.looks else []
-        guidance = [self.weight] if self.guided else []
+        guidance = [self.weight] if guided else []
         controls = widgets.VBox([self.prompt, self.seed, *looks, *self.alphas.values(), *guidance, self.run, self.bar],
                                 layout={"flex": "0 0 29em"})  # the clip, however wide, leaves the controls their place
         super().__init__([widgets.HBox([controls, self.shown], layout={"flex_flow": "row wrap"})])
@@ -76,10 +75,10 @@ class Playground(widgets.VBox):
         self.bar.value, self.bar.max = 0, self.options.get("steps") or self.animator.defaults["steps"]
         try:
             look = self.looks[self.look.value] if self.look.value else None
-            alphas = {name: slider.value for name, slider in self.alphas.items()}
-            self.clip = draw(self.animator, self.prompt.value, self.seed.value, look, alphas,
-                             **_at_work(dict.fromkeys(self.guided, self.weight.value), alphas),
-                             **{"progress": False, "callback": self._step, **self.options})
+            guided = dict.fromkeys(self.guided, self.weight.value) if self.weight.value else {}  # 0: the paper's way
+            self.clip = draw(self.animator, self.prompt.value, self.seed.value, look,
+                             {name: slider.value for name, slider in self.alphas.items()},
+                             **({"guided": guided} if guided else {}), **{"progress": False, "callback": self._step, **self.options})
             self.shown.value = _figure(self.clip)
         except AnimkitError as error:
             self.shown.value = f'<p role="alert">{html.escape(str(error))}</p>'
@@ -89,12 +88,6 @@ class Playground(widgets.VBox):
     def _step(self, step: int, t: Any, x: Any) -> None:
         self.bar.max = max(self.bar.max, step + 1)  # some schedulers take more steps than asked
         self.bar.value = step + 1
-
-
-def _at_work(guided: Mapping[str, float], alphas: Mapping[str, float]) -> dict:
-    """guided= for an animator's call: without those whose alpha or weight is 0; nothing, if none is left."""
-    left = {name: weight for name, weight in guided.items() if weight and alphas[name]}
-    return {"guided": left} if left else {}
 
 
 def _figure(clip: Clip) -> str:
@@ -107,13 +100,13 @@ def playground(animator: Any, prompt: str = "a red balloon over the sea, rising"
     """Controls to play with an animator; above them the stills of a first clip, which stay where widgets do not run.
 
     looks: name -> what `animator.insert` takes; None: the looks shipped with animkit, if the base is the miniature.
-    clip: a clip to begin with, else one is drawn. guided {name: weight}: inserted parts to guide towards while their
-    alpha is not 0, with one slider for the weight of all. options (frames, steps, ...) go to every call.
+    clip: a clip to begin with, else one is drawn. guided {name: weight}: as in the animator's call, with one slider
+    for the weight of all. options (frames, steps, ...) go to every call.
     """
     if looks is None:
         from animkit.base import sample_looks
         looks: Mapping[str, Path] = sample_looks() if animator.base == "miniature" else {}
     guided = dict(guided or {})
-    clip = draw(animator, prompt, seed, **_at_work(guided, animator.alpha), **options) if clip is None else clip
+    clip = draw(animator, prompt, seed, **({"guided": guided} if guided else {}), **options) if clip is None else clip
     display(filmstrip(clip))
     return Playground(animator, prompt, seed, looks, clip, guided, options)

@@ -106,7 +106,7 @@ def test_one_slider_weighs_the_guidance_towards_all_parts_at_work(monkeypatch):
     toy.alpha |= {"pan left": 0.0, "zoom in": 1.0}
     with shown(monkeypatch):
         play = widgets.playground(toy, "a bird", guided={"pan left": 6.0, "zoom in": 6.0})
-    assert toy.calls[-1][4:] == ({"zoom in": 6.0},)
+    assert toy.calls[-1][4:] == ({"pan left": 6.0, "zoom in": 6.0},)
     assert play.weight.value == 6 and play.weight in shown_controls(play)
     play.alphas["pan left"].value, play.weight.value = 0.5, 4.0
     play.run.click()
