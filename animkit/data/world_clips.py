@@ -35,10 +35,10 @@ class WorldRecipe:
     #                                                   eight ways (amount 0.1 to 0.3), unsaid, as in web video
 
     def __post_init__(self):
-        unknown = [look for look in self.looks if look not in world.LOOKS]
+        unknown = [look for look in self.looks if look not in world.EVERY_LOOK]
         if unknown or not self.looks:
             raise AnimkitError(f"there is no look {', '.join(unknown) or 'at all'} to draw; the cartoon world has "
-                               f"{', '.join(world.LOOKS)}")
+                               f"{', '.join(world.EVERY_LOOK)}")
         if not 0 <= self.moves <= 1 or (self.moves and (self.shot or self.frames < 2)):
             raise AnimkitError("moves is a share of clips, 0 to 1, which are no stills and not all of one shot type; got "
                                f"{self.moves}, frames {self.frames}, shot {self.shot}")

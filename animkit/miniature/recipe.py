@@ -12,6 +12,7 @@
     camera     stage 2 goes on, with clips whose camera moves: see camera.py   motion
     control    a ControlNet on depth, from stills alone                         unet
     assemble   data_samples/miniature, judge and motion_module from the above
+    practice_looks, practice   stage 2 goes on in nine looks to practise on: see practice.py   camera, assemble
     adapter, motion_web, motion_plain, look, shots, zoo   the zoo that stands on what is assembled: see zoo.py
     adopt      the other way round: shipped weights into runs/, to go on from them
 
@@ -46,6 +47,7 @@ from . import camera as cameras
 from . import clip as clips
 from . import control as controls
 from . import motion_judge as eyes
+from . import practice as practices
 from . import unet as unets
 from . import vae as vaes
 from . import words, zoo
@@ -67,7 +69,9 @@ STAGES = [
     "camera",
     "control",
     "assemble",
-    *zoo.STAGES,
+    zoo.STAGES[0],  # practice_looks
+    "practice",
+    *zoo.STAGES[1:],
 ]
 # The share of the UNet's pictures whose framing is not the world's usual one: nearer, aside, turned. Frozen later, it must
 # be able to draw whatever a moving camera sees; one that knew a single framing had a loss twice as high on such frames.
@@ -86,7 +90,9 @@ STEPS = {
     "motion": 900,
     "camera": 4000,
     "control": 2000,
+    "practice": 1600,
 }
+MOTION = ("motion", "camera", "practice")  # the stages that the motion module learns in, one after the other
 
 
 @dataclass
@@ -331,6 +337,12 @@ class Recipe:
     def camera(self):
         cameras.train(self)
 
+    def practice(self):
+        practices.train(self)
+        self.read("practice", new_motion_modules(unets.new_unet())).half().save_pretrained(self.folder / zoo.CLEAN)
+        made = {"practice": self.told("practice") | {"curve": self.curve("practice")}}
+        zoo.add_to_recipe(made, self.samples)
+
     def control(self):
         controls.train(self)
 
@@ -361,9 +373,7 @@ class Recipe:
         if (self.folder / "motion_judge.safetensors").exists():
             self.read("motion_judge", eyes.new_motion_judge()).save(into / "judge" / "motion.safetensors")
         if (self.folder / "motion.safetensors").exists():
-            learned = [path for stage in ("motion", "camera") if (path := self.folder / f"{stage}.safetensors").exists()]
-            last = max(learned, key=lambda path: path.stat().st_mtime_ns).stem  # `motion --more`, or `adopt`, after `camera`
-            modules = self.read(last, new_motion_modules(unet.float())).half()
+            modules = self.read(self.last_motion(), new_motion_modules(unet.float())).half()
             for where in (into / "motion_module", self.folder / zoo.CLEAN):  # the zoo's takes the first's place
                 modules.save_pretrained(where)
         if (self.folder / "control.safetensors").exists():
@@ -410,6 +420,11 @@ class Recipe:
         (self.folder / "adopted").write_text((shipped / "recipe.json").read_text())
 
     # ---- what they share
+
+    def last_motion(self) -> str:
+        """The stage in which the motion module learned last: `motion --more`, or `adopt`, may have come after `camera`."""
+        learned = [path for stage in MOTION if (path := self.folder / f"{stage}.safetensors").exists()]
+        return max(learned, key=lambda path: path.stat().st_mtime_ns).stem if learned else MOTION[0]  # which is then missed
 
     def test(self, name):
         """Held-out real renders: seeds that no stage trains on."""

@@ -1,6 +1,7 @@
 """The zoo: the paper's three stages and eight personalised looks, each trained by the very command that users have.
 
     stage          `animkit train ...`                                                      file in data_samples/
+    practice_looks look: nine LoRAs of other looks, for the motion module to practise on    none
     adapter        domain-adapter: single random frames of watermarked web video            domain_adapter.safetensors
     motion_web     motion-module: the same clips, the adapter in place with alpha 1         motion_module/
     motion_plain   motion-module: the ablation: same start, clips, steps, seed, no adapter  motion_module_plain...
@@ -26,24 +27,23 @@ from ..files import write_atomically
 from ..training import command
 from ..training.history import History
 from ..training.presets import find_config
-from ..world import BASE_LOOKS, LOOKS
+from ..world import NEW_LOOKS, PRACTICE_LOOKS
 
 CONFIG = Path("configs/miniature.yaml")
-NEW_LOOKS = tuple(look for look in LOOKS if look not in BASE_LOOKS)
 FULL = "paper"  # the look that is a full fine-tune, as DreamBooth's; the others are LoRAs
 # Smaller steps for the whole UNet than for a LoRA; it has the same pictures and as many steps.
 FULL_SETTINGS = ("full=true", "training.lr=2e-4")
 MODULE = "motion_module/diffusion_pytorch_model.safetensors"  # the one that ships, with its config.json
 CLEAN = "clean_motion_module"  # in runs/miniature/: what `animkit miniature motion` made, put there by `assemble`, `adopt`
-STAGES = ["adapter", "motion_web", "motion_plain", "look", "shots", "zoo"]
+STAGES = ["practice_looks", "adapter", "motion_web", "motion_plain", "look", "shots", "zoo"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """One run of `animkit train`: its stage, what it sets on top of the config, its file in data_samples/."""
+    """One run of `animkit train`: its stage, what it sets on top of the config, its file in data_samples/ (if it ships)."""
     train: str
     settings: tuple[str, ...]
-    file: str
+    file: str | None
 
 
 def parts(zoo: Path, samples: Path) -> dict[str, dict[str, Part]]:
@@ -54,11 +54,14 @@ def parts(zoo: Path, samples: Path) -> dict[str, dict[str, Part]]:
     looks = {f"looks/{look}": Part("look", (*base, f"data.world.looks=[{look}]", f"data.world.seed={20 + k}",
                                             *(FULL_SETTINGS if look == FULL else ())), f"looks/{look}.safetensors")
              for k, look in enumerate(NEW_LOOKS)}
+    practice = {f"practice/{look}": Part("look", (*base, f"data.world.looks=[{look}]", f"data.world.seed={61 + k}"), None)
+                for k, look in enumerate(PRACTICE_LOOKS)}
     on_web = (*base, f"motion_module={zoo / 'motion_web'}")
     shots = {f"shots/{shot.replace(' ', '-')}": Part("motion-lora", (*on_web, f"shot={shot}"),
                                                      f"motion_loras/{shot.replace(' ', '-')}.safetensors")
              for shot in SHOTS}
     return {
+        "practice_looks": practice,
         "adapter": {"domain_adapter": Part("domain-adapter", base, "domain_adapter.safetensors")},
         "motion_web": {"motion_web": Part("motion-module", (*motion, f"domain_adapter={zoo / 'domain_adapter'}"),
                                           MODULE)},
@@ -115,10 +118,10 @@ def assemble(folder: Path, into: Path = Path("data_samples")) -> dict[str, dict]
             told = json.loads((run / "train.json").read_text())
             if part.file == MODULE:
                 open_checkpoint(run / told["file"]).build().half().save_pretrained(into / "motion_module")
-            else:
+            elif part.file:
                 write_atomically(into / part.file, lambda file: shutil.copyfile(run / told["file"], file))
             curve = np.array_split(History.of(run).losses, min(60, told["steps"]))
-            made[recipe_name(part)] = {
+            made[recipe_name(part, name)] = {
                 "stage": stage, "file": part.file, "command": told["command"], "steps": told["steps"],
                 "of": told["steps"], "seconds": round(60 * told["minutes"]),
                 "minutes_preparing": told["minutes_preparing"], "peak_memory_mb": told["peak_memory_mb"],
@@ -129,8 +132,10 @@ def assemble(folder: Path, into: Path = Path("data_samples")) -> dict[str, dict]
     return made
 
 
-def recipe_name(part: Part) -> str:
-    """The name of a part in recipe.json: "look-ink", "shot-zoom-in", "motion_module", "domain_adapter"."""
+def recipe_name(part: Part, run: str) -> str:
+    """The name of a part in recipe.json: "look-ink", "shot-zoom-in", "motion_module", "domain_adapter", "practice-fog"."""
+    if part.file is None:
+        return run.replace("/", "-")
     if part.file == MODULE:
         return "motion_module"
     where, _, name = part.file.removesuffix(".safetensors").rpartition("/")

@@ -1,6 +1,7 @@
-"""Twelve looks over the same picture: each a function of what the renderer knows of every pixel (Layers) to RGB in 0 to 1.
+"""Looks over the same picture: each a function of what the renderer knows of every pixel (Layers) to RGB in 0 to 1.
 
-The base model is trained on BASE_LOOKS; the others are kept for personalised models and it never sees them.
+The base model is trained on BASE_LOOKS; NEW_LOOKS are kept for personalised models, and nothing but the VAE sees them before.
+PRACTICE_LOOKS are a third set, for a motion module to practise on (animkit/miniature/practice.py): no model that ships draws them.
 """
 
 from dataclasses import dataclass
@@ -140,9 +141,66 @@ def sepia(layers):
     return tint(np.clip((grey(layers.albedo) - 0.5) * 0.9 + 0.5, 0, 1) * edge, (0.17, 0.1, 0.05), (0.97, 0.87, 0.68))
 
 
+def negative(layers):
+    return 1 - comic(layers)
+
+
+def thermal(layers):
+    """Brightness as a heat camera shows it: black, purple, orange, yellow."""
+    heat = np.clip((grey(layers.albedo) - 0.5) * 1.1 + 0.5, 0, 1) * 3
+    stops = np.float32([(0.02, 0.02, 0.15), (0.45, 0.05, 0.5), (0.95, 0.35, 0.15), (1, 0.9, 0.4)])
+    below = np.clip(heat.astype(int), 0, 2)
+    return stops[below] + (stops[below + 1] - stops[below]) * (heat - below)[..., None]
+
+
+def woodcut(layers):
+    cut = np.sin(layers.sy * 58 + 2 * noise(layers, 2)) > 1.2 - 2.2 * grey(layers.albedo)
+    return tint(0.9 * cut * (1 - layers.line), (0.25, 0.05, 0.04), (0.97, 0.9, 0.72))
+
+
+def halftone(layers):
+    screen = np.cos((layers.sx + layers.sy) * 36) * np.cos((layers.sx - layers.sy) * 36) * 0.5 + 0.5
+    dots = np.clip((screen - np.clip(grey(layers.albedo), 0, 1)) * 5 + 0.5, 0, 1)
+    return over(tint(1 - dots, (0.75, 0.1, 0.35), (1, 0.93, 0.35)), (0.2, 0.02, 0.2), layers.line)
+
+
+def glass(layers):
+    """Stained glass: deep colours in facets, thick dark leading."""
+    facet = np.sign(np.sin(9 * (layers.sx + 0.6 * layers.sy)) * np.sin(8 * (layers.sy - 0.7 * layers.sx)))
+    deep = np.clip((layers.albedo - 0.35) * 1.7 + 0.3, 0, 1) * (1 + 0.12 * facet[..., None])
+    return np.clip(over(deep, (0.02, 0.02, 0.05), np.clip(layers.line * 1.6, 0, 1)), 0, 1)
+
+
+def frost(layers):
+    pale = layers.albedo * 0.35 + np.float32((0.55, 0.62, 0.66)) + 0.05 * noise(layers, 14)[..., None]
+    return np.clip(over(pale, (0.95, 1, 1), 0.8 * layers.line), 0, 1)
+
+
+def stitched(layers):
+    thread = np.sin((layers.sx * (1 - 2 * (layers.cover > 0.5)) + layers.sy) * 52) * 0.16
+    cloth = np.clip(layers.albedo * 0.85 + 0.08 + thread[..., None] * (0.4 + layers.albedo), 0, 1)
+    return cloth * (1 - 0.5 * layers.line[..., None])
+
+
+def shadow(layers):
+    """Dark things before an evening sky, scenery as a haze in it."""
+    sky = tint(np.clip(0.5 + 0.5 * layers.sy, 0, 1), (1, 0.75, 0.35), (0.45, 0.25, 0.6))
+    haze = over(sky, (0.3, 0.15, 0.3), 0.55 * (1 - grey(layers.albedo)) * (1 - layers.cover))
+    return over(haze, (0.05, 0.03, 0.1), 0.93 * layers.cover) + 0.25 * (layers.line * layers.cover)[..., None]
+
+
+def fog(layers):
+    far = np.clip(np.clip(layers.d, 0, 1) * 1.2 + 0.25, 0, 0.8)
+    return over(layers.albedo * 0.9, (0.78, 0.8, 0.83), far) * (1 - 0.3 * (layers.line * layers.cover)[..., None])
+
+
 LOOKS = {
     look.__name__: look
     for look in (flat, comic, clay, watercolour, ink, neon, pixel, blueprint, night, paper, chalk, sepia)
 }
 BASE_LOOKS = ("flat", "comic", "clay", "watercolour")
 NEW_LOOKS = tuple(name for name in LOOKS if name not in BASE_LOOKS)
+PRACTICE_LOOKS = {
+    look.__name__: look for look in (negative, thermal, woodcut, halftone, glass, frost, stitched, shadow, fog)
+}
+EVERY_LOOK = LOOKS | PRACTICE_LOOKS

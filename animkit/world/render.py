@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import AnimkitError
-from .looks import LOOKS, Layers
+from .looks import EVERY_LOOK, Layers
 from .objects import COLOURS, OBJECTS
 from .scene import MOTIONS, SHOTS, Scene, Thing, _still
 from .sdf import arc, circle, segment, union
@@ -178,7 +178,7 @@ def render(scene: Scene, frames: int = 16, size: int = 64, u=None) -> Footage:
     layers = Layers(
         albedo, line, cover, near, np.broadcast_to(sx, x.shape), np.broadcast_to(sy, x.shape), 2 / size, scene.seed
     )
-    rgb = np.clip(LOOKS[scene.look](layers), 0, 1).astype(np.float32)
+    rgb = np.clip(EVERY_LOOK[scene.look](layers), 0, 1).astype(np.float32)
     return Footage(rgb, cover, depth.astype(np.float32), flow.astype(np.float32), camera)
 
 

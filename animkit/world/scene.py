@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import AnimkitError
-from .looks import LOOKS
+from .looks import EVERY_LOOK
 from .objects import COLOURS, OBJECTS
 from .settings import SETTINGS
 
@@ -131,7 +131,7 @@ class Scene:
     def __post_init__(self):
         for kind, name, known in [
             ("setting", self.setting, SETTINGS),
-            ("look", self.look, LOOKS),
+            ("look", self.look, EVERY_LOOK),
             ("shot", self.shot, (None, *SHOTS)),
             *[("object", t.object, OBJECTS) for t in self.things],
             *[("colour", t.colour, COLOURS) for t in self.things],

@@ -12,11 +12,13 @@ from safetensors.torch import load_file, save_file
 
 import animkit as ak
 from animkit.data.camera import any_crop, apply
+from animkit.checkpoints import save_checkpoint
 from animkit.errors import AnimkitError
+from animkit.look import new_look
 from animkit.miniature import motion, recipe, stills, words
 from animkit.miniature.clip import ImageText
-from animkit.world import BASE_LOOKS, LOOKS, random_scene, render
-from tiny import equal_states
+from animkit.world import BASE_LOOKS, LOOKS, PRACTICE_LOOKS, random_scene, render
+from tiny import equal_states, shaken
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def tiny(tmp_path, monkeypatch):
 
 def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny, "steps", lambda stage: 2)
-    for stage in [s for s in recipe.STAGES if s not in ("assemble", "motion_judge", *recipe.zoo.STAGES)]:
+    for stage in [s for s in recipe.STAGES if s not in ("assemble", "motion_judge", "practice", *recipe.zoo.STAGES)]:
         getattr(tiny, stage)()
     into = tmp_path / "samples"
     into.mkdir()
@@ -53,6 +55,20 @@ def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatc
     told = json.loads((into / "recipe.json").read_text())
     assert {"vae", "clip", "judge", "coarse", "unet", "decoder", "motion"} <= set(told)
     assert all(t["steps"] == 2 and np.isfinite(t["curve"]).all() for t in told.values())
+
+    os.utime(tiny.folder / "camera.safetensors")
+    for look in PRACTICE_LOOKS:
+        file = tiny.folder / "zoo" / "practice" / look / f"{look}.safetensors"
+        file.parent.mkdir(parents=True)
+        save_checkpoint(shaken(new_look(pipe.unet, 2, "convolutions")), file, "diffusers", kind="look")
+    tiny.samples = into
+    tiny.practice()
+    last = load_file(tiny.folder / "practice.safetensors")
+    clean = ak.MotionModules.from_pretrained(tiny.folder / recipe.zoo.CLEAN)  # from which the zoo's stage 2 goes on
+    assert equal_states(clean.state_dict(), {name: t.half().float() for name, t in last.items()})
+    started = load_file(tiny.folder / "camera.safetensors")
+    assert not equal_states(last, started) and all((last[name] - started[name]).abs().max() < 0.05 for name in started)
+    assert json.loads((into / "recipe.json").read_text())["practice"]["steps"] == 2
 
     kept = tiny.folder / "camera-adapters.safetensors"
     learned = load_file(kept)

@@ -13,7 +13,7 @@ from animkit import samples as shipped
 from animkit.errors import AnimkitError
 from animkit.metrics.camera import NAMES
 from animkit.miniature import evaluate_zoo, recipe, zoo
-from animkit.world import LOOKS, SHOTS
+from animkit.world import LOOKS, PRACTICE_LOOKS, SHOTS
 
 SETTINGS = """
 base: miniature
@@ -80,10 +80,12 @@ def test_everything_of_the_zoo_ships_with_what_made_it(toy):
     both = {zoo.MODULE, "motion_module_plain.safetensors", "domain_adapter.safetensors"}
     assert new | shots | both <= files and len(zoo.NEW_LOOKS) == 8 and set(zoo.NEW_LOOKS) < set(LOOKS)
     told = json.loads((samples / "recipe.json").read_text())
-    assert told.pop("unet") == {"stage": "unet", "steps": 7} and len(told) == len(new | shots | both)
-    for part in told.values():
+    assert told.pop("unet") == {"stage": "unet", "steps": 7}
+    practice = {name for name, part in told.items() if part["file"] is None}
+    assert practice == {f"practice-{look}" for look in PRACTICE_LOOKS} and len(told) == len(new | shots | both | practice)
+    for name, part in told.items():
         assert part["steps"] == 2 and part["seed"] == 0 and np.isfinite([*part["curve"], part["loss"]]).all()
-        assert (samples / part["file"]).exists() and part["command"].startswith("animkit train ")
+        assert part["command"].startswith("animkit train ") and (name in practice or (samples / part["file"]).exists())
     assert open_checkpoint(samples / told["look-paper"]["file"]).kind == "UNet"
     assert open_checkpoint(samples / told["look-ink"]["file"]).kind == "LoRA"
     assert open_checkpoint(samples / told["domain_adapter"]["file"]).kind == "domain adapter"

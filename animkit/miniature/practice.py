@@ -1,0 +1,83 @@
+"""Stage 2 goes on in looks to practise on: a motion module for looks that it never met (5.1) should have met a few.
+
+Stable Diffusion's features stay much what they were when a look is put into it; the miniature's change, and a module that has
+seen one base alone then moves things well and spoils their shape. The cure is the paper's own idea (4.1), once more: there a
+domain adapter takes in the look of web video, so that the module need not; here each of nine PRACTICE_LOOKS has a LoRA that
+takes it in, trained as the zoo's looks are. A step is either of clips in one of the nine, its LoRA in place with alpha 1, or
+of clips as `camera` has them. No LoRA of these ships, and none of the nine is one of the eight that the module is judged in.
+"""
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from ..checkpoints import open_checkpoint
+from ..data.world_clips import WorldRecipe
+from ..errors import AnimkitError
+from ..inflation import inflate
+from ..training.draws import rand, randint
+from ..training.losses import motion_module_loss
+from ..world import PRACTICE_LOOKS
+from .camera import NONE, Moves, Said, recipes
+
+SHARE = 0.5  # of the steps, whose clips are in one of the looks
+EACH = 100  # clips: of each look, and of each shot type
+
+
+class Practice:
+    """batch and loss for fit: clips of one look, drawn for each step, or a batch of `moves`.
+
+    clips: look -> n c f h w, n m d; its LoRA is inserted in `said` under its name, and acts in its steps alone.
+    """
+
+    def __init__(self, clips: dict[str, tuple[Tensor, Tensor]], moves: Moves):
+        self.clips, self.moves = clips, moves
+
+    def batch(self, k: int, generator: torch.Generator) -> tuple[str | None, Tensor, Tensor, Tensor]:
+        if rand((1,), generator).item() >= SHARE:
+            return None, *self.moves.batch(k, generator)
+        look = list(self.clips)[randint(0, len(self.clips), (1,), generator).item()]
+        z, text = self.clips[look]
+        rows = randint(0, len(z), (self.moves.size,), generator)
+        return look, torch.full((self.moves.size,), NONE), z[rows].float(), text[rows].float()
+
+    def loss(self, model: Said, batch: tuple[str | None, Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
+        own, types, z, text = batch
+        for look in self.clips:
+            model.video_unet.alpha[look] = float(look == own)
+        return motion_module_loss(partial(model, types=types), z, text, generator, scheduler=self.moves.scheduler,
+                                  empty=self.moves.empty, towards_noise=0.55, snr_plus_one=True)
+
+
+def train(recipe: Any) -> None:
+    """The recipe's stage, on what `camera` learned (or what `adopt` put there), with the LoRAs of `practice_looks`."""
+    from .recipe import new_motion_modules, save
+    from .unet import new_unet, scheduler, text_states
+
+    files = {look: recipe.folder / "zoo" / "practice" / look / f"{look}.safetensors" for look in PRACTICE_LOOKS}
+    if missing := [look for look, file in files.items() if not file.exists()]:
+        raise AnimkitError(f"There is no LoRA of the look {', '.join(missing)} to practise with: run `animkit miniature "
+                           "practice_looks` first.")
+    tokenizer, text_encoder = recipe.text()
+    unet = recipe.read("unet", new_unet()).requires_grad_(False)
+    modules = recipe.read(recipe.last_motion(), new_motion_modules(unet))
+
+    def clips(name: str, drawn: WorldRecipe) -> tuple[Tensor, Tensor]:
+        z, captions = recipe.clip_latents(name.replace(" ", "-"), EACH if drawn.shot or drawn.looks[0] in files else 4 * EACH, drawn)
+        return z.transpose(1, 2), text_states(text_encoder, tokenizer, captions)
+
+    seen = {look: clips(f"practice-{look}", WorldRecipe(looks=(look,), seed=400 + k)) for k, look in enumerate(files)}
+    moved = {shot: clips(shot or "still camera", drawn) for shot, drawn in recipes().items()}
+    video_unet = inflate(unet)
+    video_unet.insert(modules)
+    for look, file in files.items():
+        lora = open_checkpoint(file).build(video_unet).float().requires_grad_(False)
+        video_unet.insert(lora, alpha=0, name=look)
+    said, kept = Said(video_unet, modules), recipe.folder / "practice-adapters.safetensors"
+    betas = DDIMScheduler.from_config(scheduler().config, beta_schedule="linear")
+    empty = text_states(text_encoder, tokenizer, [""]).float()
+    task = Practice(seen, Moves(moved, empty, betas, recipe.batch or 4))
+    recipe.train("practice", said, task.loss, task.batch, parameters=said.learned(), keep=modules, lr=2e-3, ema=0.99, optimizer="muon")
+    save(said.adapters, kept)
