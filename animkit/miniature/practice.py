@@ -1,10 +1,10 @@
-"""Stage 2 goes on in looks to practise on: a motion module for looks that it never met (5.1) should have met a few.
+"""Stage 2 goes on in looks to practise on: one motion module is to suit looks that it never met (5.1).
 
-Stable Diffusion's features stay much what they were when a look is put into it; the miniature's change, and a module that has
-seen one base alone then moves things well and spoils their shape. The cure is the paper's own idea (4.1), once more: there a
-domain adapter takes in the look of web video, so that the module need not; here each of nine PRACTICE_LOOKS has a LoRA that
-takes it in, trained as the zoo's looks are. A step is either of clips in one of the nine, its LoRA in place with alpha 1, or
-of clips as `camera` has them. No LoRA of these ships, and none of the nine is one of the eight that the module is judged in.
+A look's LoRA changes the features that the motion module reads. The miniature's, having read one base's alone, moved things well
+in half of the eight looks and spoilt their shape in five (data_samples/README.md). The cure is the paper's own idea (4.1), once more: there a domain
+adapter takes in the look of web video, so that the module need not; here each of nine PRACTICE_LOOKS has a LoRA that takes it
+in, trained as the zoo's looks are. A step is either of clips in one of the nine, its LoRA in place with alpha 1, or of clips
+as `camera` has them. No LoRA of these ships, and none of the nine is one of the eight that the module is judged in.
 """
 from functools import partial
 from typing import Any
@@ -23,19 +23,21 @@ from ..world import PRACTICE_LOOKS
 from .camera import NONE, Moves, Said, recipes
 
 SHARE = 0.5  # of the steps, whose clips are in one of the looks
-EACH = 100  # clips: of each look, and of each shot type
+EACH = 100  # clips of each look, and of each shot type
+STILL = 400  # clips whose camera stands still, in the base's own looks
 
 
 class Practice:
     """batch and loss for fit: clips of one look, drawn for each step, or a batch of `moves`.
 
-    clips: look -> n c f h w, n m d; its LoRA is inserted in `said` under its name, and acts in its steps alone.
+    clips: look -> latents n c f h w, text n m d. The model has its LoRA under its name, which acts in its steps alone.
     """
 
     def __init__(self, clips: dict[str, tuple[Tensor, Tensor]], moves: Moves):
         self.clips, self.moves = clips, moves
 
     def batch(self, k: int, generator: torch.Generator) -> tuple[str | None, Tensor, Tensor, Tensor]:
+        """The look or None, types b (NONE in a look), latents b c f h w, text b m d."""
         if rand((1,), generator).item() >= SHARE:
             return None, *self.moves.batch(k, generator)
         look = list(self.clips)[randint(0, len(self.clips), (1,), generator).item()]
@@ -44,6 +46,7 @@ class Practice:
         return look, torch.full((self.moves.size,), NONE), z[rows].float(), text[rows].float()
 
     def loss(self, model: Said, batch: tuple[str | None, Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
+        """4.2's loss, a scalar, with the LoRA of the batch's look and no other in place."""
         own, types, z, text = batch
         for look in self.clips:
             model.video_unet.alpha[look] = float(look == own)
@@ -64,12 +67,12 @@ def train(recipe: Any) -> None:
     unet = recipe.read("unet", new_unet()).requires_grad_(False)
     modules = recipe.read(recipe.last_motion(), new_motion_modules(unet))
 
-    def clips(name: str, drawn: WorldRecipe) -> tuple[Tensor, Tensor]:
-        z, captions = recipe.clip_latents(name.replace(" ", "-"), EACH if drawn.shot or drawn.looks[0] in files else 4 * EACH, drawn)
+    def clips(name: str, count: int, drawn: WorldRecipe) -> tuple[Tensor, Tensor]:
+        z, captions = recipe.clip_latents(name.replace(" ", "-"), count, drawn)
         return z.transpose(1, 2), text_states(text_encoder, tokenizer, captions)
 
-    seen = {look: clips(f"practice-{look}", WorldRecipe(looks=(look,), seed=400 + k)) for k, look in enumerate(files)}
-    moved = {shot: clips(shot or "still camera", drawn) for shot, drawn in recipes().items()}
+    seen = {look: clips(f"practice-{look}", EACH, WorldRecipe(looks=(look,), seed=400 + k)) for k, look in enumerate(files)}
+    moved = {shot: clips(shot or "still camera", EACH if shot else STILL, drawn) for shot, drawn in recipes().items()}
     video_unet = inflate(unet)
     video_unet.insert(modules)
     for look, file in files.items():

@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 from .. import samples
 from ..data.world_clips import WorldRecipe
 from ..errors import AnimkitError, positive
+from ..files import write_atomically
 from ..inflation import inflate
 from ..motion_module import MotionModules
 from ..training.draws import rank_and_world
@@ -69,9 +70,9 @@ STAGES = [
     "camera",
     "control",
     "assemble",
-    zoo.STAGES[0],  # practice_looks
+    "practice_looks",
     "practice",
-    *zoo.STAGES[1:],
+    *(stage for stage in zoo.STAGES if stage != "practice_looks"),
 ]
 # The share of the UNet's pictures whose framing is not the world's usual one: nearer, aside, turned. Frozen later, it must
 # be able to draw whatever a moving camera sees; one that knew a single framing had a loss twice as high on such frames.
@@ -339,6 +340,8 @@ class Recipe:
 
     def practice(self):
         practices.train(self)
+        if rank_and_world()[0]:
+            return
         self.read("practice", new_motion_modules(unets.new_unet())).half().save_pretrained(self.folder / zoo.CLEAN)
         made = {"practice": self.told("practice") | {"curve": self.curve("practice")}}
         zoo.add_to_recipe(made, self.samples)
@@ -468,7 +471,8 @@ class Recipe:
             chunk = np.load(path)
             if not cached.exists():
                 z = vaes.encode(vae, rearrange(chunk["pixels"], "n f h w c -> (n f) h w c"))
-                save_file({"z": rearrange(z, "(n f) c h w -> n f c h w", f=recipe.frames).contiguous()}, cached)
+                z = rearrange(z, "(n f) c h w -> n f c h w", f=recipe.frames).contiguous()
+                write_atomically(cached, lambda file, z=z: save_file({"z": z}, file))
             parts.append(load_file(cached)["z"])
             captions += chunk["captions"].tolist()
         return torch.cat(parts), captions
@@ -478,7 +482,8 @@ class Recipe:
         path = self.folder / "data" / f"{name}-{len(pictures)}.safetensors"
         if not path.exists():
             start = time.time()
-            save_file({"z": vaes.encode(self.scaled_vae(), pictures.pixels)}, path)
+            z = vaes.encode(self.scaled_vae(), pictures.pixels)
+            write_atomically(path, lambda file: save_file({"z": z}, file))
             print(f"encoded {len(pictures)} pictures in {time.time() - start:.0f} s")
         return load_file(path)["z"]
 
@@ -495,10 +500,10 @@ def new_motion_modules(unet) -> MotionModules:
 
 
 def save(model, path: Path):
-    """Weights to a safetensors file, beside and then renamed."""
-    beside = path.with_suffix(".tmp")
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, beside)
-    beside.replace(path)
+    """Weights to a safetensors file; under `accelerate launch` the first process writes."""
+    if not rank_and_world()[0]:
+        state = {k: v.contiguous() for k, v in model.state_dict().items()}
+        write_atomically(path, lambda file: save_file(state, file))
 
 
 @torch.no_grad()

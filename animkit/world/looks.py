@@ -1,7 +1,7 @@
 """Looks over the same picture: each a function of what the renderer knows of every pixel (Layers) to RGB in 0 to 1.
 
-The base model is trained on BASE_LOOKS; NEW_LOOKS are kept for personalised models, and nothing but the VAE sees them before.
-PRACTICE_LOOKS are a third set, for a motion module to practise on (animkit/miniature/practice.py): no model that ships draws them.
+The base model is trained on BASE_LOOKS; NEW_LOOKS are kept for personalised models, and it never sees them. PRACTICE_LOOKS are
+for a motion module to practise on (animkit/miniature/practice.py): neither the base nor the judge knows them.
 """
 
 from dataclasses import dataclass

@@ -124,6 +124,17 @@ def test_the_decoder_stage_leaves_the_latents_alone(tiny, monkeypatch):
     assert changed <= {"decoder", "post_quant_conv"} and "decoder" in changed
 
 
+def test_of_several_processes_the_first_alone_writes(tiny, monkeypatch):
+    monkeypatch.setattr(recipe.practices, "train", lambda recipe: None)
+    monkeypatch.setattr(recipe, "rank_and_world", lambda: (1, 2))
+    recipe.save(torch.nn.Linear(2, 2), tiny.folder / "adapters.safetensors")
+    tiny.practice()  # the second reads nothing that the first may not have written yet
+    assert not tiny.folder.exists()
+    monkeypatch.setattr(recipe, "rank_and_world", lambda: (0, 2))
+    recipe.save(torch.nn.Linear(2, 2), tiny.folder / "adapters.safetensors")
+    assert [path.name for path in tiny.folder.iterdir()] == ["adapters.safetensors"]
+
+
 def test_a_stage_out_of_order_says_which_is_missing(tiny):
     with pytest.raises(AnimkitError, match="'clip' has not been trained.*animkit miniature clip"):
         tiny.coarse()

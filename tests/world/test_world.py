@@ -10,6 +10,7 @@ from animkit.miniature.words import sentences, tokenizer
 from animkit.prompts import as_read
 from animkit.world import (
     BASE_LOOKS,
+    EVERY_LOOK,
     COLOURS,
     LOOKS,
     MOTIONS,
@@ -41,7 +42,7 @@ def test_rendering_is_a_pure_function_of_the_scene():
     assert np.allclose(render(scene, u=[5 / 16]).rgb[0], whole[5], atol=1e-5)
 
 
-@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("look", EVERY_LOOK)
 def test_every_look_draws_in_range_and_differs_from_flat(look):
     rgb = render(Scene(look=look), 2, 32).rgb
     assert (
