@@ -8,7 +8,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ SAMPLES = ("step", "scale_model_input", "init_noise_sigma")  # what a sampler ha
 def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, steps: int = 25, guidance: float = 7.5,
            generators: list[torch.Generator] | None = None, callback: Callback | None = None, progress: bool = True,
            added: dict[str, Tensor] | None = None, control: Callable[..., dict] | None = None,
-           part: slice = slice(None), guided: Mapping[str, float] | None = None, guided_until: float = 0.3) -> Tensor:
+           part: slice = slice(None), guided: Mapping[str, float] | None = None, guided_until: float = 0.3,
+           eased: Mapping[str, float] | None = None, eased_below: float = 0.5) -> Tensor:
     """From noise x_T (b c f h w) to a clip's latents x_0: 25 steps of DDIM in the paper, here any diffusers scheduler.
 
     text is [negative, positive] stacked (2b n d) when guidance is above 1, else b n d. Each step asks the video UNet
@@ -48,7 +49,10 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
 
     guided {name: weight}: inserted parts that are left out of this and guided towards as well (see towards), each for
     half as much time again, while t is above guided_until of all timesteps; below, where only detail is left to decide,
-    they act as ever (an interval as Kynkaanniemi et al. 2024, arXiv 2404.07724). callback(step, t, x) sees each x.
+    they act as ever (an interval as Kynkaanniemi et al. 2024, arXiv 2404.07724). eased {name: share}: inserted parts
+    that act with this share of their alpha once t is no longer above eased_below of all timesteps. By then it is
+    decided how things move, and a motion module may spoil the shape of things in a look that it never met; not in the
+    paper (peers have it: alpha by keyframes over the steps). callback(step, t, x) sees each x.
     Ancestral schedulers draw fresh noise from generators, one for each clip. control (5.4) is asked at each step what
     to add inside the UNet: control.steer. part: which of the steps to take; after slice(None, k), slice(k, None) goes
     on from what the first call gave, as its noise.
@@ -64,15 +68,17 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
         b, z = len(z), torch.cat([z, z]) if guidance > 1 else z
         steering = control(z, t, text, added) if control else {}
         now = guided if guided and t > guided_until * scheduler.config.num_train_timesteps else {}
-        with left_out(video_unet, now):
-            eps = video_unet(z, t, text, added_cond_kwargs=added, **steering)
-        if guidance > 1:
-            negative, positive = eps.chunk(2)
-            eps = negative + guidance * (positive - negative)
-        if now:
-            own = added and {key: rows[-b:] for key, rows in added.items()}
-            apart = positive if guidance > 1 else eps
-            eps = eps + towards(video_unet, now, z[:b], t, text[-b:], apart, own, control)
+        late = eased if eased and t <= eased_below * scheduler.config.num_train_timesteps else {}
+        with scaled(video_unet, late):
+            with left_out(video_unet, now):
+                eps = video_unet(z, t, text, added_cond_kwargs=added, **steering)
+            if guidance > 1:
+                negative, positive = eps.chunk(2)
+                eps = negative + guidance * (positive - negative)
+            if now:
+                own = added and {key: rows[-b:] for key, rows in added.items()}
+                apart = positive if guidance > 1 else eps
+                eps = eps + towards(video_unet, now, z[:b], t, text[-b:], apart, own, control)
         x = scheduler.step(eps, t, x, **extra, return_dict=False)[0]                        # x_t -> x_{t-1}
         if callback is not None:
             callback(step, t, x)
@@ -98,16 +104,21 @@ def towards(video_unet: VideoUNet, guided: Mapping[str, float], x: Tensor, t: Te
 
 
 @contextmanager
-def left_out(video_unet: VideoUNet, names: Iterable[str]) -> Iterator[None]:
-    """Inside, the parts inserted under these names do nothing; their alphas come back whatever happens."""
-    own = {name: video_unet.alpha[name] for name in names}
+def scaled(video_unet: VideoUNet, shares: Mapping[str, float]) -> Iterator[None]:
+    """Inside, the parts inserted under these names have a share of their alphas, which come back whatever happens."""
+    own = {name: video_unet.alpha[name] for name in shares}
     try:
-        for name in own:
-            video_unet.alpha[name] = 0
+        for name, alpha in own.items():
+            video_unet.alpha[name] = shares[name] * alpha
         yield
     finally:
         for name, alpha in own.items():
             video_unet.alpha[name] = alpha
+
+
+def left_out(video_unet: VideoUNet, names: Iterable[str]) -> AbstractContextManager[None]:
+    """Inside, the parts inserted under these names do nothing."""
+    return scaled(video_unet, dict.fromkeys(names, 0.0))
 
 
 class Alphas(Mapping):
@@ -287,7 +298,8 @@ class Animator:
                  height: int | None = None, width: int | None = None, scheduler: Any = None, clips_per_prompt: int = 1,
                  callback: Callback | None = None, progress: bool = True, latents: Tensor | None = None,
                  fps: float | None = None, control: Any = None,
-                 guided: Mapping[str, float] | None = None, guided_until: float = 0.3) -> Clip | list[Clip]:
+                 guided: Mapping[str, float] | None = None, guided_until: float = 0.3,
+                 eased: Mapping[str, float] | None = None, eased_below: float = 0.5) -> Clip | list[Clip]:
         """Draw a clip; a list of prompts, or clips_per_prompt above 1, gives a list (the first prompt's clips first).
 
         frames: 1 to the motion module's positions. height, width: pixels. Clip i draws its noise with seed + i, on the
@@ -295,8 +307,9 @@ class Animator:
         noise's place. control (5.4): for an inserted ControlNet, a picture a frame, or its depth (control.pictures_of
         says in which forms); {name: pictures} for several. guided {name: weight}: what is inserted under these names is
         guided towards, as the text is, and so comes out more clearly: {"zoom in": 5}, until a share guided_until of the
-        timesteps is left; see sample and towards. What is None comes from the control (frames), from the
-        base's animkit.json, else from the paper's release: 16 frames, 25 steps, guidance 7.5. Raises AnimkitError for
+        timesteps is left; see sample and towards. eased {name: share}: what is inserted under these names has this share
+        of its alpha in the last eased_below of the timesteps: {"motion": 0.6} lets things keep their shape in a look
+        that the motion module never met. What is None comes from the control (frames), from the base's animkit.json, else from the paper's release: 16 frames, 25 steps, guidance 7.5. Raises AnimkitError for
         words, sizes or numbers that the base or the motion module cannot take.
         """
         pictures = matched(self.alpha.controls, control)
@@ -307,7 +320,8 @@ class Animator:
         prompts = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else [prompt]
         self._check(prompts, negative_prompt, seed, guidance, fps, scheduler,
                     {"frames": frames, "steps": steps, "clips_per_prompt": clips_per_prompt})
-        guided = self._checked_guided(guided, guided_until)
+        guided = self._checked_weights("guided", guided, guided_until, "guided_until")
+        eased = self._checked_weights("eased", eased, eased_below, "eased_below")
         frames, seed, steps = int(frames), int(seed), int(steps)  # numpy's integers are not what libraries take
         h, w = check_size(self.pipe, self.defaults, height, width)
         check_pictures(pictures, frames, h, w)
@@ -328,9 +342,11 @@ class Animator:
                                f"{(len(prompts), *shape)}.")
         text, added = encode_text(self.pipe, prompts, negative_prompt, guidance > 1, (h, w), device)
         steering = steer([(controls[name], pictures[name].to(device)) for name in controls])
+        ways = {**({"guided": guided, "guided_until": float(guided_until)} if guided else {}),
+                **({"eased": eased, "eased_below": float(eased_below)} if eased else {})}
         x = self._draw(noise.to(device, unet.dtype), text.to(unet.dtype), scheduler, steps, guidance, added=added,
                        generators=generators, callback=callback, progress=progress, control=steering,
-                       **({"guided": guided, "guided_until": guided_until} if guided else {}))
+                       **ways)
         if not torch.isfinite(x).all():
             raise AnimkitError(f"Sampling gave numbers that are not finite ({unet.dtype} on {device}): the weights are "
                                f"damaged, or the precision is too low; load the base again with dtype=torch.float32.")
@@ -341,7 +357,7 @@ class Animator:
                   "scheduler_config": {k: v for k, v in scheduler.config.items() if not k.startswith("_")},
                   "noise": "seed" if latents is None else "latents", "device": str(device), "dtype": str(unet.dtype),
                   "animkit": animkit.__version__, **({"control": sorted(controls)} if controls else {}),
-                  **({"guided": guided, "guided_until": float(guided_until)} if guided else {})}
+                  **ways}
         clips = [Clip(p, fps, said, {"seed": seed + i, **common}) for i, (p, said) in enumerate(zip(drawn, prompts))]
         return clips[0] if isinstance(prompt, str) and clips_per_prompt == 1 else clips
 
@@ -349,19 +365,19 @@ class Animator:
         """Noise b c f h w -> latents; all that the methods which the paper compares with (5.2) do in another way."""
         return sample(self.video_unet, noise, text, scheduler, steps, guidance, **how)
 
-    def _checked_guided(self, guided: Mapping[str, float] | None, until: float) -> dict[str, float]:
-        """{name: weight} of what acts in the UNet; AnimkitError for another name, or a weight that is no number."""
-        if not isinstance(until, Real) or not 0 <= until <= 1:
-            raise AnimkitError(f"guided_until is a share of the timesteps, 0 to 1; got {until!r}.")
-        if guided is not None and not isinstance(guided, Mapping):
-            raise AnimkitError(f'guided is {{name: weight}}, such as {{"zoom in": 5}}; got {guided!r}.')
-        for name, weight in (guided or {}).items():
+    def _checked_weights(self, what: str, weights: Mapping[str, float] | None, share: float, of: str) -> dict[str, float]:
+        """{name: number} of what acts in the UNet; AnimkitError for another name, or a weight that is no number."""
+        if not isinstance(share, Real) or not 0 <= share <= 1:
+            raise AnimkitError(f"{of} is a share of the timesteps, 0 to 1; got {share!r}.")
+        if weights is not None and not isinstance(weights, Mapping):
+            raise AnimkitError(f'{what} is {{name: number}}, such as {{"motion": 0.6}}; got {weights!r}.')
+        for name, weight in (weights or {}).items():
             if name not in self.video_unet.alpha:
-                raise AnimkitError(f"nothing that could be guided towards is inserted as {name!r}; there is: "
+                raise AnimkitError(f"nothing that could be {what} is inserted as {name!r}; there is: "
                                    f"{', '.join(self.video_unet.alpha) or 'nothing'}")
             if not isinstance(weight, Real) or not math.isfinite(weight):
-                raise AnimkitError(f"guided[{name!r}] is a finite number; got {weight!r}.")
-        return {name: float(weight) for name, weight in (guided or {}).items() if self.alpha[name]}
+                raise AnimkitError(f"{what}[{name!r}] is a finite number; got {weight!r}.")
+        return {name: float(weight) for name, weight in (weights or {}).items() if self.alpha[name]}
 
     def _check(self, prompts: list[str], negative: str, seed: int, guidance: float, fps: float, scheduler: Any,
                counts: dict[str, int]) -> None:

@@ -328,6 +328,40 @@ def test_guided_leaves_alphas_and_settings_as_they_should_be():
     assert animator.alpha["pan"] == 0.5
 
 
+@torch.no_grad()
+def test_below_its_share_of_the_timesteps_an_eased_part_has_less_of_its_alpha():
+    """At t = 500 of 1000: eased below 0.5 it acts with its share, in `towards` as well; below 0.49 it acts as ever."""
+    animator = ak.Animator(make_pipe(), make_motion(make_pipe().unet))
+    animator.insert(shaken(ak.new_motion_lora(animator.video_unet.motion, 2), 0, 0.5), alpha=0.8, name="pan")
+    g = torch.Generator().manual_seed(0)
+    x, text = torch.randn(1, 8, 3, 8, 8, generator=g), torch.randn(2, 12, 32, generator=g)
+
+    def drawn(motion=1.0, pan=0.8, **how):
+        animator.alpha["motion"], animator.alpha["pan"] = motion, pan
+        try:
+            return sample(animator.video_unet, x, text, OneStep(), guidance=3.0, progress=False, **how)
+        finally:
+            assert dict(animator.alpha) == {"motion": motion, "pan": pan}
+
+    eased = {"motion": 0.25, "pan": 0.5}
+    plain, now, later = drawn(), drawn(eased=eased, eased_below=0.5), drawn(eased=eased, eased_below=0.49)
+    assert torch.equal(plain, later) and (plain - now).abs().max() > 0.01
+    assert torch.equal(now, drawn(motion=0.25, pan=0.4))
+    both = drawn(guided={"pan": 6}, eased=eased)
+    assert torch.equal(both, drawn(motion=0.25, pan=0.4, guided={"pan": 6})) and (both - now).abs().max() > 0.01
+
+
+def test_eased_acts_in_the_last_steps_alone_and_is_told():
+    animator = ak.Animator(make_pipe(), make_motion(make_pipe().unet))
+    options = dict(frames=2, steps=4, guidance=3.0, progress=False)
+    plain, none, eased = (animator("a bird", **options, eased=each) for each in (None, {}, {"motion": 0}))
+    assert np.array_equal(plain, none) and not close(plain, eased)
+    assert eased.settings["eased"] == {"motion": 0.0} and eased.settings["eased_below"] == 0.5
+    assert "eased" not in plain.settings and animator.alpha["motion"] == 1
+    by_hand = animator("a bird", **options, callback=lambda step, t, x: animator.alpha.__setitem__("motion", float(step < 1)))
+    assert np.array_equal(by_hand, eased), "two of the four steps lie above half of the timesteps"
+
+
 def test_callback_sees_each_step(moving):
     seen = []
     moving("a bird", frames=2, steps=4, progress=False,
@@ -692,7 +726,11 @@ def test_sdxl_one_frame_is_the_image_pipeline():
     ({"prompt": [3]}, "prompt"),
     ({"negative_prompt": 3}, "negative"),
     ({"guided": {"motion": 2}, "guided_until": 2}, "guided_until .* got 2"),
-    ({"guided": "motion"}, "guided is {name: weight}.* 'motion'"),
+    ({"guided": "motion"}, "guided is {name: number}.* 'motion'"),
+    ({"eased": {"motion": 0.6}, "eased_below": -0.1}, "eased_below is a share .* got -0.1"),
+    ({"eased": 0.6}, "eased is {name: number}.* 0.6"),
+    ({"eased": {"zoom": 0.6}}, "eased is inserted as 'zoom'; there is: motion"),
+    ({"eased": {"motion": float("nan")}}, r"eased\['motion'\] .* nan"),
     ({"guided": {"zoom": 5}}, "'zoom'; there is: motion"),
     ({"guided": {"motion": float("inf")}}, r"guided\['motion'\] .* inf"),
     ({"guided": {"motion": "much"}}, r"guided\['motion'\] .* 'much'"),

@@ -271,6 +271,8 @@ def add_arguments(parser) -> None:
                              "in it, and colours differ by half a level of 255 (default: %(default)s, as users draw)")
     parser.add_argument("--guided", type=float, metavar="WEIGHT", help="shots: guide towards each MotionLoRA with this "
                         "weight (guided=), in place of the paper's way, one alpha in both halves of the guidance")
+    parser.add_argument("--eased", type=float, metavar="SHARE", help="looks: the motion module has this share of its alpha in "
+                        "the last half of the timesteps (eased=), in place of the paper's way, all of it to the end")
     parser.add_argument("--steps", type=int, help="the zoo: steps of the sampler (default: the base's own)")
 
 
@@ -278,8 +280,9 @@ def run(args) -> int:
     """Judge, write WHAT.json (and a sheet WHAT.webp), print the table. AnimkitError for missing or damaged weights."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.guided is not None and args.what != "shots":
-        raise AnimkitError(f"--guided goes with `animkit judge shots`, not with {args.what}.")
+    for option, value, what in (("guided", args.guided, "shots"), ("eased", args.eased, "looks")):
+        if value is not None and args.what != what:
+            raise AnimkitError(f"--{option} goes with `animkit judge {what}`, not with {args.what}.")
     if args.what in ZOO:
         from . import evaluate_zoo  # which stands on this
         return evaluate_zoo.run(args)

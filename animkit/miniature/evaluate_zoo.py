@@ -87,8 +87,10 @@ def judge_adapter(folder: Path, judge: Judge, count: int, seed: int, batch: int,
 
 
 def judge_looks(folder: Path, judge: Judge, count: int, seed: int, batch: int, only: str | None,
-                steps: int | None, dtype: torch.dtype = torch.float32) -> tuple[dict, Picture]:
-    """5.1: the same motion module in the base and in each look (or only one), beside the stills of the same prompts."""
+                steps: int | None, dtype: torch.dtype = torch.float32, eased: float | None = None) -> tuple[dict, Picture]:
+    """5.1: the same motion module in the base and in each look (or only one), beside the stills of the same prompts.
+
+    eased: the module's share of its alpha in the last half of the timesteps (animator(eased=)); None: the paper's, all."""
     there = [look for look in NEW_LOOKS if (folder / "looks" / f"{look}.safetensors").exists()]
     if not there:
         raise AnimkitError(f"There is no look in {folder / 'looks'}: train them with `animkit miniature look zoo`.")
@@ -100,7 +102,8 @@ def judge_looks(folder: Path, judge: Judge, count: int, seed: int, batch: int, o
         animator = open_animator(folder, look=look, dtype=dtype)
         stills = _draw(animator, prompts, 1, seed, batch, steps, f"{look or 'base'}, stills")
         open_motion = open_animator(folder, motion=True, look=look, dtype=dtype)
-        clips = _draw(open_motion, prompts, FRAMES, seed, batch, steps, f"{look or 'base'}, clips")
+        late = None if eased is None else {"motion": eased}
+        clips = _draw(open_motion, prompts, FRAMES, seed, batch, steps, f"{look or 'base'}, clips", eased=late)
         whose = look or "base"
         scores[whose] = {}
         for said, pictures in (("stills", stills), ("clips", clips)):
@@ -310,13 +313,16 @@ def run(args) -> int:
     elif what == "shots":
         report, picture = judge_shots(folder, _judge(folder), count, args.seed, args.batch, args.steps, dtype,
                                       args.guided)
+    elif what == "looks":
+        report, picture = judge_looks(folder, _judge(folder), count, args.seed, args.batch, args.look, args.steps, dtype,
+                                      args.eased)
     else:
-        report, picture = {"adapter": judge_adapter, "looks": judge_looks}[what](
-            folder, _judge(folder), count, args.seed, args.batch, args.look, args.steps, dtype)
-    of = args.look or (args.guided is not None and "guided")  # beside the paper's way, not in its place
-    out, name = folder / "results" if args.out is None else args.out, f"{what}-{of}" if of else what
+        report, picture = judge_adapter(folder, _judge(folder), count, args.seed, args.batch, args.look, args.steps, dtype)
+    ways = [way for way in ("guided", "eased") if getattr(args, way) is not None]  # beside the paper's way, not in its place
+    out = folder / "results" if args.out is None else args.out
+    name = "-".join([what, *([args.look] if args.look else []), *ways])
     options = {"look": args.look, "count": count or None, "seed": args.seed if count else None, "steps": args.steps,
-               "guided": args.guided,
+               "guided": args.guided, "eased": args.eased,
                "precision": None if args.precision == "float32" or what == "cost" else args.precision}
     said = f"animkit judge {what}" + "".join(f" --{k} {v}" for k, v in options.items() if v is not None)
     record(out / f"{name}.json", {"command": said, **options, "weights": fingerprints(folder)}, report,

@@ -333,6 +333,7 @@ def test_shipped_results_are_whole_runs(shipped, name):
     ("stills", ("miniature/", "judge/")), ("motion-scratch", ("miniature/", "judge/")), ("motion", ("miniature/", "judge/", "motion_module/")), ("judge", ("judge/",)),
     ("adapter", ("miniature/", "judge/", "motion_module", "domain_adapter")),
     ("looks", ("miniature/", "judge/", "motion_module/", "looks/")),
+    ("looks-eased", ("miniature/", "judge/", "motion_module/", "looks/")),
     ("shots", ("miniature/", "judge/", "motion_module/", "motion_loras/")),
     ("shots-guided", ("miniature/", "judge/", "motion_module/", "motion_loras/")),
     ("cost", ("motion_module/", "domain_adapter", "looks/"))])

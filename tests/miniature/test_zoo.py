@@ -208,6 +208,23 @@ def test_judge_shots_with_a_weight_of_their_own(toy, tmp_path, monkeypatch, caps
     assert "--guided goes with `animkit judge shots`, not with looks." in capsys.readouterr().err
 
 
+def test_judge_looks_with_the_motion_module_eased(toy, tmp_path, monkeypatch, capsys):
+    asked_for = []
+
+    def draw(animator, prompts, frames, *args, **how):
+        asked_for.append((frames, how))
+        return np.zeros((len(prompts), frames, 64, 64, 3), np.uint8)
+
+    monkeypatch.setattr(evaluate_zoo, "draw", draw)
+    words = ["judge", "looks", "--folder", str(toy[0]), "--out", str(tmp_path), "--count", "1", "--look", "neon", "--eased", "0.5"]
+    assert cli.main(words) == 0 and not (tmp_path / "looks-neon.json").exists(), "beside the paper's way, not in its place"
+    told = json.loads((tmp_path / "looks-neon-eased.json").read_text())["parameters"]
+    assert told["eased"] == 0.5 and told["command"].endswith(" --seed 0 --eased 0.5")
+    assert asked_for == [(1, {}), (16, {"eased": {"motion": 0.5}})], "stills have no motion module"
+    assert cli.main(["judge", "shots", "--folder", str(toy[0]), "--eased", "0.5"]) == 2
+    assert "--eased goes with `animkit judge looks`, not with shots." in capsys.readouterr().err
+
+
 def test_judge_shots(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate_zoo, "FEW", 1)
     report = judged(toy[0], tmp_path, "shots", "--count", "1", "--steps", "1")["metrics"]
