@@ -308,8 +308,9 @@ class Animator:
         says in which forms); {name: pictures} for several. guided {name: weight}: what is inserted under these names is
         guided towards, as the text is, and so comes out more clearly: {"zoom in": 5}, until a share guided_until of the
         timesteps is left; see sample and towards. eased {name: share}: what is inserted under these names has this share
-        of its alpha in the last eased_below of the timesteps: {"motion": 0.6} lets things keep their shape in a look
-        that the motion module never met. What is None comes from the control (frames), from the base's animkit.json, else from the paper's release: 16 frames, 25 steps, guidance 7.5. Raises AnimkitError for
+        of its alpha in the last eased_below of the timesteps: {"motion": 0.6} lets things keep more of their shape in a
+        look that the motion module never met, and frames hold together less. What is None comes from the control
+        (frames), from the base's animkit.json, else from the paper's release: 16 frames, 25 steps, guidance 7.5. Raises AnimkitError for
         words, sizes or numbers that the base or the motion module cannot take.
         """
         pictures = matched(self.alpha.controls, control)
