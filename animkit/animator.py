@@ -52,7 +52,7 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
     they act as ever (an interval as Kynkaanniemi et al. 2024, arXiv 2404.07724). eased {name: share}: inserted parts
     that act with this share of their alpha once t is no longer above eased_below of all timesteps. By then it is
     decided how things move, and a motion module may spoil the shape of things in a look that it never met; not in the
-    paper (peers have it: alpha by keyframes over the steps). callback(step, t, x) sees each x.
+    paper (ComfyUI-AnimateDiff-Evolved has it as keyframes). callback(step, t, x) sees each x.
     Ancestral schedulers draw fresh noise from generators, one for each clip. control (5.4) is asked at each step what
     to add inside the UNet: control.steer. part: which of the steps to take; after slice(None, k), slice(k, None) goes
     on from what the first call gave, as its noise.
@@ -310,8 +310,8 @@ class Animator:
         timesteps is left; see sample and towards. eased {name: share}: what is inserted under these names has this share
         of its alpha in the last eased_below of the timesteps: {"motion": 0.6} lets things keep more of their shape in a
         look that the motion module never met, and frames hold together less. What is None comes from the control
-        (frames), from the base's animkit.json, else from the paper's release: 16 frames, 25 steps, guidance 7.5. Raises AnimkitError for
-        words, sizes or numbers that the base or the motion module cannot take.
+        (frames), from the base's animkit.json, else from the paper's release: 16 frames, 25 steps, guidance 7.5.
+        Raises AnimkitError for words, sizes or numbers that the base or the motion module cannot take.
         """
         pictures = matched(self.alpha.controls, control)
         frames = len(next(iter(pictures.values()))) if frames is None and pictures else frames

@@ -336,6 +336,9 @@ def test_what_ships_of_the_zoo_is_whole_half_precision_and_fits_the_shipped_base
         pytest.skip("the zoo is not shipped yet")
     animator = Animator("miniature")
     for name, part in parts.items():
+        if part["file"] is None:  # a look for practice: what its motion module was trained beside, told of, and not shipped
+            assert part["stage"] == "practice_looks" and part["steps"] == part["of"] > 10 and part["clips"] <= 50, name
+            continue
         path = shipped.root() / part["file"]
         assert {t.dtype for k, t in load_file(path).items() if not k.endswith(".pe")} == {torch.float16}, name
         assert part["steps"] == part["of"] > 10 and part["command"].startswith("animkit train "), name
