@@ -134,6 +134,9 @@ class LoRA(nn.Module):
             if isinstance(layer, NonDynamicallyQuantizableLinear):  # its weight is read, so that no hook would run
                 raise AnimkitError(f"{path} is inside torch's MultiheadAttention, which never calls it as a layer: a "
                                    "LoRA would do nothing there; leave it out, with targets or with lora.select")
+            if not torch.is_tensor(getattr(layer, "weight", None)):
+                raise AnimkitError(f"{path} is a {type(layer).__name__}, which has no weight that a LoRA could add to: the "
+                                   "LoRA was made for another model")
             shape, down, up = tuple(layer.weight.shape), self[path].down.weight, self[path].up.weight
             if shape != (up.shape[0], *down.shape[1:]):
                 raise AnimkitError(f"this LoRA was made for another base: {path} has shape {shape}, the LoRA is for "
@@ -155,7 +158,7 @@ class Attachment:
     """A LoRA at work on a module: `alpha` is read at every call; `remove()` leaves no trace; `fuse()` only if asked."""
 
     def __init__(self, lora: LoRA, layers: Mapping[str, nn.Module], alpha: float):
-        self.lora, self.layers, self.fused = lora, dict(layers), False
+        self.lora, self.layers, self.fused, self._key = lora, dict(layers), False, object()
         self._alpha = float(alpha)
         self._handles = [layer.register_forward_hook(partial(self._add, lora[path]), with_kwargs=True)
                          for path, layer in layers.items()]
@@ -186,10 +189,11 @@ class Attachment:
     def fuse(self) -> None:
         """W <- W + alpha * B A, in the same tensors: saves the LoRA's time when alpha stays."""
         if not self.fused:
+            deltas = {path: (self._alpha * self.lora[path].delta()).detach().to(layer.weight.device)
+                      for path, layer in self.layers.items()}
             self.fused = True
             for path, layer in self.layers.items():
-                deltas = _FUSED.setdefault(layer, (layer.weight.detach().clone(), {}))[1]
-                deltas[self] = (self._alpha * self.lora[path].delta()).detach()
+                _FUSED.setdefault(layer, (layer.weight.detach().clone(), {}))[1][self._key] = deltas[path]
                 _write(layer)
 
     def unfuse(self) -> None:
@@ -197,14 +201,15 @@ class Attachment:
         if self.fused:
             self.fused = False
             for layer in self.layers.values():
-                del _FUSED[layer][1][self]
+                del _FUSED[layer][1][self._key]
                 _write(layer)
                 if not _FUSED[layer][1]:
                     del _FUSED[layer]
 
 
-# layer -> (its own weight, {attachment: what it added})
-_FUSED: WeakKeyDictionary[nn.Module, tuple[Tensor, dict[Attachment, Tensor]]] = WeakKeyDictionary()
+# layer -> (its own weight, {key of an attachment: what it added}). A key, since an attachment knows its layers: what is
+# registered must not keep alive what it is registered by.
+_FUSED: WeakKeyDictionary[nn.Module, tuple[Tensor, dict[object, Tensor]]] = WeakKeyDictionary()
 
 
 @torch.no_grad()

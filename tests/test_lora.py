@@ -1,4 +1,7 @@
 """W + alpha * B A on any layer (4.1, 4.3): live alpha, sums, exact removal and fusing; agreement with PEFT."""
+import gc
+import weakref
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -9,7 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import animkit as ak
 from animkit.errors import AnimkitError
-from animkit.lora import LoRA
+from animkit.lora import LoRA, LowRank
 from animkit.motion_module import MotionModules
 from tiny import clip_and_text, equal_states, shaken, tiny_unet, traces
 
@@ -116,6 +119,40 @@ def test_fusing_equals_listening_and_unfusing_is_exact_in_any_order():
     assert equal_states(net.state_dict(), state)
     b.remove()
     assert torch.equal(net(x), plain) and [p.data_ptr() for p in net.parameters()] == tensors
+
+
+def test_a_fuse_that_fails_leaves_the_lora_listening(monkeypatch):
+    net, x = two_layers(), torch.randn(3, 6)
+    state, at = {k: v.clone() for k, v in net.state_dict().items()}, lora_on(net).attach(net, alpha=0.7)
+    with_it, delta, asked = net(x), LowRank.delta, []
+
+    def second_fails(low_rank):
+        asked.append(low_rank)
+        if len(asked) == 2:
+            raise RuntimeError("out of memory")
+        return delta(low_rank)
+
+    monkeypatch.setattr(LowRank, "delta", second_fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        at.fuse()
+    assert not at.fused and torch.equal(net(x), with_it) and equal_states(net.state_dict(), state)
+
+
+def test_a_lora_on_another_device_is_fused_where_the_layer_is():
+    net = two_layers()
+    at = lora_on(net).attach(net)
+    net.to("meta").requires_grad_(False)
+    at.fuse()
+    assert at.fused and net[0].weight.device.type == "meta"
+
+
+def test_a_fused_layer_is_freed_with_its_model():
+    net = two_layers()
+    lora_on(net).attach(net).fuse()
+    layer = weakref.ref(net[0])
+    del net
+    gc.collect()
+    assert layer() is None
 
 
 def test_only_the_lora_learns():
@@ -241,6 +278,9 @@ def test_errors():
     with pytest.raises(AnimkitError, match="1 of the LoRA's 2 layers .* first is 2"):
         lora_on(net).attach(short)
     assert (traces(other), traces(short)) == before  # nothing was set to work in part
+    nested = nn.Sequential(nn.Sequential(nn.Linear(6, 9)), nn.Tanh(), nn.Linear(9, 4))
+    with pytest.raises(AnimkitError, match="0 is a Sequential, which has no weight"):
+        lora_on(net).attach(nested)
     with pytest.raises(AnimkitError, match="a.alpha breaks the rule"):
         LoRA.from_state_dict({"a.down.weight": torch.zeros(1, 2), "a.up.weight": torch.zeros(2, 1),
                               "a.alpha": torch.ones(())})

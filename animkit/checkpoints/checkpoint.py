@@ -70,7 +70,11 @@ class Checkpoint:
                 f"{self.parameters:,} parameters, {'/'.join(self.dtypes)}, {size / 1e6:,.1f} MB")
 
     def build(self, video_unet: nn.Module | None = None) -> nn.Module:
-        """The part that these weights make, ready for VideoUNet.insert; AnimkitError if it does not fit that UNet."""
+        """The part that these weights make, ready for VideoUNet.insert; AnimkitError if it does not fit that UNet.
+
+        It holds the file's tensors, where their dtype is the model's: once it was trained, open the file again for what
+        was in it.
+        """
         raise AnimkitError(f"{self.path}: a {self.kind} is not inserted into a UNet by itself.")
 
     def _hand_out(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

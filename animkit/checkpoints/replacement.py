@@ -16,7 +16,8 @@ from animkit.checkpoints.checkpoint import check_numbers, misfit
 from animkit.errors import AnimkitError
 from animkit import lora as low_rank
 
-# parameter -> (its own tensor, {replacement at work: (tensor, alpha)})
+# parameter -> (its own tensor, {key of a replacement at work: (tensor, alpha)}). Keys, not the replacements, which
+# know their model: what is registered must not keep alive what it is registered by.
 _REPLACED = WeakIdKeyDictionary()
 
 
@@ -48,7 +49,7 @@ class ReplacementAtWork:
     """A replacement on its model: `alpha` is live, `remove()` gives every parameter its own tensor back."""
 
     def __init__(self, root: nn.Module, pairs: list[tuple[nn.Parameter, Tensor]], alpha: float):
-        self.root, self.pairs, self._alpha = root, pairs, float(alpha)
+        self.root, self.pairs, self._alpha, self._key = root, pairs, float(alpha), object()
         self._write()
 
     @property
@@ -63,7 +64,7 @@ class ReplacementAtWork:
     def remove(self) -> None:
         self._check_unfused()
         for parameter, _ in self.pairs:
-            _REPLACED[parameter][1].pop(self, None)
+            _REPLACED[parameter][1].pop(self._key, None)
             _mix(parameter)
             if not _REPLACED[parameter][1]:
                 del _REPLACED[parameter]
@@ -72,7 +73,7 @@ class ReplacementAtWork:
     def _write(self) -> None:
         self._check_unfused()
         for parameter, tensor in self.pairs:
-            _REPLACED.setdefault(parameter, (parameter.data, {}))[1][self] = (tensor, self._alpha)
+            _REPLACED.setdefault(parameter, (parameter.data, {}))[1][self._key] = (tensor, self._alpha)
             _mix(parameter)
 
     def _check_unfused(self) -> None:

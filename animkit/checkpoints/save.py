@@ -67,6 +67,7 @@ def _save_motion(modules: MotionModules, path: Path, format: str) -> Path:
     shown["version"] = {"sdxl": "v3", "lcm": "v2" if any(s.startswith("mid") for s in modules.sites) else "v3"}.get(
         shown["version"], shown["version"])
     hidden = [key for key in ("version", "heads", "norm_groups", "kind", "positions") if shown[key] != own[key]]
+    hidden += ["norm"] * (own["norm"] != "reference")
     if hidden and path.suffix != ".safetensors":
         raise AnimkitError(
             f"{path}: a file of the reference's form would lose the {', '.join(hidden)} of these motion modules, which"

@@ -7,7 +7,10 @@ never is either.
 import hashlib
 import json
 import struct
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +37,10 @@ class LatentCache:
             self.latents = file.get_tensor("latents")  # rows c f h w, fp16; memory-mapped: pages are read when touched
             rows, self.captions = file.get_tensor("rows").tolist(), _from_bytes(file.get_tensor("captions"))
         self.path, self.texts = Path(path), None
-        self._row = {(index, view): row for row, (index, view) in enumerate(rows)}
-        self.indices, self.views = sorted({index for index, _ in rows}), 1 + max(view for _, view in rows)
+        self._rows: dict[int, list[int]] = {}  # of each clip, those of its views that could be read
+        for row, (index, _) in enumerate(rows):
+            self._rows.setdefault(index, []).append(row)
+        self.indices, self.views = sorted(self._rows), 1 + max(view for _, view in rows)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -47,7 +52,7 @@ class LatentCache:
     def get(self, i: int, epoch: int = 0) -> dict:
         """Clip i; the views that were cached take turns over the epochs."""
         index = self.indices[i]
-        row = self._row[index, epoch % self.views]
+        row = self._rows[index][epoch % len(self._rows[index])]
         item = {"latents": self.latents[row].float(), "caption": self.captions[row], "index": index}
         return item | ({"text": self.texts[self.captions[row]]} if self.texts else {})
 
@@ -72,18 +77,19 @@ class TextCache:
 
 
 def cache_latents(vae: nn.Module, clips: Any, folder: str | Path, *, views: int = 1, frames_at_once: int = 16,
-                  quiet: bool = False) -> LatentCache:
+                  workers: int = 1, quiet: bool = False) -> LatentCache:
     """Latents of clips, (mode of the encoder's posterior - shift) * scale, computed unless `folder` has them already.
 
     clips: VideoClips, Images, TensorClips, or anything with len(), get(i, epoch) and fingerprint(). views: how many
-    random windows and crops of each clip to take. Raises AnimkitError for latents that are not finite, a full disk, a
-    damaged cache.
+    random windows and crops of each clip to take. workers > 1 reads the clips that come next in threads. Raises
+    AnimkitError for latents that are not finite, a full disk, a damaged cache.
     """
     # a decoder that was trained on leaves the latents what they are
     key = _digest(clips.fingerprint(), views, fingerprint_of(vae, without=("decoder.", "post_quant_conv.")))
     path = Path(folder) / f"latents-{key}.safetensors"
     if not path.exists():
-        write_atomically(path, lambda temporary: _write_latents(temporary, vae, clips, views, frames_at_once, quiet))
+        write_atomically(path, lambda temporary: _write_latents(temporary, vae, clips, views, frames_at_once, workers,
+                                                                quiet))
     return LatentCache(path)
 
 
@@ -133,7 +139,7 @@ def fingerprint_of(module: nn.Module, without: tuple[str, ...] = ()) -> str:
 _HEADER = 1024  # bytes kept free for the header, which is known only when all is written; spaces fill it up
 
 
-def _write_latents(path: str, vae, clips, views: int, frames_at_once: int, quiet: bool) -> None:
+def _write_latents(path: str, vae, clips, views: int, frames_at_once: int, workers: int, quiet: bool) -> None:
     """Rows are written as they come, so that a set larger than memory can be cached.
 
     The format: the header's length in 8 bytes, a JSON header (it may end in spaces), the tensors' bytes without gaps.
@@ -141,7 +147,7 @@ def _write_latents(path: str, vae, clips, views: int, frames_at_once: int, quiet
     rows, captions, shape = [], [], None
     with open(path, "wb") as file:
         file.seek(_HEADER)
-        bar = tqdm(_every(clips, views), total=len(clips) * views, desc="latents", unit="clip", disable=quiet)
+        bar = tqdm(_every(clips, views, workers), total=len(clips) * views, desc="latents", unit="clip", disable=quiet)
         for index, view, item in bar:
             if item is None:
                 continue
@@ -171,11 +177,22 @@ def _write_latents(path: str, vae, clips, views: int, frames_at_once: int, quiet
         file.write(struct.pack("<Q", _HEADER - 8) + json.dumps(header).encode().ljust(_HEADER - 8))
 
 
-def _every(clips, views: int) -> Iterator[tuple[int, int, dict | None]]:
+def _every(clips, views: int, workers: int) -> Iterator[tuple[int, int, dict | None]]:
     get = getattr(clips, "try_get", clips.get)  # with try_get a bad video is left out, not replaced by its neighbour
-    for view in range(views):
-        for index in range(len(clips)):
-            yield index, view, get(index, view)
+    rows = ((index, view) for view in range(views) for index in range(len(clips)))
+    if workers == 1:
+        yield from ((*row, get(*row)) for row in rows)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = deque((row, pool.submit(get, *row)) for row in islice(rows, 2 * workers))  # few: clips are large
+        try:
+            while ahead:
+                row, clip = ahead.popleft()
+                found = clip.result()
+                ahead.extend((row, pool.submit(get, *row)) for row in islice(rows, 1))
+                yield *row, found
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _opened(path: str | Path):

@@ -61,7 +61,8 @@ def image_table(folder: str | Path) -> Dataset:
     """A folder of captioned images, for a look: `image` (decoded when it is looked at) and `caption`.
 
     Captions stand in metadata.csv or metadata.jsonl (file_name, text), or in a .txt file of the same name beside each
-    image. Raises AnimkitError for missing columns, images without a caption and captions without an image, naming them.
+    image. Raises AnimkitError for missing columns, images without a caption and rows of metadata without an image, naming
+    them.
     """
     return _captioned_folder(folder, "image", IMAGES, needed=True).cast_column("image", Image())
 

@@ -1,4 +1,5 @@
 """What a run wrote down as it went: a line of JSON per step, its curve, and TensorBoard where it is installed."""
+import errno
 import json
 import os
 from contextlib import contextmanager, suppress
@@ -66,7 +67,7 @@ class Log:
     """folder/log.jsonl, one record a step, and folder/tensorboard if tensorboard is installed; keeps other runs out."""
 
     def __init__(self, folder: Path):
-        self.path, self.lock, self.file, self.board = folder / "log.jsonl", _locked(folder), None, None
+        self.path, self.lock, self.file, self.board = folder / "log.jsonl", locked(folder), None, None
         self.records: list[dict] = []
 
     def open_at(self, step: int) -> None:
@@ -119,7 +120,7 @@ def _on_disk(path: Path) -> Iterator[None]:
                            "and start the same call again to go on.") from error
 
 
-def _locked(folder: Path):
+def locked(folder: Path):
     """An open file that no second run in this folder can hold; a run that dies lets go of it."""
     file = open(folder / "lock", "w")
     try:
@@ -128,6 +129,8 @@ def _locked(folder: Path):
     except ImportError:
         pass
     except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # a file system without locks: nobody checks there either
+            return file
         file.close()
         raise AnimkitError(f"Another run is training in {folder}; wait or choose another folder.") from error
     return file

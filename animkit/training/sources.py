@@ -26,7 +26,8 @@ class Source:
         self.pipe, self.size, self.skipped = pipe, (data.size, data.size), getattr(clips, "skipped", None)
         self.clips = clips  # kept, for its end is when it names the videos that it skipped
         if data.cache and not isinstance(clips, StreamClips):
-            latents = cache_latents(pipe.vae, clips, cache, quiet=quiet)
+            threads = 1 if isinstance(clips, WorldClips) else data.workers  # the world has processes of its own
+            latents = cache_latents(pipe.vae, clips, cache, workers=threads, quiet=quiet)
             texts = cache_text(pipe.tokenizer, pipe.text_encoder, latents.captions, cache, quiet=quiet)
             self.batch: Callable = Batches(latents.with_text(texts), data.batch, seed)
             self.count, self.empty, self.captions = len(latents), texts.empty, list(dict.fromkeys(latents.captions))
@@ -61,6 +62,8 @@ def videos(data: DataConfig, seed: int, shot: dict) -> Any:
                            "shot type by moving crops: set camera: crop.")
     recipe = dict(size=data.size, frames=data.frames, stride=data.stride, crop=data.crop, flip=data.flip,
                   **{name: value for name, value in shot.items() if name != "camera"})
+    if data.videos and not data.source.endswith(".csv"):
+        raise AnimkitError(f"data.videos is where the videos of a WebVid .csv lie; {data.source} has its own: leave it out.")
     if data.source.endswith(".tar"):
         if data.count is not None:
             raise AnimkitError(f"data.count cannot be had of a stream ({data.source}): give fewer shards instead.")
@@ -85,7 +88,7 @@ def images(data: DataConfig, seed: int) -> Any:
 def _world(data: DataConfig, frames: int, shot: dict) -> WorldClips:
     if data.count is None:
         raise AnimkitError("data.count: the cartoon world has no end; say how many clips to draw.")
-    unused = [name for name, used in {"videos": data.videos, "flip": data.flip, "crop": data.crop != "centre",
+    unused = [name for name, used in {"videos": data.videos, "stride": data.stride != DataConfig.stride, "flip": data.flip, "crop": data.crop != "centre",
                                       "cache: false": not data.cache}.items() if used]
     if unused:
         raise AnimkitError(f"data.{unused[0]} is nothing that the cartoon world knows: leave it out, or name another "

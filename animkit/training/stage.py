@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from animkit.prompts import check_prompt
 from animkit.show.filmstrip import filmstrip, side_by_side
 from animkit.training import plumbing, saving, sources
 from animkit.training.config import StageConfig
-from animkit.training.history import History
+from animkit.training.history import History, locked
 from animkit.training.live import LiveCurve
 from animkit.training.loop import fit
 
@@ -131,6 +131,14 @@ class Stage:
             raise AnimkitError(f"{setting}: {found[0]} is a {checkpoint.kind}, not a {kind}.")
         return checkpoint
 
+    def like_start(self, modules: MotionModules) -> None:
+        """`version`, `kind` and `heads` say how fresh motion modules are made; those of `start` are as they are."""
+        for name in ("version", "kind", "heads"):
+            own, found = getattr(self.config, name), getattr(modules, name)
+            if own not in (None, found):
+                raise AnimkitError(f"{name} is {own!r}, but start: {self.config.start} has {found!r}: set {name} to that, "
+                                   "or leave start out to train from nothing.")
+
     # ---- what is learned from
 
     def videos(self, **shot) -> sources.Source:
@@ -155,7 +163,12 @@ class Stage:
         del now["data"]["workers"]
         frozen = self._frozen or fingerprint_of(self.video_unet)
         now |= {"kind": self.kind, "weights of the base and of frozen parts": frozen[:16]}
-        path = self.folder / "settings.json"
+        path, main = self.folder / "settings.json", self.accelerator.is_main_process
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder) if main else nullcontext():  # another run that is training here keeps its settings
+            self._compare_or_note(path, now, main)
+
+    def _compare_or_note(self, path: Path, now: dict, main: bool) -> None:
         if path.exists() and saving.read_state(self.folder):
             then = _with_defaults(json.loads(path.read_text()), now, self.config)
             differ = [f"{k} (was {then.get(k)!r}, now {now.get(k)!r})" for k in {**now, **then}
@@ -163,7 +176,7 @@ class Stage:
             if differ:
                 raise AnimkitError(f"The run in {self.folder} was begun with other settings: {', '.join(differ)}; go "
                                    "back to those, or train in another folder.")
-        elif self.accelerator.is_main_process:
+        elif main:
             write_atomically(path, lambda file: Path(file).write_text(json.dumps(now, indent=1)))
 
     # ---- training
@@ -176,6 +189,7 @@ class Stage:
                      towards_noise=config.towards_noise)
         prompts = self._prompts(source)
         prepared = time.monotonic() - self.began
+        self._same_settings()  # once more: another run may have begun here, and ended, while the clips were made ready
         history = fit(self.video_unet, lambda model, batch, draw: loss(model, *source.tensors(batch), draw, **fixed),
                       source.batch, config.training, self.folder, parameters=part.parameters(), quiet=self.quiet,
                       validate=lambda _, step: self._sample(prompts, step), watch=_Watch(self.folder),
@@ -224,7 +238,7 @@ class Stage:
 
     def _write(self, part: nn.Module, history: History, source: sources.Source, prepared: float) -> dict:
         last, path, unet = history.records[-1], self.folder / "train.json", self.video_unet.unet
-        if self.file.exists() and path.exists():
+        if last["seconds"] <= history.before and self.file.exists() and path.exists():  # this call trained nothing
             record = json.loads(path.read_text())
             if record.get("steps") == last["step"]:
                 return record  # the run had ended before: what made the file stands there

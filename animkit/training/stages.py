@@ -42,6 +42,7 @@ def train_motion_module(config: MotionModuleConfig, folder: str | Path, **how) -
     stage.insert_frozen("domain_adapter", alpha=1)                       # or none: the ablation
     if config.start:
         modules = stage.open("start", "motion module").build(stage.video_unet)
+        stage.like_start(modules)
     else:                                                                # zero-initialised: the base itself at first
         modules = MotionModules.for_unet(stage.video_unet, config.version, heads=config.heads, kind=config.kind,
                                          seed=config.training.seed)

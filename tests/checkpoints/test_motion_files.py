@@ -128,6 +128,10 @@ def test_what_the_references_form_cannot_tell_is_not_lost_silently(tmp_path):
     odd = MotionModules.for_unet(unet, "v1", positions=16, heads=4)
     with pytest.raises(AnimkitError, match="would lose the version, heads, positions|would lose the version, heads"):
         save_checkpoint(odd, tmp_path / "odd.ckpt")
+    other_norm = MotionModules.for_unet(unet, "v3", norm="diffusers")
+    with pytest.raises(AnimkitError, match="would lose the norm of"):
+        save_checkpoint(other_norm, tmp_path / "norm.ckpt")
+    assert open_checkpoint(save_checkpoint(other_norm, tmp_path / "norm.safetensors")).build().norm == "diffusers"
     again = open_checkpoint(save_checkpoint(odd, tmp_path / "odd.safetensors")).build()
     assert again.config == odd.config
     again = open_checkpoint(save_checkpoint(odd, tmp_path / "odd", "diffusers"))

@@ -156,6 +156,8 @@ WRONG = [
     ("stage2_loss", lambda m, z, x, t, e, a: (e - m(z, t, x)).pow(2).mean(), "clean z"),
     ("motion_amount", lambda v: 100 * v.mean((0, 1, 2)).norm() / 10, "cancel"),
     ("motion_amount", lambda v: v.norm(dim=-1).mean(), "pixels"),
+    ("motion_amount", lambda v: 100 * v.norm(dim=-1).mean() / v.shape[1], "smaller of h and w"),
+    ("motion_amount", lambda v: 100 * v.norm(dim=-1).mean() / v.shape[2], "smaller of h and w"),
     ("motion_amount", lambda v: 100 * v.abs().mean() / 10, "length is"),
     ("zoom_path", lambda f, a: RIGHT["zoom_path"](f, a)[::-1], "wrong way"),
     ("zoom_path", lambda f, a: [1 - a * i / (f - 1) for i in range(f)], "equal factors"),
@@ -183,6 +185,8 @@ WRONG = [
     ("training_bytes", lambda a, b: 4 * a + 16 * b, "bfloat16"),
     ("gpu_days", lambda c, e, b, g, s: c * e / b / g * s, "seconds"), ("gpu_days", lambda c, e, b, g, s: c * e / b * s / 86400, "GPU-days"),
     ("gpu_days", lambda c, e, b, g, s: c * e / g * s / 86400, "batch"),
+    ("gpu_days", lambda c, e, b, g, s: c * s / (g * e) / 86400, "the days"),
+    ("gpu_days", lambda c, e, b, g, s: c * s / b ** 2 / 86400, "the days"),
 ]
 
 

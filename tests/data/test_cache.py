@@ -1,4 +1,5 @@
 import os
+import threading
 
 import pytest
 import torch
@@ -103,6 +104,42 @@ def test_bad_videos_are_left_out_and_views_take_turns(videos, vae, tmp_path):
         wanted = encode(vae, source.get(latents.indices[i], view)["video"]).half().float()
         assert torch.equal(latents.get(i, view)["latents"], wanted)
         assert torch.equal(latents.get(i, view + 3)["latents"], wanted)
+
+
+def test_a_clip_that_is_bad_in_one_view_has_its_others(vae, clips, tmp_path):
+    clips.try_get = lambda index, epoch: None if (index, epoch) == (1, 1) else clips.get(index, epoch)
+    latents = cache_latents(vae, clips, tmp_path, views=2, quiet=True)
+    assert latents.indices == [0, 1, 2, 3, 4] and len(latents.latents) == 9
+    assert torch.equal(latents.get(1, 1)["latents"], latents.get(1, 0)["latents"])
+
+
+def test_clips_read_ahead_in_threads_are_the_same_in_the_same_order(vae, clips, tmp_path):
+    slow = threading.Barrier(3, timeout=20)  # passed only if three are read at a time
+    plain, get = cache_latents(vae, clips, tmp_path / "one", views=3, quiet=True), clips.get
+
+    def together(index, epoch):
+        if 3 * epoch + index < 6 and index < 3:
+            slow.wait()
+        return get(index, epoch)
+
+    clips.get = together
+    ahead = cache_latents(vae, clips, tmp_path / "three", views=3, workers=3, quiet=True)
+    assert torch.equal(ahead.latents, plain.latents) and ahead.captions == plain.captions
+
+
+def test_an_error_in_a_thread_ends_the_cache_at_once(vae, clips, tmp_path):
+    seen = []
+
+    def get(index, epoch):
+        seen.append(index)
+        if index == 1:
+            raise AnimkitError("no such clip")
+        return {"video": clips.video[index % 5], "caption": "", "index": index}
+
+    clips.get, clips.__class__ = get, type("Many", (TensorClips,), {"__len__": lambda self: 1000})
+    with pytest.raises(AnimkitError, match="no such clip"):
+        cache_latents(vae, clips, tmp_path, workers=2, quiet=True)
+    assert len(seen) < 20 and not list(tmp_path.iterdir())
 
 
 def test_images_are_clips_of_one_frame(vae, tmp_path):

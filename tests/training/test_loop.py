@@ -1,4 +1,5 @@
 """The training loop: exact resume after a kill, the arithmetic of plain torch, clear errors, two processes."""
+import errno
 import json
 import math
 import multiprocessing
@@ -540,6 +541,16 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
     with pytest.raises(AnimkitError, match="Another run is training"):
         fit(tiny_model(), loss, nested, CONFIG, tmp_path, quiet=True)
     fit(tiny_model(), loss, batch, replace(CONFIG, steps=2), tmp_path, quiet=True)  # the dead run has let go
+
+
+def test_a_file_system_without_locks_is_no_other_run(tmp_path, monkeypatch):
+    import fcntl
+
+    def unknown(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    assert fit(tiny_model(), loss, batch, replace(CONFIG, steps=2), tmp_path, quiet=True).ended == "finished"
 
 
 def test_muon_of_a_torch_that_has_none_is_an_error(monkeypatch):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from animkit.cli import main
 from animkit.errors import AnimkitError
 from animkit.look import new_look
 from animkit.training import History, load_config, saving, sources, stage as stage_module
+from animkit.training.history import locked
 from animkit.training.stages import TRAIN
 
 CONFIG = """
@@ -301,6 +303,44 @@ def test_a_run_goes_on_only_under_its_own_settings(runs, trained):
     assert train(runs, "look", "again", "training.steps=4").record["steps"] == 4  # longer is welcome
 
 
+def test_a_run_begun_anew_writes_its_own_weights(runs, trained):
+    first = train(runs, "look", "anew").file.read_bytes()
+    assert train(runs, "look", "anew").file.read_bytes() == first  # it had ended: nothing is trained, nothing written
+    shutil.rmtree(runs / "anew" / "checkpoint")
+    again = train(runs, "look", "anew", "training.lr=0.02")
+    assert again.record["settings"]["training"]["lr"] == 0.02 and again.file.read_bytes() != first
+
+
+def test_a_run_that_is_refused_leaves_the_settings_of_the_one_under_way(runs, trained):
+    (runs / "both").mkdir()
+    with locked(runs / "both"):
+        with pytest.raises(AnimkitError, match="Another run is training"):
+            train(runs, "look", "both")
+        assert not (runs / "both" / "settings.json").exists()
+
+
+def test_settings_noted_by_a_run_that_only_prepared_do_not_stay(runs, trained, monkeypatch):
+    """One prepares; another begins in the same folder and ends meanwhile: the first is refused, or notes its own."""
+    def prompts(stage, source):  # asked for when the clips are ready
+        monkeypatch.setattr(stage_module.Stage, "_prompts", lambda *args: [])
+        train(runs, "look", "race", "rank=3")
+        return []
+
+    monkeypatch.setattr(stage_module.Stage, "_prompts", prompts)
+    with pytest.raises(AnimkitError, match=r"begun with other settings: rank \(was 3, now 2\)"):
+        train(runs, "look", "race")
+    assert json.loads((runs / "race" / "settings.json").read_text())["rank"] == 3
+
+
+def test_a_whole_look_is_freed_with_its_animator(trained, toy):
+    animator = ak.Animator(toy, motion=False, device="cpu")
+    animator.insert(str(trained["full"][0].file))
+    unet = weakref.ref(animator.video_unet.unet)
+    del animator
+    gc.collect()
+    assert unet() is None
+
+
 # ---- faults ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("stage, overrides, message", [
@@ -316,6 +356,10 @@ def test_a_run_goes_on_only_under_its_own_settings(runs, trained):
     ("motion_module", ["domain_adapter=nowhere"], "domain_adapter: there is no file, no run and no sample 'nowhere'"),
     ("motion_module", ["domain_adapter={runs}/motion"], "domain_adapter: .* is a motion module, not a domain adapter"),
     ("motion_module", ["heads=5"], "cannot have 5 heads"),
+    ("motion_module", ["start={runs}/motion", "kind=conv"], "kind is 'conv', but start: .*motion has 'attention': set kind"),
+    ("motion_module", ["start={runs}/motion", "version=v2"], "version is 'v2', but start: .*motion has 'v3'"),
+    ("motion_module", ["data.stride=2"], "data.stride is nothing that the cartoon world knows"),
+    ("motion_module", ["data.source={runs}", "data.videos={runs}", "data.world.web=false"], "data.videos is where"),
     ("motion_lora", ["shot=dolly"], "unknown shot type 'dolly'"),
     ("motion_lora", ["camera=crop", "amount=1.5"], "amount of 'roll clockwise' is 1.5"),
     ("motion_lora", ["motion_module={runs}/lora"], "motion_module: .* is a MotionLoRA, not a motion module"),
@@ -395,7 +439,7 @@ def test_videos_of_a_folder_live_and_cached_and_bad_ones(runs, trained, tmp_path
         frames = np.random.default_rng(i).integers(0, 256, (8, 24, 32, 3), dtype=np.uint8)
         ak.Clip(frames, 8, "").save(good / f"{i}.mp4")
     (good / "broken.mp4").write_bytes(b"no video")
-    own = [f"data.source={good}", "data.stride=2", "data.world.web=false", "camera=crop", "amount=0.3"]
+    own = [f"data.source={good}", "data.stride=2", "data.workers=2", "data.world.web=false", "camera=crop", "amount=0.3"]
     result = train(runs, "motion_lora", "videos", *own, "data.count=null")
     assert (result.record["clips"], result.record["skipped"]) == (12, 1)
     assert result.record["skipped_videos"] == [str(good / "broken.mp4")]
