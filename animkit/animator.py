@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from numbers import Integral, Real
@@ -121,6 +122,22 @@ def left_out(video_unet: VideoUNet, names: Iterable[str]) -> AbstractContextMana
     return scaled(video_unet, dict.fromkeys(names, 0.0))
 
 
+def _check_steps(scheduler: Any, steps: int, T: float) -> None:
+    """AnimkitError for a number of steps that the scheduler cannot take, or only from a noise level far below noise."""
+    trial = copy.deepcopy(scheduler)
+    try:
+        trial.set_timesteps(steps)
+        first = float(max(trial.timesteps))
+    except Exception as error:  # whatever a scheduler says of numbers that it has no timesteps for
+        raise AnimkitError(f"{type(scheduler).__name__} cannot take {steps} steps ({error}): choose another number."
+                           ) from error
+    # "leading" timesteps are T // steps apart, so that many steps may end far below T, where the first clip is no noise
+    floored = scheduler.config.get("timestep_spacing") == "leading" and steps * (T // steps) < 0.75 * T
+    if first >= T or floored:
+        raise AnimkitError(f"{steps} steps of {type(scheduler).__name__} would begin at timestep {first:.0f} of {T}: take at "
+                           f'most {T // 3:.0f}, or a scheduler with timestep_spacing="trailing".')
+
+
 class Alphas(Mapping):
     """The paper's alpha of each inserted part by name, in the UNet, beside it, in the text encoder; assign to it."""
 
@@ -141,6 +158,9 @@ class Alphas(Mapping):
     def __contains__(self, name: object) -> bool:
         return name in self.controls or name in self.video_unet.alpha
 
+    def get(self, name: str, default: Any = None) -> Any:  # Mapping's own would meet the AnimkitError, as in __contains__
+        return self[name] if name in self else default
+
     def __iter__(self) -> Iterator[str]:
         return iter([*self.video_unet.alpha, *self.controls])
 
@@ -151,31 +171,45 @@ class Alphas(Mapping):
         return repr(dict(self))
 
 
+def _leave(video_unet: VideoUNet, on_text: Mapping[str, list]) -> None:
+    """Take all that an animator inserted out of the pipeline that it was given."""
+    for attached in [one for of in on_text.values() for one in of]:
+        attached.remove()
+    video_unet.deflate()
+
+
 class Animator:
     """Text -> clip (4.4): `Animator("miniature")("a red balloon over the sea, rising", seed=0)`.
 
     base: "miniature", a diffusers folder, a single .safetensors file, or a Stable Diffusion pipeline that you hold (its
     UNet is inflated in place). motion: MotionModules, their folder or file; None takes the one shipped beside the base,
-    if there is one, and False none. device: by default CUDA, else Apple's MPS, else the CPU; a pipeline that you hold
-    stays where it is.
+    if there is one, and False none. device: by default CUDA, else Apple's MPS, else the CPU; dtype: by default float32.
+    A pipeline that you hold stays where and as it is unless they are given; what was inserted leaves it with the animator.
     tokenizer: CLIP's or its folder, for a file that does not find it by itself or a folder that has none.
     Raises AnimkitError when a file is missing, damaged or of the wrong kind.
     """
 
     def __init__(self, base: Any = "miniature", motion: Any = None, device: str | torch.device | None = None,
-                 dtype: torch.dtype = torch.float32, tokenizer: Any = None):
-        device = checked_device(device) if device is not None or isinstance(base, (str, Path)) else None
-        self.pipe, self.defaults, beside = open_base(base, dtype, tokenizer)
-        if isinstance(base, (str, Path)):
+                 dtype: torch.dtype | None = None, tokenizer: Any = None):
+        held = not isinstance(base, (str, Path))
+        if held and tokenizer is not None:
+            raise AnimkitError("tokenizer= is for a base that is opened here: a pipeline that you hold has its own, "
+                               "pipe.tokenizer.")
+        device = checked_device(device) if device is not None or not held else None
+        self.pipe, self.defaults, beside = open_base(base, torch.float32 if dtype is None else dtype, tokenizer)
+        dtype = torch.float32 if dtype is None and not held else dtype
+        if not held:
             with quiet_libraries():  # diffusers warns of modules kept in float32 even when there are none
                 for part in self.pipe.components.values():  # device and dtype in one move: half a file travels as half
                     if isinstance(part, torch.nn.Module):
                         part.to(device, dtype)
-        elif device is not None:
-            self.pipe.to(device)
-        self.base = str(base) if isinstance(base, (str, Path)) else type(base).__name__
+        elif device is not None or dtype is not None:
+            self.pipe.to(device=device, dtype=dtype)
+        self.base = type(base).__name__ if held else str(base)
         self.video_unet = inflate(self.pipe.unet)
         self.alpha = Alphas(self.video_unet)  # animator.alpha["ink"] = 0.3
+        if held:  # it may live on, under another animator that knows nothing of what is inserted here
+            weakref.finalize(self, _leave, self.video_unet, self.alpha.on_text).atexit = False
         motion = beside if motion is None else motion
         if isinstance(motion, (str, Path)) or hasattr(motion, "build"):  # a file, or what was opened: it says what it is
             from animkit.checkpoints.roles import open_roles
@@ -190,7 +224,7 @@ class Animator:
     @classmethod
     def from_files(cls, base: Any, motion: Any = None, looks: Any = (), adapter: Any = (), motion_loras: Any = (), *,
                    strict: bool = True, tokenizer: Any = None, device: str | torch.device | None = None,
-                   dtype: torch.dtype = torch.float32) -> Animator:
+                   dtype: torch.dtype | None = None) -> Animator:
         """One animator from the files people have (4.4), in any order and format; each part goes by its file's name.
 
         motion, looks, adapter, motion_loras: a path, a list of paths, or {path: alpha}. What a file is, is read off it,
@@ -341,17 +375,18 @@ class Animator:
             got = f"the shape {tuple(noise.shape)}" if torch.is_tensor(noise) else f"the type {type(noise).__name__}"
             raise AnimkitError(f"latents have {got}; this call needs a tensor, b c f h w = "
                                f"{(len(prompts), *shape)}.")
-        text, added = encode_text(self.pipe, prompts, negative_prompt, guidance > 1, (h, w), device)
-        steering = steer([(controls[name], pictures[name].to(device)) for name in controls])
         ways = {**({"guided": guided, "guided_until": float(guided_until)} if guided else {}),
                 **({"eased": eased, "eased_below": float(eased_below)} if eased else {})}
-        x = self._draw(noise.to(device, unet.dtype), text.to(unet.dtype), scheduler, steps, guidance, added=added,
-                       generators=generators, callback=callback, progress=progress, control=steering,
-                       **ways)
-        if not torch.isfinite(x).all():
-            raise AnimkitError(f"Sampling gave numbers that are not finite ({unet.dtype} on {device}): the weights are "
-                               f"damaged, or the precision is too low; load the base again with dtype=torch.float32.")
-        drawn = decode(self.pipe.vae, x).numpy()
+        with self._one_at_a_time():
+            text, added = encode_text(self.pipe, prompts, negative_prompt, guidance > 1, (h, w), device)
+            steering = steer([(controls[name], pictures[name].to(device)) for name in controls])
+            x = self._draw(noise.to(device, unet.dtype), text.to(unet.dtype), scheduler, steps, guidance, added=added,
+                           generators=generators, callback=callback, progress=progress, control=steering, **ways)
+            if not torch.isfinite(x).all():
+                raise AnimkitError(f"Sampling gave numbers that are not finite ({unet.dtype} on {device}): the weights "
+                                   "are damaged, or the precision is too low; load the base again with "
+                                   "dtype=torch.float32.")
+            drawn = decode(self.pipe.vae, x).numpy()
         common = {"negative_prompt": negative_prompt, "steps": steps, "guidance": guidance, "frames": frames,
                   "height": h, "width": w, "base": self.base, "alpha": dict(self.alpha),
                   "scheduler": type(scheduler).__name__,
@@ -361,6 +396,15 @@ class Animator:
                   **ways}
         clips = [Clip(p, fps, said, {"seed": seed + i, **common}) for i, (p, said) in enumerate(zip(drawn, prompts))]
         return clips[0] if isinstance(prompt, str) and clips_per_prompt == 1 else clips
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """After offload(): what is left on the device at the end, or at an interruption, goes back to main memory."""
+        try:
+            yield
+        finally:
+            for hook in getattr(self.pipe, "_all_hooks", ()):
+                hook.offload()
 
     def _draw(self, noise: Tensor, text: Tensor, scheduler: Any, steps: int, guidance: float, **how) -> Tensor:
         """Noise b c f h w -> latents; all that the methods which the paper compares with (5.2) do in another way."""
@@ -396,6 +440,7 @@ class Animator:
                                f"DDIMScheduler.from_config(animator.scheduler.config); got {scheduler!r}.")
         if counts["steps"] > (most := scheduler.config.get("num_train_timesteps", math.inf)):
             raise AnimkitError(f"steps is at most {most}, as many as there are noise levels; got {counts['steps']}.")
+        _check_steps(scheduler, counts["steps"], most)
         motion = self.video_unet.motion
         if motion is not None and counts["frames"] > motion.positions:
             raise AnimkitError(f"{counts['frames']} frames are more than the {motion.positions} positions of the "

@@ -103,7 +103,7 @@ def pictures_of(given: Any, name: str = "control", channels: int = 3) -> Tensor:
     Floats f h w: distances from the camera, for a ControlNet of depth (depth_pictures makes pictures of them).
     """
     if isinstance(given, Tensor):
-        given = given.detach().cpu().numpy()
+        given = (given.float() if given.is_floating_point() else given).detach().cpu().numpy()
     if not hasattr(given, "__array__"):
         given = list(given) if isinstance(given, Sequence) else [given]
         if len({np.shape(picture) for picture in given}) > 1:

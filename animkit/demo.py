@@ -30,13 +30,12 @@ def run(args: argparse.Namespace) -> int:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AnimkitError(f"the results cannot go to {out}: {error.strerror}; choose another folder by --out") from error
-    for old in out.glob("*.mp4"):           # so that what is reported below is of this run
-        old.unlink()
+    before = {film: film.stat().st_mtime_ns for film in out.glob("*.mp4")}  # of an earlier run, or the reader's own
     started = time.monotonic()
     executed = notebooks.execute(QUICKSTART, out / "quickstart.ipynb", {**given, "out": str(out)},
                                  progress=not args.quiet)
     page = pages.write_page(executed, out / "quickstart.html")
-    clips = sorted(out.glob("*.mp4"))
+    clips = sorted(film for film in out.glob("*.mp4") if film.stat().st_mtime_ns != before.get(film))
     if not clips:
         raise AnimkitError(f"{QUICKSTART.name} ran, but left no mp4 in {out}")
     print(f"\nDone in {time.monotonic() - started:.0f} s. Open in a browser or a player:")

@@ -53,9 +53,15 @@ def save_folder(folder: str | Path, config: Mapping, state: Mapping[str, Tensor]
     from safetensors.torch import save_file
 
     text, inside = (json.dumps(dict(said), indent=2) for said in (config, config if own is None else own))
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    tensors = apart({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()})
     write_atomically(Path(folder) / WEIGHTS, lambda path: save_file(tensors, path, {"format": "pt", "config": inside}))
     write_atomically(Path(folder) / "config.json", lambda path: Path(path).write_text(text + "\n"))
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of those that share memory with another (positions, at most), which safetensors refuses."""
+    seen: set[int] = set()
+    return {name: t.clone() if t.data_ptr() in seen or seen.add(t.data_ptr()) else t for name, t in tensors.items()}
 
 
 def load_folder(folder: str | Path, class_name: str) -> tuple[dict, dict[str, Tensor]]:

@@ -45,6 +45,9 @@ class Alphas(Mapping):
     def __contains__(self, name: object) -> bool:  # Mapping's own would meet the AnimkitError
         return name in self._inserted
 
+    def get(self, name: str, default: Any = None) -> Any:  # Mapping's own would meet the AnimkitError
+        return self[name] if name in self else default
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._inserted)
 

@@ -29,6 +29,9 @@ class MotionModule(nn.Module):
 
     def __init__(self, c: int, heads: int = 8, positions: int = 32, norm_groups: int = 32, kind: str = "attention"):
         super().__init__()
+        if min(heads, norm_groups, positions) < 1:
+            raise AnimkitError(f"heads, norm_groups and positions of a motion module are at least 1; got {heads}, "
+                               f"{norm_groups} and {positions}")
         if c % heads or c % norm_groups:
             raise AnimkitError(f"a motion module of width {c} cannot have {heads} heads and {norm_groups} norm groups: "
                                f"both must divide {c}; pass heads= and norm_groups= that do")

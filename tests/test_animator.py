@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import animkit as ak
+from animkit import animator as animator_module
 from animkit.animator import decode, sample
 from animkit.look import new_look
 from animkit.opening import open_base
@@ -620,6 +621,65 @@ def test_motion_takes_motion_modules_alone(folder, tmp_path, moving):
 def test_devices_and_dtypes_that_are_none_are_refused(folder, options, said):
     with pytest.raises(ak.AnimkitError, match=said):
         ak.Animator(folder, **options)
+
+
+def test_what_an_animator_inserted_into_a_held_pipeline_leaves_with_it():
+    pipe = make_pipe()
+    look = shaken(new_look(pipe.unet, 2))
+
+    def drawn(inserted):
+        animator = ak.Animator(pipe, motion=False)
+        for name in inserted:
+            animator.insert(look, name=name)
+        return animator("a red balloon", frames=1, steps=STEPS, progress=False).array.astype(int)
+
+    plain, inked = drawn([]), drawn(["look"])
+    assert np.abs(inked - plain).max() > 3, "the look does something"
+    assert np.array_equal(drawn([]), plain) and np.array_equal(drawn(["look"]), inked), "once, not once more"
+
+
+def test_alphas_are_mappings_to_the_end(moving):
+    for alphas in (moving.alpha, moving.video_unet.alpha):
+        assert alphas.get("ink") is None and alphas.get("ink", 0.5) == 0.5 and alphas.get("motion", 0.5) == 1
+
+
+def test_dtype_and_tokenizer_of_a_pipeline_that_one_holds():
+    pipe = make_pipe()
+    assert ak.Animator(pipe, motion=False, dtype=torch.bfloat16).pipe.unet.dtype == torch.bfloat16
+    assert ak.Animator(pipe, motion=False).pipe.unet.dtype == torch.bfloat16, "it stays as it is"
+    with pytest.raises(ak.AnimkitError, match="a pipeline that you hold has its own"):
+        ak.Animator(pipe, tokenizer=pipe.tokenizer)
+
+
+@pytest.mark.parametrize("steps, scheduler, said", [
+    (600, None, "begin at timestep 600 of 1000: take at most 333"), (1000, None, "begin at timestep 1000 of 1000"),
+    (60, diffusers.LCMScheduler(), "LCMScheduler cannot take 60 steps"), (1, diffusers.PNDMScheduler(), "cannot take 1 steps")])
+def test_steps_that_would_not_begin_at_noise_are_refused(steps, scheduler, said, pipe):
+    animator = ak.Animator(pipe, motion=False)
+    scheduler = scheduler or DDIMScheduler(steps_offset=1)
+    with pytest.raises(ak.AnimkitError, match=said):
+        animator("a red balloon", frames=1, steps=steps, scheduler=scheduler)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 25, 50, 150, 333])
+def test_steps_as_people_take_them_are_not(steps):
+    animator_module._check_steps(DDIMScheduler(steps_offset=1), steps, 1000)
+    animator_module._check_steps(DDIMScheduler(timestep_spacing="trailing"), 3 * steps, 1000)
+
+
+def test_after_offload_nothing_stays_on_the_device_at_the_end_or_at_an_interruption():
+    animator = ak.Animator(make_pipe(), motion=False)
+    sent_back = []
+    animator.pipe._all_hooks = [SimpleNamespace(offload=lambda: sent_back.append("vae"))]
+    animator("a red balloon", frames=1, steps=1, progress=False)
+    assert sent_back == ["vae"]
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        animator("a red balloon", frames=1, steps=1, progress=False, callback=stop)
+    assert sent_back == ["vae", "vae"]
 
 
 def test_offload_to_no_device_is_refused(folder):

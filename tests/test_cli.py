@@ -143,10 +143,11 @@ def test_demo_leaves_a_page_and_a_clip_and_says_where(quickstart, tmp_path, caps
     small_quickstart(quickstart, 'from pathlib import Path\nPath(out, "clip.mp4").write_text(str(seed + 1))')
     out = tmp_path / "results"
     out.mkdir()
-    (out / "of_an_older_run.mp4").write_text("old")
+    (out / "holidays.mp4").write_text("the reader's own")
     assert cli.main(["demo", "--out", str(out), "-p", "seed", "41", "--quiet"]) == 0
-    assert (out / "clip.mp4").read_text() == "42" and not (out / "of_an_older_run.mp4").exists()
+    assert (out / "clip.mp4").read_text() == "42" and (out / "holidays.mp4").read_text() == "the reader's own"
     said = capsys.readouterr().out
+    assert "holidays" not in said
     assert str(out / "quickstart.html") in said and str(out / "clip.mp4") in said and "make lab" in said
     assert "<title>A first animation</title>" in (out / "quickstart.html").read_text()
 

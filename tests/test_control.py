@@ -236,3 +236,8 @@ def test_a_controlnet_for_another_base_is_refused(still, pipe):
     with pytest.raises(ak.AnimkitError, match="finite"):
         still.insert(make_controlnet(pipe.unet), name="other", alpha=float("inf"))
     assert list(still.alpha) == ["depth"]
+
+
+def test_depth_in_bfloat16_is_depth():
+    depth = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(pictures_of(depth), pictures_of(depth.float()))

@@ -328,3 +328,9 @@ def test_sites_are_the_papers_places():
         "down_blocks.0.motion_modules.0", "down_blocks.1.motion_modules.0", "up_blocks.0.motion_modules.0",
         "up_blocks.0.motion_modules.1", "up_blocks.1.motion_modules.0", "up_blocks.1.motion_modules.1",
         "mid_block.motion_modules.0"]
+
+
+@pytest.mark.parametrize("of", [{"heads": 0}, {"positions": -1}, {"norm_groups": 0}])
+def test_counts_below_1_are_refused(of):
+    with pytest.raises(AnimkitError, match="of a motion module are at least 1"):
+        MotionModules({"down_blocks.0.motion_modules.0": 32}, **of)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from animkit.checkpoints.motion import read_off, to_diffusers, to_diffusers_name
 from animkit.errors import AnimkitError
-from animkit.files import save_folder, write_atomically
+from animkit.files import apart, save_folder, write_atomically
 from animkit.lora import LoRA
 from animkit.motion_module import MotionModules
 
@@ -137,13 +137,7 @@ def _write(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str
 
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     if path.suffix == ".safetensors":
-        # safetensors refuses tensors that share memory; a copy of those (positions, at most) has the same bits
-        seen: set[int] = set()
-        for name, tensor in tensors.items():
-            if tensor.data_ptr() in seen:
-                tensors[name] = tensor.clone()
-            seen.add(tensor.data_ptr())
-        return write_atomically(path, lambda file: save_file(tensors, file, {"format": "pt", **metadata}))
+        return write_atomically(path, lambda file: save_file(apart(tensors), file, {"format": "pt", **metadata}))
     if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
         # a view of a mapped file would be saved with the whole file behind it
         own = {name: t if t.untyped_storage().nbytes() == t.nbytes else t.clone() for name, t in tensors.items()}

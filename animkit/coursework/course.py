@@ -261,7 +261,7 @@ def run(args: argparse.Namespace) -> int:
             for file in getattr(course, args.what)(assignment):
                 print(file)
         return 0
-    marks, problems = [], course.strays()
+    problems = course.strays()
     for assignment in chosen:
         students = course.submissions(assignment)
         if students and not course._known(assignment):
@@ -269,7 +269,8 @@ def run(args: argparse.Namespace) -> int:
         for student in students:
             print(f"{assignment}: {student}", file=sys.stderr, flush=True)
             problems += [problem] if (problem := course.grade(assignment, student, args.again)) else []
-        marks += course.marks(assignment) if course._known(assignment) else []
+    # the tables hold all assignments, those marked before too
+    marks = [mark for each in course.choose([]) if course._known(each) for mark in course.marks(each)]
     if not marks and not problems:
         raise AnimkitError(f"nothing to grade in {course._place('submitted')}: put each notebook that was handed in into "
                            "submitted/STUDENT/")

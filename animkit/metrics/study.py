@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import AnimkitError
 from ..files import write_atomically
-from .intervals import Interval
+from .intervals import Interval, quantiles
 
 ASPECTS = {"text": "Which clip shows best what the prompt says?",
            "domain": "Which clip looks most like the reference pictures (without them: most like one artist's work)?",
@@ -127,8 +127,8 @@ def average_user_ranking(paths: str | Path | Iterable[str | Path], level: float 
     """method -> aspect -> mean score and interval, from any number of CSV files; n counts rankings.
 
     People weigh as many rankings as they gave. The interval is a bootstrap in two stages (Davison & Hinkley 1997, 3.8):
-    people with replacement, then each one's prompts, since one person's answers are alike; with one person it tells
-    about the prompts only. Raises AnimkitError if there is no file or answer, a ranking stands in two files, or
+    people with replacement, then each one's prompts, since one person's answers are alike, with quantiles that lie
+    further out for few people (`intervals.quantiles`); with one person it tells about the prompts only. Raises AnimkitError if there is no file or answer, a ranking stands in two files, or
     rankings differ in their methods.
     """
     methods, tables = _tables(paths)
@@ -144,7 +144,8 @@ def user_lead(paths: str | Path | Iterable[str | Path], ours: str, others: Seque
               level: float = 0.95, rounds: int = 2000, seed: int = 0) -> tuple[Interval, str]:
     """How far `ours` is ahead in an aspect, ranking by ranking, of the best of the others; and which one that is.
 
-    Interval and errors as in `average_user_ranking`; AnimkitError also if the files rank no such method or aspect.
+    Interval and errors as in `average_user_ranking`, but n counts people: what a few of them agree on may be their own
+    taste. AnimkitError also if the files rank no such method or aspect.
     """
     methods, tables = _tables(paths)
     if not {ours, *others} <= set(methods) or aspect not in tables:
@@ -153,7 +154,8 @@ def user_lead(paths: str | Path | Iterable[str | Path], ours: str, others: Seque
     mean = dict(zip(methods, np.concatenate(tables[aspect]).mean(0)))
     rival = max(others, key=mean.get)
     ahead = [scores[:, [methods.index(ours)]] - scores[:, [methods.index(rival)]] for scores in tables[aspect]]
-    return _intervals(ahead, level, rounds, np.random.default_rng(seed))[0], rival
+    lead = _intervals(ahead, level, rounds, np.random.default_rng(seed))[0]
+    return lead._replace(n=len(ahead)), rival
 
 
 def _tables(paths: str | Path | Iterable[str | Path]) -> tuple[tuple[str, ...], dict[str, list[np.ndarray]]]:
@@ -194,6 +196,7 @@ def _intervals(people: Sequence[np.ndarray], level: float, rounds: int, rng: np.
         drawn = [people[i][rng.integers(len(people[i]), size=len(people[i]))]
                  for i in rng.integers(len(people), size=len(people))]
         means[k] = np.concatenate(drawn).mean(0)
-    low, high = np.percentile(means, [50 * (1 - level), 50 * (1 + level)], axis=0)
+    units = len(people) if len(people) > 1 else len(people[0])
+    low, high = np.quantile(means, quantiles(units, level), axis=0)
     every = np.concatenate(people)
     return [Interval(float(v), float(a), float(b), len(every)) for v, a, b in zip(every.mean(0), low, high)]

@@ -62,7 +62,10 @@ class RankingStudy(widgets.VBox):
     def answer(self) -> None:
         """Save the page and turn it; what is missing, or cannot be written, is said below and nothing is lost."""
         try:
-            rows = self.rows + ranked(self.participant, self.page, {a: w.value for a, w in self.orders.items()})
+            page, new = self.page, {a: w.value for a, w in self.orders.items()}
+            own = (self.participant, page.prompt)  # another may have answered since, into the same file
+            rows = [row for row in load_answers(self.path) if (row["participant"], row["prompt"]) != own]
+            rows += ranked(self.participant, page, new)
             save_answers(self.path, rows)
         except AnimkitError as error:
             self.said.value = f'<p role="alert">{html.escape(str(error))}</p>'

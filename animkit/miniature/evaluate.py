@@ -283,6 +283,8 @@ def run(args) -> int:
     for option, value, what in (("guided", args.guided, "shots"), ("eased", args.eased, "looks")):
         if value is not None and args.what != what:
             raise AnimkitError(f"--{option} goes with `animkit judge {what}`, not with {args.what}.")
+    if args.module and (args.what != "motion" or args.look):
+        raise AnimkitError("--module goes with `animkit judge motion` without --look.")
     if args.what in ZOO:
         from . import evaluate_zoo  # which stands on this
         return evaluate_zoo.run(args)
@@ -292,8 +294,6 @@ def run(args) -> int:
         raise AnimkitError(f"--count and --batch are at least 1; got {count} and {args.batch}.")
     if look and what != "motion":
         raise AnimkitError(f"--look goes with `animkit judge motion`, not with {what}.")
-    if args.module and (what != "motion" or look):
-        raise AnimkitError("--module goes with `animkit judge motion` without --look.")
     if args.steps:
         raise AnimkitError(f"--steps goes with `animkit judge adapter`, looks and shots, not with {what}.")
     folder = samples.root() if args.folder is None else args.folder

@@ -23,6 +23,7 @@ from ..metrics.camera import FULL, LEAST, NAMES, camera_path, name_shot
 from ..metrics.intervals import share
 from ..metrics.stabilise import stabilised
 from ..metrics.watermark import watermark_score
+from ..opening import best_device
 from ..record import record
 from ..show.filmstrip import Picture
 from ..world import render
@@ -326,7 +327,7 @@ def run(args) -> int:
                "precision": None if args.precision == "float32" or what == "cost" else args.precision}
     said = f"animkit judge {what}" + "".join(f" --{k} {v}" for k, v in options.items() if v is not None)
     record(out / f"{name}.json", {"command": said, **options, "weights": fingerprints(folder)}, report,
-           {"all": time.monotonic() - start})
+           {"all": time.monotonic() - start}, "cpu" if what == "cost" else str(best_device()))
     written = [out / f"{name}.json"] if picture is None else [out / f"{name}.json", picture.save(out / f"{name}.webp")]
     print(f"{table(report)}\n\n{', '.join(map(str, written))}")
     return 0

@@ -15,6 +15,9 @@ from animkit.show.clip import Clip
 from animkit.training.losses import motion_module_loss
 
 
+AMOUNTS = ("amount of motion", "smoothness of motion", "warp error", "colour drift")  # no shares, even where all are 0
+
+
 def measured(clips: Sequence[Clip], encoder: metrics.Encoder, *, judge: Any = None, scenes: Sequence | None = None,
              look: str | None = None, references: Any = None) -> dict[str, np.ndarray]:
     """Measure -> a number for each of n clips: CLIP scores and optical flow; with references, CLIP domain; with a judge
@@ -63,9 +66,9 @@ def summary(measures: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[
     """Method -> measure -> {"value", "low", "high", "n"} for results.json: means with their bootstrap intervals."""
     def plain(interval: Interval) -> dict:
         return {k: v if v is None or k == "n" else round(v, 4) for k, v in interval._asdict().items()}
-    def bounds(values: np.ndarray) -> tuple | None:  # where all are 0, or 1, they are shares, which could be others
-        return (0, 1) if np.isin(values, (0, 1)).all() else None
-    return {method: {name: plain(bootstrap(values, bounds=bounds(values))) for name, values in of.items()}
+    def bounds(name: str, values: np.ndarray) -> tuple | None:  # shares that are all 0, or all 1, could be others
+        return (0, 1) if name not in AMOUNTS and np.isin(values, (0, 1)).all() else None
+    return {method: {name: plain(bootstrap(values, bounds=bounds(name, values))) for name, values in of.items()}
             for method, of in measures.items()}
 
 

@@ -58,6 +58,9 @@ class Plan:
         self.work = str(Path(self.work or root / "runs" / "reproduce" / self.preset).resolve())
         if odd := next((folder for folder in (self.out, self.work) if set(folder) & set("{}")), None):
             raise AnimkitError(f"Snakemake cannot work in {odd}: choose a folder without {{ and }} in its name.")
+        if idle := [name for name in self.given if name not in self.names]:
+            raise AnimkitError(f"A parameter is given to {idle[0]}, which is not among the notebooks to run: "
+                               f"{', '.join(self.names)}.")
         for name in self.names:
             if taken := sorted(set(self.given.get(name, ())) & set(COMMON)):
                 raise AnimkitError(f"{taken[0]!r} is given to all notebooks alike, by --{taken[0]}, not to {name} "
@@ -92,6 +95,22 @@ class Plan:
             digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
 
+    def key(self, name: str) -> str:
+        """A hash of the fingerprint and the parameters, folders apart: results with another are of another run."""
+        given = {k: v for k, v in self.parameters(name).items() if k not in ("out", "work")}
+        return hashlib.sha256(json.dumps([self.fingerprint(name), given], sort_keys=True).encode()).hexdigest()[:16]
+
+    def outdated(self) -> list[str]:
+        """Notebooks whose results tell another key. Snakemake's own record of that lies in `work`, which may be gone."""
+        told = {name: _key_of(Path(self.out) / name / "results.json") for name in self.names}
+        return [name for name, key in told.items() if key not in (None, self.key(name))]
+
+
+def _key_of(results: Path) -> str | None:
+    """The key that results tell; None where there are none, or none that can be read or tell one."""
+    with suppress(OSError, ValueError, AttributeError):
+        return json.loads(results.read_text(encoding="utf-8")).get("key")
+
 
 def available() -> list[str]:
     """The notebooks that are there, in the order of their claims. AnimkitError where there is no clone of the repo."""
@@ -113,8 +132,9 @@ def presets_of(name: str) -> dict[str, dict[str, Any]]:
 
 # ---- one job: what the Snakefile calls
 
-def run_notebook(name: str, parameters: dict[str, Any], executed: str | Path, threads: int = 1) -> None:
-    """Run one notebook; it leaves results.json in its `out`. AnimkitError if it fails, or leaves none."""
+def run_notebook(name: str, parameters: dict[str, Any], executed: str | Path, threads: int = 1, key: str = "") -> None:
+    """Run one notebook; it leaves results.json in its `out`, to which `key` is added. AnimkitError if it fails, or leaves
+    none."""
     for name_of_limit in ("OMP_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):  # torch's and optical flow's
         os.environ[name_of_limit] = str(threads)       # the kernel inherits it: notebooks side by side share the cores
     notebooks.execute(FOLDER / f"{name}.ipynb", executed, parameters, progress=False, cell_timeout=DAYS)
@@ -122,8 +142,12 @@ def run_notebook(name: str, parameters: dict[str, Any], executed: str | Path, th
     nb = nbformat.read(executed, as_version=4)
     pages.without_widgets(nb)                          # the bars of a run that has ended
     write_text(executed, nbformat.writes(nb))
-    if not (Path(parameters["out"]) / "results.json").is_file():
+    results = Path(parameters["out"]) / "results.json"
+    if not results.is_file():
         raise AnimkitError(f"{name} ran, but left no results.json in {parameters['out']}")
+    if key:
+        told = json.loads(results.read_text(encoding="utf-8")) | {"key": key}
+        write_text(results, json.dumps(told, indent=1) + "\n")
 
 
 def write_report(out: str | Path) -> Path:
@@ -207,9 +231,11 @@ def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
     work.mkdir(parents=True, exist_ok=True)
     write_text(work / "plan.json", json.dumps(asdict(plan)))
     cores = str(jobs * plan.threads)
+    again = [f"{plan.out}/{name}/results.json" for name in plan.outdated()]
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(FOLDER / "Snakefile"), "--directory", str(work),
                "--configfile", str(work / "plan.json"), "--cores", cores, "--jobs", cores, "--keep-going",
-               "--rerun-incomplete", "--nolock", "--nocolor", *(["--dry-run"] if dry else []), *further]
+               "--rerun-incomplete", "--nolock", "--nocolor", *(["--forcerun", *again] if again else []),
+               *(["--dry-run"] if dry else []), *further]
     with _alone(work), _terminable(), open(work / "snakemake.log", "a", 1, encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                    errors="replace")
@@ -280,10 +306,10 @@ class _alone:
 
 
 def main(argv: list[str]) -> int:
-    """One job of the Snakefile: notebook NAME PARAMETERS EXECUTED THREADS, or report OUT."""
+    """One job of the Snakefile: notebook NAME PARAMETERS EXECUTED THREADS KEY, or report OUT."""
     try:
         if argv[0] == "notebook":
-            run_notebook(argv[1], json.loads(argv[2]), argv[3], int(argv[4]))
+            run_notebook(argv[1], json.loads(argv[2]), argv[3], int(argv[4]), argv[5])
         else:
             write_report(argv[1])
     except AnimkitError as error:

@@ -38,7 +38,10 @@ class Clip:
 
     def __init__(self, frames: Any, fps: float = 8, prompt: str = "", settings: dict | None = None):
         if not isinstance(frames, np.ndarray):
-            frames = np.stack([np.asarray(f) for f in frames]) if len(frames) else np.empty((0, 0, 0, 3), np.uint8)
+            pictures = [np.asarray(f) for f in frames]
+            if len(shapes := {picture.shape for picture in pictures}) > 1:
+                raise AnimkitError(f"A clip's frames have one shape; these have {', '.join(map(str, sorted(shapes)))}.")
+            frames = np.stack(pictures) if pictures else np.empty((0, 0, 0, 3), np.uint8)
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
             raise AnimkitError(f"A clip's frames are uint8 of shape (frames, height, width, 3) and at least one; these "
                                f"are {frames.dtype} of shape {frames.shape}: scale to 0..255 and put the colours last.")
@@ -100,29 +103,36 @@ class Clip:
 
     def _note(self, scale: int) -> str:
         note = {"prompt": self.prompt, "fps": self.fps, "scale": scale, "size": self.array.shape[1:3],
-                "settings": self.settings}
+                "frames": len(self), "settings": self.settings}
         return "animkit " + json.dumps(note, default=_plain)  # ASCII: all that GIF comments and PNG text are sure to know
 
     def _save_frames(self, folder: Path, scale: int) -> Path:
         if folder.exists() and (not folder.is_dir() or any(not f.match("frame_*.png") for f in folder.iterdir())):
             raise AnimkitError(f"'{folder}' is there already and is not a folder of a clip's frames: choose another "
                                f"name.")
-        info = PngInfo()
+        info, shown, folder = PngInfo(), folder, folder.resolve()  # resolved: a link to a folder stays one
         info.add_text("comment", self._note(scale))
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         except OSError as error:
             raise AnimkitError(f"could not write {folder}: {error.strerror}.") from error
+        old = beside.with_name(f"{beside.name}.old")
         try:
             os.chmod(beside, 0o755)  # mkdtemp makes it private
             for i, frame in enumerate(enlarge(self.array, scale)):
                 PIL.Image.fromarray(frame).save(beside / f"frame_{i:04d}.png", pnginfo=info)
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():  # the old frames go only when the new ones have their place
+                os.replace(folder, old)
             os.replace(beside, folder)
+        except OSError as error:
+            if old.exists() and not folder.exists():
+                os.replace(old, folder)
+            raise AnimkitError(f"could not write {folder}: {error.strerror or error}.") from error
         finally:
-            shutil.rmtree(beside, ignore_errors=True)
-        return folder
+            for left in (beside, old):
+                shutil.rmtree(left, ignore_errors=True)
+        return shown
 
     @classmethod
     def load(cls, path: str | os.PathLike, fps: float | None = None) -> Clip:
@@ -261,14 +271,19 @@ def _read_pillow(path: Path) -> tuple[np.ndarray, float, dict | None]:
             frames.append(np.asarray(film.convert("RGB")))
             shown.append(film.info.get("duration") or 125)  # milliseconds
     fps = note["fps"] if note else 1000 / min(shown)
+    if len(frames) == 1 and note:  # a WebP of equal frames is a still, which has no duration
+        return np.repeat(frames, note.get("frames", 1), axis=0), fps, note
     # Both formats write equal neighbours once, for longer: give each frame its own place again.
     return np.repeat(np.stack(frames), [max(1, round(ms * fps / 1000)) for ms in shown], axis=0), fps, note
 
 
 def _read_folder(path: Path) -> tuple[np.ndarray, float, dict | None]:
     files = sorted(f for f in path.iterdir() if f.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    pictures = [PIL.Image.open(f) for f in files]
-    if len({p.size for p in pictures}) > 1:
+    frames, note = [], None
+    for file in files:
+        with PIL.Image.open(file) as picture:
+            note = note if frames else _read_note(picture.info.get("comment", ""))
+            frames.append(np.asarray(picture.convert("RGB")))
+    if len({frame.shape for frame in frames}) > 1:
         raise ValueError("its pictures differ in size")
-    note = _read_note(pictures[0].info.get("comment", "")) if pictures else None
-    return np.array([np.asarray(p.convert("RGB")) for p in pictures]), 8, note
+    return np.array(frames), 8, note

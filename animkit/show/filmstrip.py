@@ -69,7 +69,7 @@ def filmstrip(clips: Clip | Sequence[Clip], n: int = 8, labels: Sequence[str] | 
     Raises AnimkitError when n is below 1, or labels and clips differ in number.
     """
     clips = [clips] if isinstance(clips, Clip) else list(clips)
-    _check(clips, labels)
+    labels = _check(clips, labels)
     if n < 1:
         raise AnimkitError(f"A filmstrip has at least one frame; got n={n}.")
     rows = []
@@ -88,7 +88,7 @@ def side_by_side(clips: Sequence[Clip], labels: Sequence[str] | None = None, col
     Raises AnimkitError when there is no clip, clips differ in length or speed, or labels and clips differ in number.
     """
     clips = list(clips)
-    _check(clips, labels)
+    labels = _check(clips, labels)
     if len({(len(c), c.fps) for c in clips}) > 1:
         said = ", ".join(f"{len(c)} at {c.fps:g} fps" for c in clips)
         raise AnimkitError(f"Clips side by side have the same number of frames and fps; these have {said}: "
@@ -111,11 +111,13 @@ def side_by_side(clips: Sequence[Clip], labels: Sequence[str] | None = None, col
                 {"side_by_side": [{"prompt": c.prompt, **c.settings} for c in clips], "labels": list(names)})
 
 
-def _check(clips: list[Clip], labels: Sequence[str] | None) -> None:
+def _check(clips: list[Clip], labels: Sequence | None) -> list[str] | None:
+    """The labels as text: numbers, such as alphas, are welcome."""
     if not clips or not all(isinstance(c, Clip) for c in clips):
         raise AnimkitError("Give at least one Clip, or a list of them.")
     if labels is not None and (isinstance(labels, str) or len(labels) != len(clips)):
         raise AnimkitError(f"There are {len(clips)} clips and the labels are {labels!r}: give one for each.")
+    return None if labels is None else [str(label) for label in labels]
 
 
 def _band(label: str, width: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 World coordinates: x to the right, y up; the camera at rest sees -1 to 1. Time u runs from 0 (first frame) to 1 (end of the clip).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -154,7 +154,14 @@ class Scene:
 
 
 def random_scene(rng: np.random.Generator, things: int = 1, moving: float = 0.85, **fixed) -> Scene:
-    """A scene drawn at random; keyword arguments fix any field of Scene or Thing (a tuple or list is chosen from). moving: the share of things that move."""
+    """A scene drawn at random. moving: the share of things that move.
+
+    Keyword arguments fix any field of Scene or Thing (of all its things); out of a tuple or list one is chosen. Raises
+    AnimkitError for any other.
+    """
+    known = [field.name for kind in (Thing, Scene) for field in fields(kind) if field.name != "things"]
+    if odd := [name for name in fixed if name not in known]:
+        raise AnimkitError(f"A scene has no {odd[0]!r} that could be fixed; there are: {', '.join(known)}.")
 
     def choose(name, among):
         among = fixed.get(name, among)
@@ -176,11 +183,13 @@ def random_scene(rng: np.random.Generator, things: int = 1, moving: float = 0.85
                 facing=int(rng.choice((-1, 1))),
             )
         )
+        own = {name: choose(name, None) for name in ("x", "y", "size", "facing", "cue") if name in fixed}
+        cast[-1] = replace(cast[-1], **own)
     return Scene(
         tuple(cast),
         choose("setting", tuple(SETTINGS)),
         choose("look", ("flat",)),
         choose("shot", (None,)),
-        fixed.get("amount", 1.0),
-        int(rng.integers(1 << 16)),
+        choose("amount", 1.0),
+        int(rng.integers(1 << 16)) if "seed" not in fixed else int(choose("seed", 0)),
     )

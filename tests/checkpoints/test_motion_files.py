@@ -123,6 +123,15 @@ def test_a_saved_file_is_no_larger_than_its_tensors(tmp_path):
     assert saved.stat().st_size < 1.2 * file.stat().st_size
 
 
+def test_modules_whose_positions_share_memory_are_saved(tmp_path):
+    """A MotionAdapter has one set of positions for both attentions of a block; opened, they are the same tensor."""
+    folder = save_checkpoint(MotionModules.for_unet(make.unet("sd1", WIDTHS)), tmp_path / "adapter", "diffusers")
+    modules = open_checkpoint(folder).build()
+    modules.save_pretrained(tmp_path / "ours")
+    again = MotionModules.from_pretrained(tmp_path / "ours")
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in modules.state_dict().items())
+
+
 def test_what_the_references_form_cannot_tell_is_not_lost_silently(tmp_path):
     unet = make.unet("sd1", WIDTHS)
     odd = MotionModules.for_unet(unet, "v1", positions=16, heads=4)

@@ -205,6 +205,8 @@ def test_right_answers_pass_and_empty_ones_are_to_do(name):
     verdict.grade()
     todo = getattr(checks, name)(empty)
     assert todo.state == "to do"
+    unknown = checks.frame_change(lambda video: torch.nn.functional.mse_loss(video[1:], video[:-1]))  # of uint8
+    assert unknown.state == "wrong" and "NotImplementedError" in unknown.message
     with pytest.raises(NotImplementedError):
         todo.grade()
 

@@ -103,6 +103,23 @@ def test_a_file_of_an_older_time_is_marked_if_its_content_is_new(graded, outcome
     assert points == ["0", "3"]
 
 
+def test_grading_one_assignment_keeps_the_marks_of_the_others(graded, outcome):
+    before = {(r["student"], r["assignment"]) for r in rows(graded / "grades.csv")}
+    again = graded / "source" / "2_again"
+    again.mkdir()
+    nb = nbformat.read(graded / "source" / "1_double" / "double.ipynb", as_version=4)
+    nbformat.write(nb, again / "twice.ipynb")
+    try:
+        hand_in(graded, "ada", "return x + x", loose=True, name="twice.ipynb")
+        assert cli.main(["course", "grade", str(graded), "2_again"]) == 0
+        after = {(r["student"], r["assignment"]) for r in rows(graded / "grades.csv")}
+        assert after == before | {("ada", "2_again")}
+    finally:
+        (again / "twice.ipynb").unlink()
+        again.rmdir()
+        (graded / "submitted" / "ada" / "twice.ipynb").unlink(missing_ok=True)
+
+
 def test_what_a_teacher_mended_in_its_place_stays(graded, outcome):
     hand_in(graded, "ian", "return 2 * * x", loose=True)
     cli.main(["course", "grade", str(graded)])

@@ -225,6 +225,7 @@ def test_the_command_writes_numbers_and_a_picture(folder, tmp_path, capsys, word
     (("motion", "--look", "oil"), "knows no look 'oil'"), (("stills", "--look", "ink"), "--look goes with"),
     (("motion", "--steps", "2"), "--steps goes with"), (("stills", "--module", "x"), "--module goes with"),
     (("motion", "--look", "ink", "--module", "x"), "--module goes with"),
+    (("looks", "--module", "x"), "--module goes with"), (("cost", "--module", "x"), "--module goes with"),
     (("motion", "--module", "no/such.safetensors"), "no/such.safetensors"),
     (("stills", "--count", "0"), "at least 1"), (("judge", "--batch", "0"), "at least 1")])
 def test_what_cannot_be_judged_is_one_sentence(folder, capsys, words, message):

@@ -118,6 +118,12 @@ def test_summary_and_table_hold_means_and_intervals():
     assert said.splitlines()[0] == "| method | amount | smooth |" and "| theirs | - | 2 (2 to 2) |" in said
 
 
+def test_an_amount_that_is_always_0_is_no_share():
+    still = {"still": {"amount of motion": np.zeros(12), "warp error": np.zeros(12), "named motion": np.zeros(12)}}
+    found = summary(still)["still"]
+    assert found["amount of motion"]["high"] == found["warp error"]["high"] == 0 and found["named motion"]["high"] > 0.2
+
+
 def test_a_lead_is_taken_clip_by_clip_over_the_best_rival():
     found = {"ours": {"m": np.array([3.0, 4.0])}, "a": {"m": np.array([1.0, 2.0])}, "b": {"m": np.array([0.0, 5.0])}}
     ahead, rival = lead(found, "m", "ours", ["a", "b"])

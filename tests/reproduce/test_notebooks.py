@@ -121,6 +121,7 @@ def test_a_dry_run_plans_every_notebook_and_the_report(tmp_path, capsys):
     (["--set", "comparison.preset=paper"], "given to all notebooks alike, by --preset"),
     (["--set", "comparison.prompts"], "reads NOTEBOOK.PARAMETER=VALUE"),
     (["--set", "gen2.prompts=3"], "no notebook 'gen2'"), (["gen2"], "no notebook 'gen2'"),
+    (["control", "--set", "comparison.promts=3"], "given to comparison, which is not among the notebooks to run"),
     (["--jobs", "0"], "at least 1")])
 def test_what_is_not_there_is_refused_before_a_kernel_starts(tmp_path, capsys, arguments, message):
     where = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
@@ -266,7 +267,27 @@ def test_what_did_not_change_is_kept_and_a_changed_parameter_runs_again(ran):
     log = folder / "work" / "snakemake.log"
     before = len(log.read_text())
     assert cli.main([*arguments, "--seed", "1", "--dry-run"]) == 0
-    assert "Params have changed" in log.read_text()[before:]
+    assert "Forced execution" in log.read_text()[before:], "its results tell another key"
+
+
+@needs_weights
+def test_results_of_other_weights_or_settings_are_not_taken_for_these_though_the_work_is_gone(ran, capsys):
+    folder, arguments = ran
+    plan = workflow.Plan("smoke", str(folder / "out"), str(folder / "work"), names=[SMALLEST],
+                         given={SMALLEST: {"prompts": "1", "steps": "1"}})
+    assert read_results(folder / "out" / SMALLEST)["key"] == plan.key(SMALLEST) and plan.outdated() == []
+    elsewhere = [*arguments[:-6], "--work", str(folder / "elsewhere"), *arguments[-4:], "--dry-run"]
+    log = folder / "elsewhere" / "snakemake.log"
+    assert cli.main(elsewhere) == 0 and "Forced execution" not in log.read_text(), "the same, elsewhere, is up to date"
+    assert cli.main([*elsewhere, "--seed", "1"]) == 0 and "Forced execution" in log.read_text()
+    results = folder / "out" / SMALLEST / "results.json"
+    gone = results.rename(results.with_name("gone"))
+    try:
+        capsys.readouterr()
+        assert cli.main(elsewhere) == 0
+        assert f"{SMALLEST}/results.json" in capsys.readouterr().out, "the page alone is not enough"
+    finally:
+        gone.rename(results)
 
 
 @needs_weights

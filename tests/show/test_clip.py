@@ -2,6 +2,7 @@
 import base64
 import io
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -111,6 +112,64 @@ def test_other_formats_come_back_nearly_equal(tmp_path, name, mean, worst):
 def test_frames_that_stand_still_are_kept(tmp_path, name):
     still = Clip(moving().array[[0, 0, 0, 1, 1, 2]])
     assert len(Clip.load(still.save(tmp_path / name))) == 6
+
+
+@pytest.mark.parametrize("fps", [4, 8, 24, 30])
+@pytest.mark.parametrize("name, count", [("c.gif", 16), ("c.webp", 16), ("c.webp", 1), ("c.gif", 1)])
+def test_one_picture_repeated_is_as_long_as_it_was(tmp_path, name, count, fps):
+    still = Clip(moving().array[[0] * count], fps)
+    back = Clip.load(still.save(tmp_path / name))
+    assert len(back) == count and back.fps == fps
+    if name.endswith("webp"):
+        assert np.array_equal(back.array, still.array)
+
+
+def test_a_folder_of_more_frames_than_files_may_be_open_is_read(tmp_path):
+    resource = pytest.importorskip("resource")
+    many = Clip(np.repeat(moving(f=1, h=4, w=4).array, 120, axis=0))
+    many.save(tmp_path / "many")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, hard))
+        assert len(Clip.load(tmp_path / "many")) == 120
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_frames_through_a_link_go_where_it_points(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "frames").symlink_to(tmp_path / "disk")
+    assert moving(f=4).save(tmp_path / "frames") == tmp_path / "frames"
+    assert (tmp_path / "frames").is_symlink() and len(list((tmp_path / "disk").iterdir())) == 4
+    moving(f=3).save(tmp_path / "frames")
+    assert len(Clip.load(tmp_path / "frames")) == 3 and {p.name for p in tmp_path.iterdir()} == {"disk", "frames"}
+
+
+def test_new_frames_that_cannot_take_their_place_leave_the_old(tmp_path, monkeypatch):
+    moving(f=4).save(tmp_path / "frames")
+    replace, asked = os.replace, []
+
+    def second_fails(*args):
+        asked.append(args)
+        if len(asked) == 2:
+            raise OSError(28, "No space left on device")
+        return replace(*args)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.raises(AnimkitError, match="could not write .*frames: No space left on device"):
+        moving(f=3).save(tmp_path / "frames")
+    assert len(Clip.load(tmp_path / "frames")) == 4 and [p.name for p in tmp_path.iterdir()] == ["frames"]
+
+
+def test_pictures_of_several_sizes_are_no_clip():
+    with pytest.raises(AnimkitError, match=r"one shape; these have \(4, 4, 3\), \(5, 4, 3\)"):
+        Clip([np.zeros((4, 4, 3), np.uint8), np.zeros((5, 4, 3), np.uint8)])
+
+
+def test_labels_may_be_numbers(tmp_path):
+    pair = [moving(), moving()]
+    assert side_by_side(pair, labels=[0.0, 0.5]).settings["labels"] == ["0.0", "0.5"]
+    assert "0.0, 0.5" in filmstrip(pair, labels=(0.0, 0.5)).alt
 
 
 def test_film_is_what_browsers_play(tmp_path):

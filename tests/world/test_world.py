@@ -1,6 +1,7 @@
 """The cartoon world: what it says of a clip is true of its pixels."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,19 @@ def test_rendering_is_a_pure_function_of_the_scene():
     assert scene == random_scene(np.random.default_rng(3), look=("clay",))
     whole = render(scene, 16).rgb
     assert np.allclose(render(scene, u=[5 / 16]).rgb[0], whole[5], atol=1e-5)
+
+
+def test_any_field_of_a_random_scene_can_be_fixed_or_chosen_from():
+    fixed = {"x": 0.5, "y": -0.2, "size": 0.3, "facing": 1, "cue": None, "object": "cat", "motion": "rising"}
+    scene = random_scene(np.random.default_rng(1), things=2, seed=7, amount=0.4, shot="zoom in", **fixed)
+    assert {name: {getattr(thing, name) for thing in scene.things} for name in fixed} == {k: {v} for k, v in fixed.items()}
+    assert (scene.seed, scene.amount, scene.shot) == (7, 0.4, "zoom in")
+    drawn = {random_scene(np.random.default_rng(k), amount=(0.3, 0.6), size=[0.4, 0.5]) for k in range(20)}
+    assert {scene.amount for scene in drawn} == {0.3, 0.6} and {scene.things[0].size for scene in drawn} == {0.4, 0.5}
+    plain, other = (random_scene(np.random.default_rng(5), **more) for more in ({}, {"x": 0.9}))
+    assert other == plain.with_(things=(replace(plain.things[0], x=0.9),)), "the rest is drawn as before"
+    with pytest.raises(AnimkitError, match="no 'objekt' that could be fixed; there are: object, colour"):
+        random_scene(np.random.default_rng(0), objekt="cat")
 
 
 @pytest.mark.parametrize("look", EVERY_LOOK)
