@@ -2,6 +2,7 @@
 
 Files are written beside their place and renamed, so that a crash or a full disk leaves the old file whole.
 """
+import errno
 import glob
 import json
 import os
@@ -9,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO
 
 from torch import Tensor, nn
 
@@ -60,8 +62,26 @@ def save_folder(folder: str | Path, config: Mapping, state: Mapping[str, Tensor]
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of those that share memory with another (positions, at most), which safetensors refuses."""
-    seen: set[int] = set()
-    return {name: t.clone() if t.data_ptr() in seen or seen.add(t.data_ptr()) else t for name, t in tensors.items()}
+    own, seen = {}, set()
+    for name, tensor in tensors.items():
+        own[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return own
+
+
+def locked(folder: str | Path, busy: str) -> IO[str]:
+    """An open file, folder/lock, that no second run can hold; one that dies lets go of it. AnimkitError(busy) if held."""
+    file = open(Path(folder) / "lock", "w")
+    try:
+        import fcntl  # not on Windows: there nobody checks
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):  # else a file system without locks: nobody checks there either
+            file.close()
+            raise AnimkitError(busy) from error
+    return file
 
 
 def load_folder(folder: str | Path, class_name: str) -> tuple[dict, dict[str, Tensor]]:

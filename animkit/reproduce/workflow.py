@@ -22,6 +22,7 @@ from typing import Any
 
 from animkit import notebooks, pages, samples
 from animkit.errors import AnimkitError
+from animkit.files import locked
 from animkit.reproduce.claims import CLAIMS
 from animkit.reproduce.drawing import code
 from animkit.reproduce.experiment import PRESETS, write_text
@@ -236,7 +237,9 @@ def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
                "--configfile", str(work / "plan.json"), "--cores", cores, "--jobs", cores, "--keep-going",
                "--rerun-incomplete", "--nolock", "--nocolor", *(["--forcerun", *again] if again else []),
                *(["--dry-run"] if dry else []), *further]
-    with _alone(work), _terminable(), open(work / "snakemake.log", "a", 1, encoding="utf-8") as log:
+    busy = f"Another run works in {work}: wait for it, or give --work."
+    # Snakemake's own lock would outlive a run that is killed
+    with locked(work, busy), _terminable(), open(work / "snakemake.log", "a", 1, encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                    errors="replace")
         try:
@@ -282,27 +285,6 @@ def _end(process: subprocess.Popen) -> None:
         with suppress(psutil.NoSuchProcess):
             part.terminate()
     process.wait()
-
-
-class _alone:
-    """One workflow at a time in a work folder. Snakemake's own lock would outlive a run that is killed."""
-
-    def __init__(self, work: Path):
-        self.path = work / "lock"
-
-    def __enter__(self) -> None:
-        self.file = open(self.path, "w")
-        try:
-            import fcntl                               # not on Windows: there nobody checks
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except OSError as error:
-            self.file.close()
-            raise AnimkitError(f"Another run works in {self.path.parent}: wait for it, or give --work.") from error
-
-    def __exit__(self, *error) -> None:
-        self.file.close()
 
 
 def main(argv: list[str]) -> int:

@@ -1,14 +1,14 @@
 """What a run wrote down as it went: a line of JSON per step, its curve, and TensorBoard where it is installed."""
-import errno
 import json
 import os
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Iterator
+from typing import IO, Iterator
 
 import numpy as np
 
+from animkit import files
 from animkit.errors import AnimkitError
 
 
@@ -120,20 +120,9 @@ def _on_disk(path: Path) -> Iterator[None]:
                            "and start the same call again to go on.") from error
 
 
-def locked(folder: Path):
-    """An open file that no second run in this folder can hold; a run that dies lets go of it."""
-    file = open(folder / "lock", "w")
-    try:
-        import fcntl  # not on Windows: there nobody checks
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # a file system without locks: nobody checks there either
-            return file
-        file.close()
-        raise AnimkitError(f"Another run is training in {folder}; wait or choose another folder.") from error
-    return file
+def locked(folder: Path) -> IO[str]:
+    """Keeps other runs out of this folder until it is closed; AnimkitError if one is training there."""
+    return files.locked(folder, f"Another run is training in {folder}; wait or choose another folder.")
 
 
 def _records(path: Path) -> list[dict]:

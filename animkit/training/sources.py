@@ -88,7 +88,8 @@ def images(data: DataConfig, seed: int) -> Any:
 def _world(data: DataConfig, frames: int, shot: dict) -> WorldClips:
     if data.count is None:
         raise AnimkitError("data.count: the cartoon world has no end; say how many clips to draw.")
-    unused = [name for name, used in {"videos": data.videos, "stride": data.stride != DataConfig.stride, "flip": data.flip, "crop": data.crop != "centre",
+    unused = [name for name, used in {"videos": data.videos, "stride": data.stride != DataConfig.stride,
+                                      "flip": data.flip, "crop": data.crop != "centre",
                                       "cache: false": not data.cache}.items() if used]
     if unused:
         raise AnimkitError(f"data.{unused[0]} is nothing that the cartoon world knows: leave it out, or name another "

@@ -161,8 +161,8 @@ class Stage:
         for free in ("training", "prompts", "sample_steps", "gradient_checkpointing"):  # `fit` looks at training itself
             del now[free]
         del now["data"]["workers"]
-        frozen = self._frozen or fingerprint_of(self.video_unet)
-        now |= {"kind": self.kind, "weights of the base and of frozen parts": frozen[:16]}
+        self._frozen = self._frozen or fingerprint_of(self.video_unet)
+        now |= {"kind": self.kind, "weights of the base and of frozen parts": self._frozen[:16]}
         path, main = self.folder / "settings.json", self.accelerator.is_main_process
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder) if main else nullcontext():  # another run that is training here keeps its settings

@@ -191,5 +191,5 @@ def random_scene(rng: np.random.Generator, things: int = 1, moving: float = 0.85
         choose("look", ("flat",)),
         choose("shot", (None,)),
         choose("amount", 1.0),
-        int(rng.integers(1 << 16)) if "seed" not in fixed else int(choose("seed", 0)),
+        choose("seed", int(rng.integers(1 << 16))),
     )

@@ -352,7 +352,7 @@ def test_a_terminated_run_takes_its_notebooks_along(tmp_path):
     assert first.wait(timeout=60) == 128 + signal.SIGTERM
     gone, alive = psutil.wait_procs(family, timeout=30)
     assert len(family) >= 3 and not alive
-    with workflow._alone(tmp_path / "work"):
+    with workflow.locked(tmp_path / "work", "held"):
         pass
 
 
