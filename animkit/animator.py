@@ -32,7 +32,7 @@ from animkit.quiet import quiet_libraries
 from animkit.show.clip import Clip
 
 Callback = Callable[[int, Tensor, Tensor], Any]
-SAMPLES = ("step", "scale_model_input", "init_noise_sigma")  # what a sampler has; flow matching's have not all
+SAMPLES = ("step", "scale_model_input", "init_noise_sigma", "order")  # what a sampler has; flow matching's have not all
 
 
 @torch.no_grad()
@@ -60,8 +60,9 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
     """
     scheduler = copy.deepcopy(scheduler)  # a scheduler remembers the steps it took; the caller's stays fresh
     scheduler.set_timesteps(steps, device=noise.device)
-    draws = "generator" in inspect.signature(scheduler.step).parameters
-    extra = {"generator": generators} if draws and generators else {}
+    takes = inspect.signature(scheduler.step).parameters
+    extra = {"generator": generators} if "generator" in takes and generators else {}
+    extra |= {"eta": 0.0} if "eta" in takes else {}  # no fresh noise in DDIM's steps or TCD's, as in diffusers' pipelines
     x = noise if part.start else noise * scheduler.init_noise_sigma                         # b c f h w
     bar = tqdm(scheduler.timesteps[part], desc=f"{x.shape[2]} frames on {x.device}", disable=not progress)
     for step, t in enumerate(bar, part.start or 0):
@@ -120,6 +121,13 @@ def scaled(video_unet: VideoUNet, shares: Mapping[str, float]) -> Iterator[None]
 def left_out(video_unet: VideoUNet, names: Iterable[str]) -> AbstractContextManager[None]:
     """Inside, the parts inserted under these names do nothing."""
     return scaled(video_unet, dict.fromkeys(names, 0.0))
+
+
+def _asks_more(scheduler: Any) -> bool:
+    """Whether its step wants more than what the model gave, t and x_t: CogVideoX's does, which is for that model alone."""
+    wanted = [p for p in inspect.signature(scheduler.step).parameters.values()
+              if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(wanted) != 3
 
 
 def _check_steps(scheduler: Any, steps: int, T: float) -> None:
@@ -435,7 +443,7 @@ class Animator:
         for name, number, least in (("guidance", guidance, 0), ("fps", fps, 1e-3)):
             if not isinstance(number, Real) or not math.isfinite(number) or number < least:
                 raise AnimkitError(f"{name} is a number of at least {least}; got {number!r}.")
-        if isinstance(scheduler, type) or not all(hasattr(scheduler, has) for has in SAMPLES):
+        if isinstance(scheduler, type) or not all(hasattr(scheduler, has) for has in SAMPLES) or _asks_more(scheduler):
             raise AnimkitError(f"scheduler is a diffusers scheduler, such as "
                                f"DDIMScheduler.from_config(animator.scheduler.config); got {scheduler!r}.")
         if counts["steps"] > (most := scheduler.config.get("num_train_timesteps", math.inf)):

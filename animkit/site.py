@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import html
+import shutil
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ from .errors import AnimkitError
 from .files import write_atomically
 
 REPO = Path(__file__).resolve().parent.parent
+COMMITTED = Path("reproduce/laptop/report.html")  # of a clone in which nothing was reproduced yet
 STYLE = ("body{font:16px/1.5 system-ui,sans-serif;max-width:46em;margin:2em auto;padding:0 1em;color:#111;background:#fff}"
          "a{color:#0b4f8a}li{margin:.6em 0}")
 
@@ -44,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
             continue
         faults += [f"{page.name}: {problem}" for problem in problems(page.read_text(encoding="utf-8"))]
         written.append(page)
+    if not reports and not args.only and (kept := REPO / COMMITTED).is_file():
+        write_atomically(out / "report.html", lambda path: shutil.copyfile(kept, path))
     index(out, [page for page in sorted(out.glob("*.html")) if page.name != "index.html"])
     print(out / "index.html")
     for fault in faults:

@@ -118,7 +118,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("guidance", [7.5, 1.0])
 @pytest.mark.parametrize("scheduler", [
     "own", "DDIMScheduler", "DDPMScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler",
-    "DPMSolverMultistepScheduler", "LCMScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler"])
+    "DPMSolverMultistepScheduler", "LCMScheduler", "TCDScheduler", "HeunDiscreteScheduler", "UniPCMultistepScheduler"])
 def test_one_frame_is_the_image_pipeline(pipe, still, scheduler, guidance):
     own = pipe.scheduler
     chosen = own if scheduler == "own" else getattr(diffusers, scheduler).from_config(own.config)
@@ -780,6 +780,8 @@ def test_sdxl_one_frame_is_the_image_pipeline():
     ({"latents": np.zeros((1, 8, 2, 8, 8)), "frames": 2}, r"latents have the type ndarray"),
     ({"steps": 1001}, "steps is at most 1000.* got 1001"),
     ({"scheduler": diffusers.FlowMatchEulerDiscreteScheduler()}, "scheduler is a diffusers scheduler"),
+    ({"scheduler": diffusers.CogVideoXDPMScheduler()}, "scheduler is a diffusers scheduler"),  # its step asks for more
+    ({"scheduler": diffusers.DDPMWuerstchenScheduler()}, "scheduler is a diffusers scheduler"),
     ({"prompt": None}, "prompt"),
     ({"prompt": 5}, "prompt"),
     ({"prompt": []}, "prompt"),

@@ -68,7 +68,7 @@ def test_notebooks_can_be_opened_by_anyone(tracked_notebooks, repo):
         checks = {
             "its kernel is not python3": metadata.get("kernelspec", {}).get("name") == "python3",
             "it is not nbformat 4.5 or later": (nb["nbformat"], nb["nbformat_minor"]) >= (4, 5),
-            "it holds widgets without their state": all("state" in w for w in metadata.get("widgets", {}).values()),
+            "it holds the state of widgets": "widgets" not in metadata,
             "a cell has no id, or two have the same": len({c.get("id") for c in nb["cells"]} - {None}) == len(nb["cells"]),
             "it is too large": path.stat().st_size < limit,
             "a committed output is an error": not any(o.get("output_type") == "error" for c in nb["cells"]

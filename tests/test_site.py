@@ -45,6 +45,21 @@ def test_pages_and_index_are_written_and_a_failing_notebook_is_named(clone, tmp_
     assert "n is 8" in (out / "01_works.html").read_text()
 
 
+def test_where_nothing_was_reproduced_the_site_has_the_committed_report(clone, tmp_path):
+    kept = clone / "reproduce" / "laptop" / "report.html"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("<title>What holds</title>")
+    assert cli.main(["site", "--out", str(tmp_path / "site"), "--only", "01_works"]) == 0
+    assert not (tmp_path / "site" / "report.html").exists(), "only what was asked for"
+    (clone / "notebooks" / "02_fails.ipynb").unlink()
+    assert cli.main(["site", "--out", str(tmp_path / "own")]) == 0
+    assert "found it" in (tmp_path / "own" / "report.html").read_text(), "one's own report comes first"
+    (clone / "out" / "reproduce").rename(clone / "gone")
+    assert cli.main(["site", "--out", str(tmp_path / "site")]) == 0
+    assert (tmp_path / "site" / "report.html").read_text() == kept.read_text()
+    assert '<a href="report.html">What holds</a>' in (tmp_path / "site" / "index.html").read_text()
+
+
 def test_an_unknown_notebook_is_refused(clone, capsys):
     assert cli.main(["site", "--only", "03_absent"]) == 2
     assert "no notebook '03_absent'; there are: 01_works, 02_fails, report" in capsys.readouterr().err

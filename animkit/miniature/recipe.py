@@ -367,6 +367,7 @@ class Recipe:
             requires_safety_checker=False,
         )
         pipe.to(torch.float16).save_pretrained(into / "miniature")
+        _load_as_float32(into / "miniature" / "text_encoder" / "config.json")
         (into / "miniature" / "animkit.json").write_text(
             json.dumps({**DEFAULTS, "vocabulary": words.vocabulary()}, indent=1) + "\n"
         )
@@ -497,6 +498,12 @@ def saying(captions: list[str], *motions: str) -> torch.Tensor:
 def new_motion_modules(unet) -> MotionModules:
     """The miniature's: as the paper's v3, with heads 16 and more wide."""
     return MotionModules.for_unet(unet, version="v3", heads=4)
+
+
+def _load_as_float32(config: Path) -> None:
+    """Let a plain from_pretrained load a transformers model, saved in half precision, as it does diffusers' models."""
+    told = json.loads(config.read_text()) | {"dtype": "float32"}
+    write_atomically(config, lambda file: Path(file).write_text(json.dumps(told, indent=2) + "\n"))
 
 
 def save(model, path: Path):

@@ -108,9 +108,12 @@ class Plan:
 
 
 def _key_of(results: Path) -> str | None:
-    """The key that results tell; None where there are none, or none that can be read or tell one."""
+    """The key that results tell; "" if they tell none or cannot be read; None where there are none."""
+    if not results.exists():
+        return None
     with suppress(OSError, ValueError, AttributeError):
-        return json.loads(results.read_text(encoding="utf-8")).get("key")
+        return json.loads(results.read_text(encoding="utf-8")).get("key") or ""
+    return ""
 
 
 def available() -> list[str]:

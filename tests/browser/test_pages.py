@@ -61,6 +61,18 @@ def test_the_site_opens_from_disk_and_every_clip_of_a_lesson_plays(chromium, tmp
     assert address.endswith("00_quickstart.html") and len(played) >= 2 and all(played)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_site_opens_from_disk_and_every_clip_plays(chromium, repo, tmp_path):
+    words = ["-p", "steps", "2", "-p", "frames", "4", "-p", "training_steps", "4", "-p", "clips", "2"]
+    assert cli.main(["site", "--out", str(tmp_path / "site"), *words]) == 0
+    pages = sorted(p for p in (tmp_path / "site").glob("*.html") if p.name != "index.html")
+    assert {p.stem for p in pages} >= {p.stem for p in (repo / "notebooks").glob("*.ipynb")} | {"report"}
+    for path in pages:
+        with opened(chromium, path) as page:
+            assert all(page.evaluate(PLAYS)), path.name
+
+
 @pytest.mark.timeout(300)
 def test_the_committed_report_opens_from_disk_and_its_clips_play(chromium, repo, screenshots):
     """`opened` sees that nothing is asked of the network."""

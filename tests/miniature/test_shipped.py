@@ -17,8 +17,9 @@ pytestmark = pytest.mark.skipif(not HERE, reason="the miniature's weights do not
 
 
 def test_the_miniature_has_the_anatomy_of_sd_15_in_small():
-    pipe = StableDiffusionPipeline.from_pretrained(samples.path("miniature"), torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(samples.path("miniature"))  # as anyone would
     unet = pipe.unet
+    assert {part.dtype for part in (unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
     count = sum(p.numel() for p in unet.parameters())
     assert 5e6 <= count <= 7e6 and unet.mid_block is not None
     kinds = unet.config.down_block_types

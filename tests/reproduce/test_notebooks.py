@@ -1,5 +1,6 @@
 """The notebooks of reproduce/: their form, the plan of their jobs, and one of them run through the whole workflow."""
 import ast
+import json
 import os
 import re
 import shutil
@@ -278,6 +279,14 @@ def test_results_of_other_weights_or_settings_are_not_taken_for_these_though_the
                          given={SMALLEST: {"prompts": "1", "steps": "1"}})
     assert read_results(folder / "out" / SMALLEST)["key"] == plan.key(SMALLEST) and plan.outdated() == []
     assert replace(plan, seed=1).outdated() == [SMALLEST] == replace(plan, given={}).outdated()
+    told = folder / "out" / SMALLEST / "results.json"
+    whole = told.read_text()
+    try:
+        for odd in (json.dumps({k: v for k, v in json.loads(whole).items() if k != "key"}), "[]", "{"):
+            told.write_text(odd)
+            assert plan.outdated() == [SMALLEST], "they do not tell what they are of"
+    finally:
+        told.write_text(whole)
     elsewhere = [*arguments[:-6], "--work", str(folder / "elsewhere"), *arguments[-4:], "--dry-run"]
     results = folder / "out" / SMALLEST / "results.json"
     gone = results.rename(results.with_name("gone"))
