@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -26,7 +27,7 @@ from animkit.errors import AnimkitError
 from animkit.heap import keep_freed_memory
 from animkit.inflation import VideoUNet, inflate
 from animkit.insertion import checked_alpha
-from animkit.opening import best_device, checked_device, open_base
+from animkit.opening import StableDiffusionXLPipeline, best_device, checked_device, open_base
 from animkit.prompts import check_prompt, encode_text
 from animkit.quiet import quiet_libraries
 from animkit.show.clip import Clip
@@ -130,8 +131,11 @@ def _asks_more(scheduler: Any) -> bool:
     return len(wanted) != 3
 
 
-def _check_steps(scheduler: Any, steps: int, T: float) -> None:
+def check_steps(scheduler: Any, steps: int) -> None:
     """AnimkitError for a number of steps that the scheduler cannot take, or only from a noise level far below noise."""
+    T = scheduler.config.get("num_train_timesteps", math.inf)
+    if steps > T:
+        raise AnimkitError(f"steps is at most {T}, as many as there are noise levels; got {steps}.")
     trial = copy.deepcopy(scheduler)
     try:
         trial.set_timesteps(steps)
@@ -265,14 +269,18 @@ class Animator:
             raise AnimkitError(f"something is already inserted as {name!r}: remove it first, or choose another name")
         if hasattr(what, "check_prediction"):
             what.check_prediction(self.pipe.scheduler.config.get("prediction_type", "epsilon"))
-        on_text = []
+        on_text, own = [], []
         if hasattr(what, "build_text"):
             on_text = [(encoder, what.build_text(encoder, part)) for part, encoder in self.pipe.components.items()
                        if part.startswith("text_encoder") and encoder is not None]
+            own = [part for part in what.on_text() if self.pipe.components.get(part) is None]
             name, what = name or what.name, what.build(self.video_unet, text_too=True)
         name = self.video_unet.insert(what, alpha=alpha, name=name)
         self.alpha.on_text[name] = [lora.to(encoder.device, encoder.dtype).attach(encoder, alpha=alpha)
                                     for encoder, lora in on_text if lora is not None]
+        if own:
+            warnings.warn(f"{name}: what it has for {' and '.join(own)} does nothing here, for this base has no such part.",
+                          stacklevel=2)
         return name
 
     def _insert_control(self, what: Any, alpha: float, name: str | None) -> str:
@@ -374,7 +382,7 @@ class Animator:
             keep_freed_memory()
         controls = {name: self.alpha.controls[name] for name in pictures}
         for one in controls.values():
-            one.model.to(device)
+            one.model.to(device, unet.dtype)
 
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         shape = (unet.config.in_channels, frames, h // self.pipe.vae_scale_factor, w // self.pipe.vae_scale_factor)
@@ -394,7 +402,7 @@ class Animator:
                 raise AnimkitError(f"Sampling gave numbers that are not finite ({unet.dtype} on {device}): the weights "
                                    "are damaged, or the precision is too low; load the base again with "
                                    "dtype=torch.float32.")
-            drawn = decode(self.pipe.vae, x).numpy()
+            drawn = decode(self.pipe.vae, x, upcast=isinstance(self.pipe, StableDiffusionXLPipeline)).numpy()
         common = {"negative_prompt": negative_prompt, "steps": steps, "guidance": guidance, "frames": frames,
                   "height": h, "width": w, "base": self.base, "alpha": dict(self.alpha),
                   "scheduler": type(scheduler).__name__,
@@ -446,9 +454,7 @@ class Animator:
         if isinstance(scheduler, type) or not all(hasattr(scheduler, has) for has in SAMPLES) or _asks_more(scheduler):
             raise AnimkitError(f"scheduler is a diffusers scheduler, such as "
                                f"DDIMScheduler.from_config(animator.scheduler.config); got {scheduler!r}.")
-        if counts["steps"] > (most := scheduler.config.get("num_train_timesteps", math.inf)):
-            raise AnimkitError(f"steps is at most {most}, as many as there are noise levels; got {counts['steps']}.")
-        _check_steps(scheduler, counts["steps"], most)
+        check_steps(scheduler, counts["steps"])
         motion = self.video_unet.motion
         if motion is not None and counts["frames"] > motion.positions:
             raise AnimkitError(f"{counts['frames']} frames are more than the {motion.positions} positions of the "

@@ -56,11 +56,15 @@ def check_size(pipe: Any, defaults: dict, height: int | None, width: int | None)
 
 
 @torch.no_grad()
-def decode(vae: Any, latents: Tensor, frames_at_once: int = 8) -> Tensor:
-    """Latents b c f h w -> pictures b f H W 3, uint8, on the CPU: the image VAE draws each frame alone."""
+def decode(vae: Any, latents: Tensor, frames_at_once: int = 8, upcast: bool = True) -> Tensor:
+    """Latents b c f h w -> pictures b f H W 3, uint8, on the CPU: the image VAE draws each frame alone.
+
+    upcast: a VAE in float16 decodes in float32 if its config says force_upcast, as SDXL's, which overflows in half
+    precision. It is in the config of others too, that need it not and whose pipelines do not look at it.
+    """
     b = latents.shape[0]
-    z = rearrange(latents, "b c f h w -> (b f) c h w") / vae.config.scaling_factor + (vae.config.shift_factor or 0)
-    upcast = vae.dtype == torch.float16 and vae.config.force_upcast  # SDXL's VAE overflows in half precision
+    z = rearrange(latents, "b c f h w -> (b f) c h w") / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
+    upcast = upcast and vae.dtype == torch.float16 and vae.config.get("force_upcast")
     if upcast:
         vae.float()  # in place, and back without loss: a copy would hold it twice, and what it is offloaded with
     try:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel
 from einops import rearrange, repeat
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from animkit.errors import AnimkitError
@@ -105,10 +106,13 @@ def pictures_of(given: Any, name: str = "control", channels: int = 3) -> Tensor:
     if isinstance(given, Tensor):
         given = (given.float() if given.is_floating_point() else given).detach().cpu().numpy()
     if not hasattr(given, "__array__"):
-        given = list(given) if isinstance(given, Sequence) else [given]
+        given = [_colours(one) for one in (given if isinstance(given, Sequence) else [given])]
         if len({np.shape(picture) for picture in given}) > 1:
             raise AnimkitError(f"The pictures of {name!r} differ in size or in their number of colours.")
     array = np.asarray(given)
+    if array.ndim == 3 and array.dtype == np.uint8 and array.shape[-1] == channels:
+        raise AnimkitError(f"{name!r} is steered by one picture a frame, f h w {channels}; this is one picture, of shape "
+                           f"{array.shape}.")
     if array.ndim == 3 and array.dtype.kind == "f":
         array = depth_pictures(array)
     if array.dtype != np.uint8 or array.ndim not in (3, 4) or 0 in array.shape \
@@ -118,6 +122,11 @@ def pictures_of(given: Any, name: str = "control", channels: int = 3) -> Tensor:
     if array.ndim == 3:
         array = repeat(array, "f h w -> f h w c", c=channels)
     return rearrange(torch.from_numpy(np.array(array)), "f h w c -> f c h w").float() / 255
+
+
+def _colours(picture: Any) -> Any:
+    """A PIL picture of a palette, of other colours than RGB or with a mask, as RGB: its bytes are no brightness."""
+    return picture.convert("RGB") if isinstance(picture, Image) and picture.mode not in ("L", "RGB", "F", "I", "I;16") else picture
 
 
 def matched(controls: Mapping[str, Control], given: Any) -> dict[str, Tensor]:

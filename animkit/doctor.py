@@ -169,18 +169,27 @@ def shipped_samples() -> Iterator[Finding]:
     except (AnimkitError, OSError, ValueError) as error:
         yield Finding(MISSING, "miniature", str(error), "clone or install animkit anew")
         return
-    from safetensors import SafetensorError, safe_open
     for name in sorted(n for n, kind in parts.items() if isinstance(kind, list) and kind[0] is not None):
         weights = sorted((folder / name).glob("*.safetensors"))
         problem = "" if any((folder / name).glob("*.json")) else "its config is missing"
         if name in ("unet", "vae", "text_encoder") and not weights:
             problem = "its weights are missing"
-        for file in weights:
-            try:
-                with safe_open(file, "pt") as opened:
-                    len(list(opened.keys()))
-            except (SafetensorError, OSError) as error:
-                problem = f"{file.name} is damaged: {error}"
-        size = sum(file.stat().st_size for file in weights) / 1e6
-        yield Finding(MISSING if problem else OK, f"miniature/{name}", problem or (f"{size:.1f} MB" if weights else "present"),
-                      "clone or install animkit anew" if problem else "")
+        yield _weights(f"miniature/{name}", weights, problem)
+    modules = sorted((folder.parent / "motion_module").glob("*.safetensors"))
+    yield _weights("motion_module", modules, "" if modules else "it is missing: frames would not hold together")
+    for name in ("looks", "motion_loras", "control"):
+        yield _weights(name, found := sorted((folder.parent / name).glob("*.safetensors")), "" if found else "there is none")
+
+
+def _weights(subject: str, files: list[Path], problem: str = "") -> Finding:
+    """What is to be said of some weights: `problem`, or that a file is damaged, or their size."""
+    from safetensors import SafetensorError, safe_open
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                len(list(opened.keys()))
+        except (SafetensorError, OSError) as error:
+            problem = f"{file.name} is damaged: {error}"
+    size = sum(file.stat().st_size for file in files) / 1e6
+    return Finding(MISSING if problem else OK, subject, problem or (f"{size:.1f} MB" if files else "present"),
+                   "clone or install animkit anew" if problem else "")

@@ -69,9 +69,21 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
+def make_folder(folder: str | Path) -> Path:
+    """The folder, made if absent; AnimkitError where it cannot be."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AnimkitError(f"{folder} cannot be made a folder ({error.strerror}): choose another place.") from error
+    return Path(folder)
+
+
 def locked(folder: str | Path, busy: str) -> IO[str]:
     """An open file, folder/lock, that no second run can hold; one that dies lets go of it. AnimkitError(busy) if held."""
-    file = open(Path(folder) / "lock", "w")
+    try:
+        file = open(Path(folder) / "lock", "w")
+    except OSError as error:
+        raise AnimkitError(f"{folder} cannot be written to ({error.strerror}): choose another folder.") from error
     try:
         import fcntl  # not on Windows: there nobody checks
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -130,6 +130,9 @@ class MotionModules(nn.Module):
     def from_pretrained(cls, folder: str | Path) -> "MotionModules":
         """What save_pretrained wrote, exactly; AnimkitError if a file is missing, damaged or does not fit."""
         config, state = load_folder(folder, "MotionModules")
+        if not any(".temporal_transformer." in name for name in state) and any("motion_modules" in name for name in state):
+            raise AnimkitError(f"{folder} has the names of diffusers' MotionAdapter: open it with "
+                               f"open_checkpoint({str(folder)!r}).build().")
         try:
             modules = cls(**config)
         except TypeError as error:

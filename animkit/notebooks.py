@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AnimkitError
+from .files import make_folder
 
 
 def needs(module: str):
@@ -88,7 +89,7 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike, given: Mappi
     papermill = needs("papermill")
     notebook, output = Path(notebook).resolve(), Path(output).resolve()
     values = checked(notebook, given or {})
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     for attempt in range(1, attempts + 1):
         try:
             with tempfile.TemporaryDirectory(prefix="animkit-") as sockets:
@@ -112,6 +113,6 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike, given: Mappi
 def _own_sockets(folder: str):
     """Kernel settings: sockets in a folder of its own, since kernels started side by side take each other's ports."""
     Config = needs("traitlets.config").Config
-    if os.name != "posix":
+    if os.name != "posix" or len(os.path.join(folder, "k-99")) > 100:  # a socket's path has 103 bytes, on Linux 107
         return Config()
     return Config({"KernelManager": {"transport": "ipc", "ip": os.path.join(folder, "k")}})

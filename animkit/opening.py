@@ -58,6 +58,7 @@ def open_base(base: str | Path | Any, dtype: torch.dtype = torch.float32,
                 options = _without_checker(path) | _variant(path) | _tokenizers(path, tokenizer)
                 pipe = DiffusionPipeline.from_pretrained(str(base if hub else path), torch_dtype=dtype, **options)
         _usable(pipe)
+        _tokenizers_fit(pipe, base)
         _complete(pipe, _cached(str(base)) if hub else path)
     except AnimkitError:
         raise
@@ -117,6 +118,20 @@ def _tokenizers(folder: Path, given: Any) -> dict:
             raise AnimkitError(f"'{folder / part}' holds no tokenizer (tokenizer.json, or vocab.json and merges.txt), and "
                                "without it every prompt would be the same: fetch it again, or give tokenizer=.")
     return options
+
+
+def _tokenizers_fit(pipe: Any, base: Any) -> None:
+    """AnimkitError where a tokenizer gives numbers, or more of them, than its text encoder has places for."""
+    for name in ("", "_2"):
+        tokenizer, encoder = getattr(pipe, f"tokenizer{name}", None), getattr(pipe, f"text_encoder{name}", None)
+        if tokenizer is None or encoder is None:
+            continue
+        words, longest = len(tokenizer) if hasattr(tokenizer, "__len__") else 0, getattr(tokenizer, "model_max_length", 0)
+        if words > encoder.config.vocab_size or longest > encoder.config.max_position_embeddings:
+            raise AnimkitError(
+                f"The tokenizer knows {words:,} words and makes prompts up to {longest:,} long; the text encoder of '{base}' has "
+                f"{encoder.config.vocab_size:,} and {encoder.config.max_position_embeddings}: give the one that it was trained "
+                "with (tokenizer=), its model_max_length set.")
 
 
 def _cached(name: str) -> Path:

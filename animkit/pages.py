@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from .errors import AnimkitError
+from .files import write_atomically
 from .notebooks import needs
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -43,11 +44,7 @@ def write_page(notebook: str | os.PathLike, page: str | os.PathLike) -> Path:
     if loads := network_loads(html):
         raise AnimkitError(f"the page of {notebook.name} would load {', '.join(loads[:5])} from the network; "
                            "put it into the notebook instead")
-    page.parent.mkdir(parents=True, exist_ok=True)
-    beside = page.with_name(page.name + ".tmp")
-    beside.write_text(html, encoding="utf-8")
-    os.replace(beside, page)
-    return page
+    return write_atomically(page, lambda file: Path(file).write_text(html, encoding="utf-8"))
 
 
 def without_widgets(nb) -> None:

@@ -33,6 +33,10 @@ def run(args: argparse.Namespace) -> int:
     names = {path.stem for path in (*course, *reports)}
     if unknown := sorted(set(args.only) - names):
         raise AnimkitError(f"there is no notebook {unknown[0]!r}; there are: {', '.join(sorted(names))}")
+    wanted = [path for path in course if not args.only or path.stem in args.only]
+    known = set().union(*(notebooks.parameters(path) for path in wanted))
+    if idle := [name for name, _ in args.parameter if name not in known]:
+        raise AnimkitError(f"no notebook of these has a parameter {idle[0]!r}; they have: {', '.join(sorted(known)) or 'none'}")
     out, faults, written = args.out.resolve(), [], []
     for path in course + reports:
         if args.only and path.stem not in args.only:
@@ -73,6 +77,8 @@ def executed(notebook: Path, folder: Path, given: dict[str, str]) -> Path:
     done, key = folder / notebook.name, folder / f"{notebook.stem}.given"
     same = key.is_file() and key.read_text() == repr(sorted(values.items()))
     if not (same and done.is_file() and done.stat().st_mtime >= notebook.stat().st_mtime):
+        if key.is_file():  # a run that fails leaves a copy, too
+            key.unlink()
         notebooks.execute(notebook, done, values, progress=False)
         write_atomically(key, lambda path: Path(path).write_text(repr(sorted(values.items()))))
     return done

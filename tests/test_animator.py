@@ -603,6 +603,35 @@ def test_a_folder_without_a_tokenizer_is_refused_or_given_one(folder, tmp_path, 
         assert close(drawn, still("a red bird", **options))
 
 
+def test_a_tokenizer_that_does_not_fit_is_refused_before_a_prompt_is(folder):
+    long = make_tokenizer()
+    long.model_max_length = int(1e30)
+    with pytest.raises(ak.AnimkitError, match="makes prompts up to .* long; the text encoder of .* 12: give the one"):
+        ak.Animator(folder, device="cpu", tokenizer=long)
+    wordy = make_tokenizer()
+    wordy.add_tokens(["zeppelin"])
+    with pytest.raises(ak.AnimkitError, match=f"knows {len(wordy):,} words"):
+        ak.Animator(folder, device="cpu", tokenizer=wordy)
+
+
+def test_what_a_look_has_for_a_text_encoder_that_the_base_lacks_is_told(tmp_path):
+    animator = ak.Animator(make_pipe())
+    weights = {}
+    for layer in ("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_q", "lora_te2_text_model_encoder_layers_0_mlp_fc1"):
+        weights |= {f"{layer}.lora_up.weight": torch.ones(64, 2), f"{layer}.lora_down.weight": torch.ones(2, 64)}
+    save_file(weights, tmp_path / "xl.safetensors")
+    with pytest.warns(UserWarning, match="xl: what it has for text_encoder_2 does nothing here"):
+        animator.insert(tmp_path / "xl.safetensors")
+
+
+def test_motion_modules_follow_a_unet_that_is_moved():
+    pipe = make_pipe()
+    animator = ak.Animator(pipe, make_motion(pipe.unet))
+    pipe.unet.to("meta")
+    x, text = torch.empty(1, 8, 2, 8, 8, device="meta"), torch.empty(1, 12, 32, device="meta")
+    assert animator.video_unet(x, torch.empty((), device="meta"), text).device.type == "meta"
+
+
 def test_motion_takes_motion_modules_alone(folder, tmp_path, moving):
     from animkit.checkpoints import save_checkpoint
     look = new_look(make_pipe().unet, rank=2)
@@ -663,8 +692,8 @@ def test_steps_that_would_not_begin_at_noise_are_refused(steps, scheduler, said,
 
 @pytest.mark.parametrize("steps", [1, 2, 25, 50, 150, 333])
 def test_steps_as_people_take_them_are_not(steps):
-    animator_module._check_steps(DDIMScheduler(steps_offset=1), steps, 1000)
-    animator_module._check_steps(DDIMScheduler(timestep_spacing="trailing"), 3 * steps, 1000)
+    animator_module.check_steps(DDIMScheduler(steps_offset=1), steps)
+    animator_module.check_steps(DDIMScheduler(timestep_spacing="trailing"), 3 * steps)
 
 
 def test_after_offload_nothing_stays_on_the_device_at_the_end_or_at_an_interruption():

@@ -99,9 +99,17 @@ def test_doctor_looks_into_the_miniature(tmp_path, monkeypatch, damage):
     elif damage == "no config":
         (unet / "config.json").unlink()
     monkeypatch.setattr(samples, "root", lambda: tmp_path)
-    found, = doctor.shipped_samples()
+    found, *others = doctor.shipped_samples()
     assert found.subject == "miniature/unet"
     assert found.state == (doctor.OK if damage == "none" else doctor.MISSING)
+    assert {f.subject: f.state for f in others} == dict.fromkeys(("motion_module", "looks", "motion_loras", "control"), doctor.MISSING)
+    if damage == "none":
+        for subject in ("motion_module", "looks"):
+            (tmp_path / subject).mkdir()
+            (tmp_path / subject / "a.safetensors").write_bytes(weights.read_bytes())
+        assert [f.state for f in doctor.shipped_samples()][:3] == [doctor.OK] * 3
+        (tmp_path / "motion_module" / "a.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+        assert "a.safetensors is damaged" in {f.subject: f.value for f in doctor.shipped_samples()}["motion_module"]
 
 
 def test_doctor_exits_1_when_something_is_missing_and_survives_a_broken_check(monkeypatch, capsys):

@@ -199,6 +199,18 @@ def test_every_form_of_the_same_pictures_is_the_same():
         assert torch.equal(pictures_of(form), expected)
 
 
+@pytest.mark.parametrize("mode", ["P", "RGBA", "HSV", "1", "LA"])
+def test_pictures_are_read_by_their_colours_not_by_their_bytes(mode):
+    pictures = [PIL.Image.fromarray(p).convert(mode) for p in ak.depth_pictures(make_depth())]
+    assert torch.equal(pictures_of(pictures), pictures_of([picture.convert("RGB") for picture in pictures]))
+    assert torch.equal(pictures_of(pictures[0]), pictures_of(pictures[:1]))
+
+
+def test_it_follows_a_pipeline_that_is_moved(moving):
+    moving.pipe.to(torch.bfloat16)
+    assert np.asarray(draw(moving, make_depth())).any()
+
+
 @pytest.mark.parametrize("control, said", [
     (make_depth(3), "3 pictures, and the clip has 4 frames"),
     (make_depth(4, 16), "are 16 x 16 pixels, the clip 32 x 32"),
@@ -211,6 +223,7 @@ def test_every_form_of_the_same_pictures_is_the_same():
     ([np.zeros((32, 32, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)], "differ in size"),
     ({"edges": make_depth()}, "No ControlNet is inserted as 'edges'; there is: depth"),
     ("depth.png", "steered by pictures"),
+    (np.zeros((32, 32, 3), np.uint8), "this is one picture, of shape .32, 32, 3."),
 ])
 def test_what_cannot_steer_is_refused_in_one_sentence(still, control, said):
     with pytest.raises(ak.AnimkitError, match=said) as caught:

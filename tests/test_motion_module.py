@@ -9,6 +9,7 @@ from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from torch import Tensor
 
 import animkit as ak
+from animkit.checkpoints import save_checkpoint
 from animkit.errors import AnimkitError
 from animkit.files import save_folder
 from animkit.motion_module import MotionModule, MotionModules, motion_sites, record_attention
@@ -288,6 +289,9 @@ def test_damaged_and_wrong_files(tmp_path):
     MotionAdapter(block_out_channels=(32, 64), motion_norm_num_groups=8).save_pretrained(tmp_path / "theirs")
     with pytest.raises(AnimkitError, match="does not hold MotionModules"):
         MotionModules.from_pretrained(tmp_path / "theirs")
+    save_checkpoint(modules, tmp_path / "adapter-v1.5", "diffusers")  # a folder, for all its dot
+    with pytest.raises(AnimkitError, match="names of diffusers' MotionAdapter: open it with open_checkpoint"):
+        MotionModules.from_pretrained(tmp_path / "adapter-v1.5")
     save_folder(tmp_path / "newer", {"_class_name": "MotionModules", **modules.config, "bias": 1}, modules.state_dict())
     with pytest.raises(AnimkitError, match="other settings than MotionModules take"):
         MotionModules.from_pretrained(tmp_path / "newer")

@@ -139,3 +139,13 @@ def test_what_is_folded_in_a_notebook_is_folded_on_its_page(tmp_path):
     html = pages.write_page(path, tmp_path / "n.html").read_text()
     inside = html.split("<details>")[1].split("</details>")[0]
     assert "<strong>axis</strong>" in inside and "After it" not in inside
+
+
+def test_a_long_folder_for_temporary_files_is_no_obstacle(tmp_path, monkeypatch):
+    """A socket's path has room for some hundred bytes: there kernels talk over TCP."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(notebooks.tempfile, "tempdir", str(long))
+    source = write(tmp_path / "n.ipynb", [v4.new_code_cell("print(6 * 7)")])
+    done = nbformat.read(notebooks.execute(source, tmp_path / "o.ipynb", progress=False), as_version=4)
+    assert done.cells[-1].outputs[0]["text"] == "42\n"

@@ -45,6 +45,23 @@ def test_pages_and_index_are_written_and_a_failing_notebook_is_named(clone, tmp_
     assert "n is 8" in (out / "01_works.html").read_text()
 
 
+def test_what_failed_is_not_taken_for_run(clone, tmp_path):
+    words = ["site", "--out", str(tmp_path / "site"), "--only", "01_works"]
+    assert cli.main(words) == 0
+    book = notebook(clone / "notebooks" / "01_works.ipynb", v4.new_code_cell("1 / 0"))
+    assert [cli.main(words), cli.main(words)] == [1, 1], "its copy is newer than the notebook"
+    notebook(book, v4.new_code_cell("1"))
+    assert cli.main(words) == 0
+
+
+def test_a_parameter_that_none_has_and_an_impossible_folder_are_refused(clone, tmp_path, capsys):
+    assert cli.main(["site", "-p", "nn", "7"]) == 2
+    assert "no notebook of these has a parameter 'nn'; they have: n" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert cli.main(["site", "--out", str(tmp_path / "file"), "--only", "01_works"]) == 2
+    assert "file" in (said := capsys.readouterr()).err + said.out and "Traceback" not in said.err
+
+
 def test_where_nothing_was_reproduced_the_site_has_the_committed_report(clone, tmp_path):
     kept = clone / "reproduce" / "laptop" / "report.html"
     kept.parent.mkdir(parents=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from animkit.checkpoints import controlnet, lora, motion, stable_diffusion
 from animkit.checkpoints.checkpoint import IN_FOLDER, Checkpoint, first_ten, named_by_folder
 from animkit.checkpoints.files import read_file
-from animkit.checkpoints.refusals import INVERSION, not_inserted
+from animkit.checkpoints.refusals import INVERSION, IP_ADAPTER, not_inserted
 from animkit.checkpoints.settings import read_config
 from animkit.errors import AnimkitError
 
@@ -76,6 +76,8 @@ def unwrap(path: Path, contents: Any) -> tuple[dict[str, Tensor], list[str]]:
         )
     if "string_to_param" in contents:
         raise not_inserted(path, INVERSION)
+    if {"image_proj", "ip_adapter"} <= contents.keys():
+        raise not_inserted(path, IP_ADAPTER)
     weights = {key: value.data if isinstance(value, torch.nn.Parameter) else value
                for key, value in contents.items() if isinstance(key, str) and torch.is_tensor(value)}
     if not weights and (inner := _tables(contents)):

@@ -59,9 +59,8 @@ OTHER_KINDS = {
     "ia3": "IA3",
     "boft": "BOFT",
     "lora_transformer_": "LoRA for a diffusion transformer",
-    "double_blocks": "LoRA for Flux",
-    "joint_blocks": "LoRA for Stable Diffusion 3",
 }
+OTHER_BASES = {"double_blocks": "Flux", "joint_blocks": "Stable Diffusion 3"}  # these models themselves: refusals.py
 PROJECTION = re.compile(r"(attn[12]_to_(?:q|k|v|out))(?:_0)?$")  # where a domain adapter has its layers (4.1)
 MIDDLE = "mid_block.motion_modules.0"
 # what the metadata of animkit's own files says a LoRA is
@@ -210,9 +209,8 @@ class LoRACheckpoint(Checkpoint):
                 f"{self.path}: a LoRA is built for a UNet, whose layers give its names; pass one to build()."
             )
         unet, motion = getattr(video_unet, "unet", video_unet), getattr(video_unet, "motion", None)
-        on_text = [model for model in self.models if model != "unet"]
-        if on_text and not text_too:
-            count = sum(len(self.models[model]) for model in on_text)
+        if self.on_text() and not text_too:
+            count = sum(len(self.models[model]) for model in self.on_text())
             self._say_left_out(f"its {count} layers for the text encoder are")
         if motion is None and self.on_motion:
             raise AnimkitError(
@@ -225,6 +223,10 @@ class LoRACheckpoint(Checkpoint):
         """The LoRA for a text encoder ("text_encoder", or SDXL's second, "text_encoder_2"); None if the file has
         none."""
         return self._build(which, [text_encoder]) if which in self.models else None
+
+    def on_text(self) -> list[str]:
+        """The text encoders that the file has layers for."""
+        return [model for model in self.models if model != "unet"]
 
     @property
     def on_motion(self) -> bool:
@@ -327,6 +329,10 @@ def recognise(
                 f"{path}: this is a {kind} (a tensor has {sign!r} in its name), not a plain LoRA; animkit's formula is "
                 "W + alpha * B A, so take a LoRA, or merge this into its base model with the tool that made it."
             )
+    for sign, base in OTHER_BASES.items():
+        if any(sign in name for name in weights) and any("lora" in name for name in weights):
+            raise AnimkitError(f"{path}: this is a LoRA for {base}, a transformer without the UNet that motion modules live "
+                               "in; take one for Stable Diffusion 1.x, 2.x or XL.")
     halves = [name for name in weights if any(end.search(name) for end, _ in ENDS)]
     if 2 * len(halves) <= len(weights) or not any(name.endswith(".weight") for name in halves):
         return None

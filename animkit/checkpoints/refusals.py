@@ -10,6 +10,7 @@ from torch import Tensor
 from animkit.checkpoints.original_naming import UNET
 from animkit.errors import AnimkitError
 
+IP_ADAPTER = "an IP-Adapter; load it with diffusers into the UNet"
 INVERSION = "a textual inversion (one word's embedding)"
 
 
@@ -19,6 +20,25 @@ def refuse(path: Path, weights: Mapping[str, Tensor]) -> None:
     def channels(*names: str, side: int) -> int | None:
         return next((weights[n].shape[side] for n in names if n in weights and weights[n].ndim == 4), None)
 
+    if _textual_inversion(weights):
+        raise not_inserted(path, INVERSION)
+    signs = {
+        "conditioner.embedders.0.model.transformer.": "the SDXL refiner, which only finishes what the base model drew",
+        ".joint_blocks.": "Stable Diffusion 3, a transformer without the UNet that motion modules live in",
+        "double_blocks.": "Flux, a transformer without the UNet that motion modules live in",
+        "string_to_param": INVERSION,
+        "emb_params": INVERSION,
+        "text_model.encoder.layers.": "a text encoder alone",
+        "image_proj": IP_ADAPTER,
+        "condition_encoder": "a SparseCtrl encoder",
+        "model.diffusion_model.time_stack": "Stable Video Diffusion",
+        ".time_stack.": "Stable Video Diffusion, which has temporal layers of its own",
+    }
+    whole = any(name.startswith(UNET) for name in weights)
+    for sign, what in signs.items():
+        hit = any(sign in f".{name}" for name in weights)
+        if hit and not (whole and sign == "text_model.encoder.layers.") and not any("lora" in name for name in weights):
+            raise not_inserted(path, what)
     taken = channels(f"{UNET}input_blocks.0.0.weight", "conv_in.weight", side=1)
     given = channels(f"{UNET}out.2.weight", "conv_out.weight", side=0) or 4
     if taken == given + 5 and not any("controlnet" in name for name in weights):
@@ -31,25 +51,6 @@ def refuse(path: Path, weights: Mapping[str, Tensor]) -> None:
             f"{path}: this UNet takes {taken} channels (InstructPix2Pix or another model that edits a picture), and an "
             "animation has only latents; take an ordinary text to image model."
         )
-    if _textual_inversion(weights):
-        raise not_inserted(path, INVERSION)
-    signs = {
-        "conditioner.embedders.0.model.transformer.": "the SDXL refiner, which only finishes what the base model drew",
-        ".joint_blocks.": "Stable Diffusion 3, a transformer without the UNet that motion modules live in",
-        "double_blocks.": "Flux, a transformer without the UNet that motion modules live in",
-        "string_to_param": INVERSION,
-        "emb_params": INVERSION,
-        "text_model.encoder.layers.": "a text encoder alone",
-        "image_proj": "an IP-Adapter; load it with diffusers into the UNet",
-        "condition_encoder": "a SparseCtrl encoder",
-        "model.diffusion_model.time_stack": "Stable Video Diffusion",
-        ".time_stack.": "Stable Video Diffusion, which has temporal layers of its own",
-    }
-    whole = any(name.startswith(UNET) for name in weights)
-    for sign, what in signs.items():
-        hit = any(sign in f".{name}" for name in weights)
-        if hit and not (whole and sign == "text_model.encoder.layers.") and not any("lora" in name for name in weights):
-            raise not_inserted(path, what)
 
 
 def not_inserted(path: Path, what: str) -> AnimkitError:

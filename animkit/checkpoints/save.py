@@ -55,7 +55,7 @@ def _save_motion(modules: MotionModules, path: Path, format: str) -> Path:
     state = {name: tensor.detach().cpu() for name, tensor in modules.state_dict().items()}
     own = {"_class_name": "MotionModules", **modules.config}
     if format == "diffusers":
-        if path.suffix:
+        if path.suffix in (".safetensors", ".ckpt", ".pt", ".pth", ".bin") or path.is_file():
             raise AnimkitError(
                 f"{path}: a MotionAdapter is a folder (config.json and its weights); give a folder's name."
             )

@@ -93,6 +93,10 @@ class BaseModelCheckpoint(UNetCheckpoint):
         """An AutoencoderKL with the file's weights."""
         return _vae(self.path, self._hand_out(vae_state(self.path, self.weights)), self.version, dtype)
 
+    def on_text(self) -> list[str]:
+        """The text encoders that the file has."""
+        return [part for part in TEXT[self.version] if self.parts[part]]
+
     def build_text(self, text_encoder: nn.Module, which: str = "text_encoder") -> Replacement | None:
         """The text encoder's weights in place of `text_encoder`'s; None if the file has none."""
         if not self.parts.get(which):

@@ -138,12 +138,15 @@ def score_clips(encoder: Encoder, clips, prompts: list[str] | None = None,
     """{"text", "domain", "smooth"} -> a number for each of n clips; without prompts or references those are left out.
 
     references: pictures (m h w 3, uint8) of the personalised model, for all clips, or a list with one such array for
-    each clip. Every frame is encoded once. Raises AnimkitError where numbers of clips, prompts and references differ.
+    each clip. Every frame is encoded once. Raises AnimkitError where numbers of clips, prompts and references differ, or
+    for an empty list of references.
     """
     clips = list(clips)
     if prompts is not None and (isinstance(prompts, str) or len(prompts) != len(clips)):
         raise AnimkitError(f"{len(clips)} clips want as many prompts, in a list; got "
                            f"{repr(prompts) if isinstance(prompts, str) else len(prompts)}.")
+    if isinstance(references, (list, tuple)) and not references:
+        raise AnimkitError("CLIP domain wants at least one picture of the personalised model; the references are empty.")
     each = isinstance(references, (list, tuple)) and np.ndim(references[0]) == 4
     if each and len(references) != len(clips):
         raise AnimkitError(f"{len(clips)} clips want one set of references, or one each; got {len(references)} sets.")

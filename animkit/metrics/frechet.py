@@ -27,16 +27,27 @@ def motion_judge_features(eye, clips, batch: int = 50) -> np.ndarray:
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """d above of features n d and m d, in float64. Raises AnimkitError under 2 clips a set, or for other shapes."""
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise AnimkitError(f"A Frechet distance takes features n d and m d of 2 clips or more; got {a.shape}, "
-                           f"{b.shape}.")
+    """d above of features n d and m d, in float64.
+
+    Raises AnimkitError under 2 clips a set, for other shapes, or for features that are not finite."""
+    a, b = _features(a, b)
     root_a, root_b = (_root(np.cov(x, rowvar=False).reshape(x.shape[1], -1)) for x in (a, b))
     # tr (S_A S_B)^1/2 is the sum of the singular values of S_A^1/2 S_B^1/2: no root of an unsymmetric matrix
     cross = np.linalg.svd(root_a @ root_b, compute_uv=False).sum()
     apart = ((a.mean(0) - b.mean(0)) ** 2).sum()
     return float(max(0.0, apart + (root_a ** 2).sum() + (root_b ** 2).sum() - 2 * cross))
+
+
+def _features(a, b) -> tuple[np.ndarray, np.ndarray]:
+    """Both sets as float64 n d and m d, checked."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
+        raise AnimkitError(f"A Frechet distance takes features n d and m d of 2 clips or more; got {a.shape}, "
+                           f"{b.shape}.")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise AnimkitError(f"A Frechet distance takes finite features; {(~np.isfinite(a)).any(1).sum()} clips of the first "
+                           f"set and {(~np.isfinite(b)).any(1).sum()} of the second hold NaN or infinity.")
+    return a, b
 
 
 def _root(s: np.ndarray) -> np.ndarray:
@@ -67,8 +78,9 @@ def frechet_extrapolated(a: np.ndarray, b: np.ndarray, points: int = 8, seed: in
 
     d is taken of random subsets of both sets, of `points` sizes from a third of n up to n, n the smaller set's, and a
     line is fitted over 1 / n: its value at 0 is the answer (it may come out slightly below 0 where the sets are alike).
-    Raises AnimkitError under 30 clips a set.
+    Raises AnimkitError as frechet_distance, or under 30 clips a set.
     """
+    a, b = _features(a, b)
     n, rng = min(len(a), len(b)), np.random.default_rng(seed)
     if n < 30:
         raise AnimkitError(f"An extrapolation wants 30 clips a set at least; got {len(a)} and {len(b)}.")

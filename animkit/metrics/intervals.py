@@ -1,5 +1,6 @@
 """How sure a mean is: the percentile bootstrap (Efron 1979), widened for few clips (Hesterberg 2015)."""
 import math
+import reprlib
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -32,7 +33,10 @@ def bootstrap(values, level: float = 0.95, rounds: int = 2000, seed: int = 0,
     Pearson 1934), each at a bound at the furthest. Without bounds the interval of equal values has no width.
     Raises AnimkitError for values that are not a row of numbers, or a level outside 0 to 1.
     """
-    values = np.asarray(values, float)
+    try:
+        values = np.asarray(values, float)
+    except (TypeError, ValueError) as e:
+        raise AnimkitError(f"An interval wants one finite number a clip, in a row; got {reprlib.repr(values)}.") from e
     if values.ndim != 1 or np.isinf(values).any():
         raise AnimkitError(f"An interval wants one finite number a clip, in a row; got values of shape {values.shape}.")
     if not 0 < level < 1 or rounds < 1:

@@ -6,6 +6,7 @@ What the camera did not see at that moment takes the mean of the moments at whic
 """
 import numpy as np
 
+from ..errors import AnimkitError
 from .camera import CameraPath, camera_path
 from .frames import pixels
 
@@ -13,13 +14,16 @@ from .frames import pixels
 def stabilised(clip, path: CameraPath | None = None) -> np.ndarray:
     """The clip (Clip or f h w 3, uint8) as its middle frame's camera would have seen it; path: known, or estimated.
 
-    Raises AnimkitError under 2 frames.
+    Raises AnimkitError under 2 frames, or for a path of another length.
     """
     import cv2
 
     frames = pixels(clip, least=2)
     path = camera_path(frames) if path is None else path
     f, h, w, _ = frames.shape
+    if any(len(of) != f for of in path[:4]):  # zoom, x, y, angle
+        raise AnimkitError(f"The path of {f} frames has as many zooms, x, y and angles; got "
+                           f"{', '.join(str(len(of)) for of in path[:4])}.")
     unit, matrices = min(h, w) / 2, [_matrix(path, k) for k in range(f)]
     to_units = np.array([[1 / unit, 0, -(w - 1) / 2 / unit], [0, -1 / unit, (h - 1) / 2 / unit], [0, 0, 1]])
     steady, seen = [], []

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from fractions import Fraction
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -45,8 +45,9 @@ class Clip:
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
             raise AnimkitError(f"A clip's frames are uint8 of shape (frames, height, width, 3) and at least one; these "
                                f"are {frames.dtype} of shape {frames.shape}: scale to 0..255 and put the colours last.")
-        if not fps > 0:
-            raise AnimkitError(f"A clip's fps is above 0; got {fps}.")
+        if not isinstance(fps, Real) or not 0 < fps < math.inf:
+            raise AnimkitError(f"A clip's fps is a number above 0; got {fps!r}.")
+        fps = fps if isinstance(fps, int) else float(fps)  # numpy's numbers are not what libraries take
         self.array, self.fps, self.prompt, self.settings = frames, fps, prompt, dict(settings or {})
 
     def __len__(self) -> int:
@@ -87,6 +88,9 @@ class Clip:
         if suffix not in _FILMS:
             raise AnimkitError(f"Cannot save a clip as '{path.name}': the suffix is one of {', '.join(_FILMS)}, or "
                                f"none for a folder of PNG frames.")
+        if suffix == ".gif" and self.fps > 100:
+            raise AnimkitError(f"A GIF counts in hundredths of a second, and this clip shows {self.fps:g} frames in one second: "
+                               "save it as .mp4 or .webp, or show it more slowly, Clip(clip, fps=25).")
         content = self.encode(suffix, scale)
         return write_atomically(path, lambda beside: Path(beside).write_bytes(content))
 

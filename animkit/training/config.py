@@ -27,6 +27,10 @@ class NoiseConfig:
     steps_offset: int = 1
     clip_sample: bool = False
 
+    def __post_init__(self):
+        check_settings(self, beta_start=0 < self.beta_start <= self.beta_end, beta_end=self.beta_start <= self.beta_end < 1,
+                       num_train_timesteps=self.num_train_timesteps >= 1, steps_offset=self.steps_offset in (0, 1))
+
     def scheduler(self):
         """A DDIMScheduler with these settings."""
         from diffusers import DDIMScheduler
@@ -84,7 +88,7 @@ class StageConfig:
     sample_steps: int | None = None                   # of the sampler for these; null: the base's
 
     def __post_init__(self):
-        check_settings(self, drop_captions=0 <= self.drop_captions <= 1,
+        check_settings(self, drop_captions=0 <= self.drop_captions <= 1, rank=getattr(self, "rank", 1) >= 1,
                        sample_steps=self.sample_steps is None or self.sample_steps >= 1)
         check_weighting(self.towards_noise, self.min_snr_gamma, self.snr_plus_one)
 
@@ -165,7 +169,8 @@ def _override(values: dict, override: str, kind: type) -> None:
     setting = setting.strip()
     if not equals or not setting:
         raise AnimkitError(f"An override reads setting=value, such as training.steps=500; {override!r} does not.")
-    if setting not in _settings(kind):
+    left_out = setting in _sections(kind) and value.strip() in ("", "null", "~")  # a section of the file, as if not there
+    if not left_out and setting not in _settings(kind):
         raise AnimkitError(f"There is no setting {setting!r} to override{_nearest(setting, _settings(kind))}.")
     *parents, last = setting.split(".")
     for parent in parents:
@@ -176,7 +181,7 @@ def _override(values: dict, override: str, kind: type) -> None:
             raise AnimkitError(f"The override {override!r} sets a part of {parent}, which is {values!r} in the file and "
                                "must hold settings.")
     try:
-        values[last] = yaml.safe_load(value)
+        values[last] = {} if left_out else yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise AnimkitError(f"The value of the override {override!r} is not valid YAML.") from error
 
@@ -239,6 +244,12 @@ def _settings(kind: type, prefix: str = "") -> list[str]:
         nested = is_dataclass(hints[f.name])
         names += _settings(hints[f.name], f"{prefix}{f.name}.") if nested else [f"{prefix}{f.name}"]
     return names
+
+
+def _sections(kind: type, prefix: str = "") -> list[str]:
+    """The dotted names of the settings that hold settings."""
+    nested = {f"{prefix}{name}": hint for name, hint in typing.get_type_hints(kind).items() if is_dataclass(hint)}
+    return [*nested, *(name for section, hint in nested.items() for name in _sections(hint, f"{section}."))]
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -14,6 +14,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 from animkit.errors import AnimkitError
+from animkit.files import make_folder
 from animkit.heap import keep_freed_memory
 from animkit.training import plumbing, saving
 from animkit.training.draws import generator_at, rank_and_world, seed_at
@@ -60,7 +61,7 @@ class LoopConfig:
     def __post_init__(self):
         if self.mixed_precision == "auto":
             object.__setattr__(self, "mixed_precision", plumbing.fast_precision(self.device))
-        check_settings(self, lr=0 < self.lr < math.inf, floor=0 <= self.floor <= 1, seed=self.seed >= 0,
+        check_settings(self, lr=0 < self.lr < math.inf, floor=0 <= self.floor <= 1, seed=0 <= self.seed < 2**63,
                        betas=all(0 <= beta < 1 for beta in self.betas), weight_decay=0 <= self.weight_decay < math.inf,
                        checkpoint_seconds=self.checkpoint_seconds >= 0, prefetch=self.prefetch >= 0,
                        validate_every=self.validate_every >= 0, warmup=self.warmup >= 0, accumulate=self.accumulate >= 1,
@@ -122,8 +123,7 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
     shown, each `log_every` steps: LiveCurve() draws it in a notebook.
     Raises AnimkitError on a NaN, on a full disk, and on a checkpoint in `folder` of other settings or another model.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     accelerator = plumbing.accelerator_for(config)
     main, device = accelerator.is_main_process, accelerator.device
     if device.type == "cpu":
@@ -151,12 +151,15 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
         began = saved = time.monotonic()
         enough = stop_at is not None and 0 < start < config.steps and stop_at(elapsed)
 
-        def save(step: int) -> None:
+        def write(step: int) -> None:
             if main:
                 saving.write(folder, log.file, plumbing.tensors_of(model, trainable, ema),
                              plumbing.torch_state_of(optimizers, accelerator),
                              {"step": step, "seconds": elapsed + time.monotonic() - began, "config": config.fixed(),
                               "processes": accelerator.num_processes, "torch": torch.__version__})
+
+        def save(step: int) -> None:
+            write(step)
             accelerator.wait_for_everyone()
 
         for step in range(start + 1, start + 1 if enough else config.steps + 1):
@@ -200,7 +203,12 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
             look = validate and (at_end or (config.validate_every and step % config.validate_every == 0))
             if main:
                 if look:
-                    numbers, pictures = plumbing.validated(validate, model, step, ema)
+                    try:
+                        numbers, pictures = plumbing.validated(validate, model, step, ema)
+                    except Exception:  # out of memory, a full disk: what was trained until here is kept
+                        log.add(record)
+                        write(step)
+                        raise
                     record.update(numbers)
                     log.draw(pictures, step)
                 log.add(record)

@@ -125,7 +125,7 @@ def check_weighting(towards_noise: float = 1.0, min_snr_gamma: float | None = No
     if not 0 < towards_noise <= 4:
         raise AnimkitError(f"towards_noise = {towards_noise!r} makes no sense: 1 draws timesteps evenly, 0.6 more "
                            "often noisy ones.")
-    if min_snr_gamma is not None and min_snr_gamma <= 0:
+    if min_snr_gamma is not None and not min_snr_gamma > 0:
         raise AnimkitError(f"min_snr_gamma = {min_snr_gamma!r} makes no sense: 5 is usual, None the plain loss.")
     if min_snr_gamma is not None and snr_plus_one:
         raise AnimkitError("min_snr_gamma and snr_plus_one are two weightings of one loss: choose one.")

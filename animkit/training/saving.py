@@ -6,6 +6,8 @@ two renames the old one is called checkpoint.old, which `read` also finds; so th
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -55,7 +57,10 @@ def write(folder: Path, log: TextIO, tensors: dict[str, dict[str, Tensor]], torc
 def read_state(folder: Path) -> dict | None:
     """state.json of the checkpoint in a run's folder; None if there is no checkpoint."""
     found = _find(folder)
-    return json.loads((found / "state.json").read_text()) if found else None
+    if found is None:
+        return None
+    with _readable(found):
+        return json.loads((found / "state.json").read_text())
 
 
 def read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], dict] | None:
@@ -63,10 +68,16 @@ def read(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any], di
     found = _find(folder)
     if found is None:
         return None
-    try:
+    with _readable(found):
         tensors = {f.stem: load_file(f) for f in sorted(found.glob("*.safetensors"))}
         torch_state = torch.load(found / "optimizer.pt", map_location="cpu", weights_only=True)
         return tensors, torch_state, json.loads((found / "state.json").read_text())
+
+
+@contextmanager
+def _readable(found: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # whatever a damaged file makes its reader raise
         raise AnimkitError(f"The checkpoint {found} cannot be read ({error}); delete it to train from the start."
                            ) from error

@@ -1,4 +1,5 @@
 """What a stage learns from: the settings' `data` -> batches, and of a batch latents b c f h w and text b n d."""
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,9 @@ def videos(data: DataConfig, seed: int, shot: dict) -> Any:
 
 def images(data: DataConfig, seed: int) -> Any:
     """Captioned images of the settings' source; of the cartoon world, stills."""
+    for name in ("frames", "stride"):
+        if getattr(data, name) != getattr(DataConfig, name):
+            raise AnimkitError(f"data.{name} is of clips, and a look is learned from stills: leave it out.")
     if data.source == "world":
         return _world(data, 1, {})
     _not_of_the_world(data)
@@ -101,8 +105,8 @@ def _world(data: DataConfig, frames: int, shot: dict) -> WorldClips:
 
 def _not_of_the_world(data: DataConfig) -> None:
     if data.world != WorldConfig():
-        raise AnimkitError(f"data.world says how the cartoon world draws, but data.source is {data.source}: leave one "
-                           "out.")
+        raise AnimkitError(f"data.world says how the cartoon world draws, but data.source is {data.source}: leave one out "
+                           "(on the command line: --set data.world=null).")
 
 
 def _exists(data: DataConfig, table: Callable) -> Any:
@@ -110,4 +114,7 @@ def _exists(data: DataConfig, table: Callable) -> Any:
         raise AnimkitError(f"data.source: there is no file or folder {data.source}; give a folder, a WebVid .csv, .tar "
                            "shards, or world.")
     rows = table(data.source)
-    return rows if data.count is None else rows.select(range(min(data.count, len(rows))))
+    if data.count is None or data.count >= len(rows):
+        return rows
+    print(f"data.count: the first {data.count:,} of {len(rows):,} are taken; null takes all", file=sys.stderr)
+    return rows.select(range(data.count))

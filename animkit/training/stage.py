@@ -16,13 +16,13 @@ from torch import nn
 
 import animkit
 from animkit import samples
-from animkit.animator import Animator
+from animkit.animator import Animator, check_steps
 from animkit.base import check_size
 from animkit.checkpoints import open_checkpoint, save_checkpoint
 from animkit.checkpoints.checkpoint import Checkpoint
 from animkit.data.cache import fingerprint_of
 from animkit.errors import AnimkitError
-from animkit.files import write_atomically
+from animkit.files import make_folder, write_atomically
 from animkit.heap import peak_memory
 from animkit.motion_module import MotionModules
 from animkit.prompts import check_prompt
@@ -77,6 +77,11 @@ class Stage:
             raise AnimkitError(f"data.size does not fit the base {config.base}: {error}") from error
         for name in ("prediction_type", "num_train_timesteps"):
             self._like_base(name)
+        steps = config.sample_steps or self.animator.defaults["steps"]
+        try:
+            check_steps(self._sampler(), steps)
+        except AnimkitError as error:
+            raise AnimkitError(f"sample_steps is {steps}, and samples are drawn by noise: {error}") from error
         for prompt in config.prompts or ():
             check_prompt(prompt, pipe.tokenizer, self.animator.defaults["vocabulary"])
 
@@ -164,13 +169,17 @@ class Stage:
         self._frozen = self._frozen or fingerprint_of(self.video_unet)
         now |= {"kind": self.kind, "weights of the base and of frozen parts": self._frozen[:16]}
         path, main = self.folder / "settings.json", self.accelerator.is_main_process
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with locked(self.folder) if main else nullcontext():  # another run that is training here keeps its settings
             self._compare_or_note(path, now, main)
 
     def _compare_or_note(self, path: Path, now: dict, main: bool) -> None:
         if path.exists() and saving.read_state(self.folder):
-            then = _with_defaults(json.loads(path.read_text()), now, self.config)
+            try:
+                then = _with_defaults(json.loads(path.read_text()), now, self.config)
+            except (OSError, ValueError, AttributeError, TypeError) as error:
+                raise AnimkitError(f"{path}, what the run there was begun with, cannot be read ({error}): delete the folder to "
+                                   "train from the start, or train in another.") from error
             differ = [f"{k} (was {then.get(k)!r}, now {now.get(k)!r})" for k in {**now, **then}
                       if now.get(k) != then.get(k)]
             if differ:
@@ -217,14 +226,16 @@ class Stage:
                 prompts.append(caption)
         return prompts if self.config.prompts else prompts[:3]
 
+    def _sampler(self) -> DDIMScheduler:
+        return DDIMScheduler.from_config(self.animator.scheduler.config, **asdict(self.config.noise))
+
     def _sample(self, prompts: list[str], step: int) -> dict:
         """Clips (of motion stages) or stills of the prompts, by the stage's own betas: samples/step-000500.png, a .mp4
         of clips, and a picture for TensorBoard."""
         frames = self.config.data.frames if self.video_unet.motion is not None else 1
-        scheduler = DDIMScheduler.from_config(self.animator.scheduler.config, **asdict(self.config.noise))
         size = self.config.data.size
         clips = [self.animator(prompt, frames=frames, seed=i, steps=self.config.sample_steps, height=size, width=size,
-                               scheduler=scheduler, progress=False) for i, prompt in enumerate(prompts)]
+                               scheduler=self._sampler(), progress=False) for i, prompt in enumerate(prompts)]
         if not clips:
             return {}
         path = self.folder / "samples" / f"step-{step:06d}"

@@ -1,4 +1,6 @@
 """offload(): the same clip, each model called to the device in turn, the motion modules and LoRAs with their UNet."""
+from types import SimpleNamespace
+
 import file_makers as make
 import numpy as np
 import pytest
@@ -72,3 +74,27 @@ def test_sdxl_s_vae_is_upcast_for_decoding_and_comes_back_bit_for_bit():
     assert vae.dtype == torch.float16 and all(torch.equal(t, before[n]) for n, t in vae.state_dict().items())
     single = vae.float()
     assert torch.equal(drawn, decode(single, latents))
+
+
+def test_sd1_s_vae_is_not_upcast_though_its_config_says_so(files, monkeypatch):  # noqa: F811
+    """diffusers takes True where a config says nothing, and its Stable Diffusion pipelines do not look at it."""
+    import animkit.animator as module
+    plain, told = module.decode, []
+    monkeypatch.setattr(module, "decode", lambda *args, **how: told.append(how) or plain(*args, **how))
+    a = animator(files)
+    assert a.pipe.vae.config.force_upcast
+    draw(a)
+    assert told == [{"upcast": False}]
+    vae, seen = make.vae().half(), []
+    monkeypatch.setattr(type(vae), "decode", lambda self, z: seen.append(z.dtype) or SimpleNamespace(sample=z[:, :3]))
+    for upcast in (False, True):
+        plain(vae, torch.randn(1, 4, 2, 4, 4), upcast=upcast)
+    assert seen == [torch.float16, torch.float32]
+
+
+def test_a_vae_without_these_settings_decodes():
+    from animkit.base import decode
+    from diffusers import AsymmetricAutoencoderKL
+    vae = AsymmetricAutoencoderKL(down_block_out_channels=(32,), up_block_out_channels=(32,), norm_num_groups=32)
+    assert "shift_factor" not in vae.config
+    assert decode(vae, torch.randn(1, 4, 2, 4, 4)).shape[:2] == (1, 2)

@@ -233,9 +233,29 @@ REFUSED = {
     ),
     "SD 3": (
         lambda: {"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": torch.zeros(3, 1)},
-        "Stable Diffusion 3",
+        "this is Stable Diffusion 3, a transformer",
     ),
-    "Flux": (lambda: {"double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 1)}, "Flux"),
+    "Flux": (lambda: {"double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 1)}, "this is Flux, a transformer"),
+    "a LoRA for Flux": (
+        lambda: {f"lora_unet_double_blocks_0_img_attn_qkv.lora_{h}.weight": torch.zeros(3, 3) for h in ("up", "down")},
+        "this is a LoRA for Flux",
+    ),
+    "Stable Video Diffusion": (
+        lambda: {
+            "model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 8, 3, 3),
+            "model.diffusion_model.input_blocks.1.1.time_stack.0.norm_in.weight": torch.zeros(32),
+        },
+        "Stable Video Diffusion",
+    ),
+    "a ControlNet of differences": (
+        lambda: make.ldm_controlnet(make.controlnet().state_dict()) | {"difference": torch.zeros(1)},
+        "holds differences from its base's weights",
+    ),
+    "a control-LoRA": (
+        lambda: {"lora_controlnet": torch.zeros(1), "input_hint_block.0.weight": torch.zeros(16, 3, 3, 3),
+                 "input_blocks.1.1.proj_in.up": torch.zeros(32, 4), "input_blocks.1.1.proj_in.down": torch.zeros(4, 32)},
+        "a control-LoRA",
+    ),
     "text encoder": (
         lambda: {f"text_model.{n}": t for n, t in make.text().state_dict().items()},
         "a text encoder alone",
@@ -280,6 +300,7 @@ def test_torch_files_without_tensors(tmp_path):
         ([torch.ones(2)], "holds a list"),
         (torch.ones(2), "holds a Tensor"),
         ({"string_to_param": {"*": torch.ones(3, 768)}}, "a textual inversion"),
+        ({"image_proj": {"proj.weight": torch.ones(2)}, "ip_adapter": {"1.to_k_ip.weight": torch.ones(2)}}, "an IP-Adapter"),
     ):
         torch.save(contents, tmp_path / "f.pt")
         with pytest.raises(AnimkitError, match=sentence):

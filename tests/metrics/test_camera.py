@@ -7,7 +7,7 @@ import torch
 from animkit.data.camera import apply, crop_path
 from animkit.errors import AnimkitError
 from animkit.metrics import camera_path, camera_path_of_flow, exact_flow, fit_similarity, name_shot
-from animkit.metrics.camera import NAMES
+from animkit.metrics.camera import NAMES, _path
 from animkit.show.clip import Clip
 from animkit.world import LOOKS, MOTIONS, SETTINGS, SHOTS, Scene, Thing, random_scene, render
 
@@ -35,6 +35,20 @@ def test_every_shot_is_named_and_its_path_is_the_worlds(shot):
         name, = [n for n, two in NAMES.items() if shot in two]
         assert abs(path.moves.pop(name)) == pytest.approx(1, abs=0.15)
         assert max(abs(v) for n, v in path.moves.items() if n != name) < 0.15
+
+
+@pytest.mark.parametrize("steady", [False, True])
+@pytest.mark.parametrize("angle", [0, 0.05])
+def test_a_zoom_with_a_pan_is_exact_over_three_frames(angle, steady):
+    """Each frame p -> 1.1 R(angle) p + d, tracked 3 frames apart: A_k is its kth power, and c = -(its turn)^-1 (its shift)."""
+    c, s = 1.1 * np.cos(angle), 1.1 * np.sin(angle)
+    one = np.array([[c, -s, 0.05], [s, c, -0.03], [0, 0, 1]])
+    three, points = np.linalg.matrix_power(one, 3), np.random.default_rng(0).uniform(-1, 1, (60, 2))
+    path = _path([(points, points @ three[:2, :2].T + three[:2, 2])] * 5, 3, 8, steady)
+    true = [np.linalg.matrix_power(one, k) for k in range(8)]
+    centre = np.array([-np.linalg.solve(a[:2, :2], a[:2, 2]) for a in true])
+    assert path.zoom == pytest.approx(1.1 ** np.arange(8), abs=1e-4) and path.angle == pytest.approx(angle * np.arange(8), abs=1e-4)
+    assert path.x == pytest.approx(centre[:, 0], abs=1e-4) and path.y == pytest.approx(centre[:, 1], abs=1e-4)
 
 
 @pytest.mark.parametrize("shot", [None, *SHOTS])

@@ -145,3 +145,6 @@ def test_numbers_that_do_not_fit_are_refused(judge_folder, moving):
         score_clips(encoder, [moving], "one prompt")
     with pytest.raises(AnimkitError, match="one set of references"):
         score_clips(encoder, [moving], references=[moving, moving])
+    for none in ([], ()):
+        with pytest.raises(AnimkitError, match="at least one picture"):
+            score_clips(encoder, [moving], references=none)

@@ -37,6 +37,12 @@ def test_few_clips_are_biased_upwards_and_extrapolation_takes_most_of_it_away():
     assert abs(found["extrapolated"]) < found["distance"] / 2
 
 
+def test_lists_are_as_good_as_arrays():
+    a, b = np.random.default_rng(5).normal(size=(2, 40, 3))
+    for distance in (frechet_distance, frechet_extrapolated):
+        assert distance(a.tolist(), b.tolist()) == distance(a, b)
+
+
 @pytest.mark.parametrize("n, d", [(30, 3), (80, 8)])
 def test_the_interval_covers_what_sets_of_this_size_have_on_average(n, d):
     rng = np.random.default_rng(3)
@@ -81,3 +87,9 @@ def test_bad_input():
         frechet_distance(np.zeros((5, 3)), np.zeros((5, 4)))
     with pytest.raises(AnimkitError, match="30 clips"):
         frechet_extrapolated(np.zeros((29, 3)), np.zeros((50, 3)))
+    for bad in (np.nan, np.inf):
+        spoilt = np.zeros((40, 3))
+        spoilt[:2, 1] = bad
+        for distance in (frechet_distance, frechet_interval, frechet_extrapolated):
+            with pytest.raises(AnimkitError, match="finite features; 0 clips of the first set and 2 of the second"):
+                distance(np.zeros((40, 3)), spoilt)

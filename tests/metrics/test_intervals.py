@@ -55,7 +55,8 @@ def test_share_is_bootstrap_for_a_report():
     assert share([]) == {"share": None, "low": None, "high": None, "n": 0}
 
 
-@pytest.mark.parametrize("bad", [dict(values=[[1, 2]]), dict(values=[1, float("inf")]), dict(values=[1], level=95), dict(values=[1], rounds=0)])
+@pytest.mark.parametrize("bad", [dict(values=[[1, 2]]), dict(values=["a"]), dict(values=[1, [2, 3]]),
+                                 dict(values=(x for x in [1])), dict(values=[1, float("inf")]), dict(values=[1], level=95), dict(values=[1], rounds=0)])
 def test_bad_input_is_one_clear_sentence(bad):
     with pytest.raises(AnimkitError, match="one finite number a clip|between 0 and 1"):
         bootstrap(**bad)

@@ -60,6 +60,15 @@ def test_a_still_has_no_motion_and_no_smoothness(falling):
     assert np.isnan(motion_of(falling.uint8[:2]).smoothness), "two frames have one step, and no change of it"
 
 
+def test_the_warp_error_is_the_root_mean_square_over_all_colours(falling):
+    """Ten grey levels brighter, and nothing moves: 10 / 255 of white, whatever the picture; in one colour of three, a sqrt(3)th."""
+    still = np.repeat(np.clip(falling.uint8[:1], 0, 245), 2, 0)
+    brighter, redder = still + np.uint8([[[[0]]], [[[10]]]]), still + np.uint8([[[[0, 0, 0]]], [[[10, 0, 0]]]])
+    flow = np.zeros((1, *still.shape[1:3], 2))
+    assert motion_of(brighter, flow).warp_error == pytest.approx(100 * 10 / 255, rel=1e-4)
+    assert motion_of(redder, flow).warp_error == pytest.approx(100 * 10 / 255 / 3 ** 0.5, rel=1e-4)
+
+
 def test_dis_agrees_with_the_exact_flow_of_a_render(falling):
     pan = render(Scene((Thing("ball"),), "city", shot="pan left"), 8)
     assert motion_of(pan.uint8).amount == pytest.approx(motion_of(pan.uint8, exact_flow(pan)).amount, rel=0.1)

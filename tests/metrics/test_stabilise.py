@@ -39,6 +39,21 @@ def test_what_was_not_seen_does_not_move():
     assert np.array_equal(steady[0], steady[1]) and not np.array_equal(steady[0], frames[0])
 
 
+def test_what_comes_into_view_takes_the_frames_that_saw_it():
+    """A pan by 2 pixels a frame over one wide still picture: the middle frame again each time, at both borders too."""
+    wide = np.random.default_rng(0).integers(0, 256, (32, 46, 3), np.uint8)
+    clip = np.stack([wide[:, 2 * k:2 * k + 32] for k in range(8)])
+    pan = CameraPath(np.ones(8), np.arange(8) * 2 / 16, np.zeros(8), np.zeros(8), np.ones(7))
+    off = np.abs(stabilised(clip, pan).astype(int) - clip[4])
+    assert off.max() <= 1
+
+
+@pytest.mark.parametrize("frames", [15, 17])
+def test_a_path_of_another_length_is_refused(frames):
+    with pytest.raises(AnimkitError, match=f"path of 16 frames.*got {frames}, {frames}, {frames}, {frames}"):
+        stabilised(np.zeros((16, 64, 64, 3), np.uint8), path("pan left", frames))
+
+
 def test_one_frame_is_refused():
     with pytest.raises(AnimkitError):
         stabilised(np.zeros((1, 64, 64, 3), np.uint8))

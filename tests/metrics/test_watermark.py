@@ -54,6 +54,18 @@ def test_it_is_the_mark_that_counts_not_the_brightness_or_the_place(known):
     assert abs(mark_correlation(noise)) < 0.1
 
 
+def test_a_strong_edge_beside_the_mark_counts_no_more_than_the_mark():
+    """Without the division by the local contrast the edge, five times as strong as this faint mark, leaves r a third of its own."""
+    mark = watermark(64)
+
+    def r(column):
+        ground = np.where(np.arange(64) < column, 250.0, 60.0) * np.ones((64, 1))
+        shown = (ground + 0.2 * mark * (255 - ground)).astype(np.uint8)
+        return mark_correlation(np.repeat(shown[None, ..., None], 3, -1))
+    assert r(0) > 0.99, "on even ground"
+    assert r(3) > 0.7 and r(8) > 0.7
+
+
 def test_order_of_frames_does_not_matter(known):
     clip = known["web"][1]
     assert mark_correlation(clip[::-1]) == pytest.approx(mark_correlation(clip))

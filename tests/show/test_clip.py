@@ -74,6 +74,9 @@ def test_refuses_nonsense_elsewhere(tmp_path):
     clip = moving()
     for call, said in [
         (lambda: Clip(clip.array, fps=0), "fps"),
+        (lambda: Clip(clip.array, fps=float("inf")), "fps is a number above 0; got inf"),
+        (lambda: Clip(clip.array, fps="8"), "fps is a number above 0; got '8'"),
+        (lambda: Clip(clip.array, fps=120).save(tmp_path / "a.gif"), "hundredths of a second, and this clip shows 120"),
         (lambda: clip[9:], "No frame"),
         (lambda: clip.save(tmp_path / "a.avi"), r"\.mp4, \.gif, \.webp"),
         (lambda: clip.save(tmp_path / "a.mp4", scale=0), "scale"),
@@ -310,3 +313,9 @@ def test_frames_that_cannot_go_where_they_should_are_one_sentence(tmp_path):
     (tmp_path / "file").write_text("here")
     with pytest.raises(AnimkitError, match="could not write .*file/frames"):
         Clip(np.zeros((2, 8, 8, 3), np.uint8)).save(tmp_path / "file" / "frames")
+
+
+@pytest.mark.parametrize("suffix, fps", [(".mp4", np.float32(8)), (".gif", np.float64(12.5)), (".webp", np.int64(24)), (".webp", 120)])
+def test_numbers_of_numpy_and_high_rates_are_kept(tmp_path, suffix, fps):
+    back = Clip.load(Clip(moving().array, fps=fps).save(tmp_path / f"a{suffix}"))
+    assert len(back) == 6 and back.fps == float(fps)

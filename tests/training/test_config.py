@@ -6,7 +6,7 @@ import torch
 
 from animkit.errors import AnimkitError
 from animkit.training import plumbing
-from animkit.training.config import STAGES, load_config
+from animkit.training.config import STAGES, WorldConfig, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MINIMAL = "base: miniature\nlook:\n  data: {source: images, batch: 2}\n"
@@ -73,6 +73,10 @@ def test_overrides_reach_their_setting():
     ("towards_noise=0", "look: towards_noise = 0.0 makes no sense"),
     ("min_snr_gamma=-1", "look: min_snr_gamma = -1.0 makes no sense"),
     ("training.steps=[", "not valid YAML"),
+    ("noise.beta_end=1.5", "NoiseConfig.beta_end = 1.5"), ("noise.beta_start=0.5", "NoiseConfig.beta_start = 0.5"),
+    ("noise.num_train_timesteps=0", "NoiseConfig.num_train"), ("noise.steps_offset=5000", "NoiseConfig.steps_offset"),
+    ("min_snr_gamma=.nan", "min_snr_gamma = nan makes no sense"), ("rank=0", "LookConfig.rank = 0"),
+    ("training.seed=9223372036854775808", "LoopConfig.seed"), ("data.world=5", "no setting 'data.world' to override"),
     ("training.seed=-1", "LoopConfig.seed = -1 makes no sense"), ("data.world.seed=-1", "WorldConfig.seed = -1 makes no"),
     ("training.betas=[2, 0.9]", "LoopConfig.betas"), ("training.weight_decay=-1", "LoopConfig.weight_decay"),
     ("training.floor=-3", "LoopConfig.floor"), ("data.world.moving=7", "WorldConfig.moving = 7"),
@@ -117,6 +121,12 @@ def test_an_override_of_a_part_that_is_empty_or_no_part_at_all(tmp_path):
     (tmp_path / "c.yaml").write_text("base: miniature\nlook:\n  data: images\n")
     with pytest.raises(AnimkitError, match="data.batch=5.* sets a part of data, which is 'images'"):
         load_config(tmp_path / "c.yaml", "look", ["data.batch=5"])
+
+
+def test_a_section_of_the_file_can_be_left_out():
+    whole = load_config(CONFIGS / "miniature.yaml", "motion_module").data
+    found = load_config(CONFIGS / "miniature.yaml", "motion_module", ["data.world=null", "data.source=videos"]).data
+    assert whole.world.web and found.world == WorldConfig() and found.batch == whole.batch
 
 
 @pytest.mark.parametrize("name", ["miniature", "sd15"])

@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from animkit.cli import main
 from animkit.errors import AnimkitError
 from animkit.look import new_look
 from animkit.training import History, load_config, saving, sources, stage as stage_module
+from animkit.training.config import DataConfig, WorldConfig
 from animkit.training.history import locked
 from animkit.training.stages import TRAIN
 
@@ -363,6 +365,8 @@ def test_a_whole_look_is_freed_with_its_animator(trained, toy):
     ("motion_lora", ["shot=dolly"], "unknown shot type 'dolly'"),
     ("motion_lora", ["camera=crop", "amount=1.5"], "amount of 'roll clockwise' is 1.5"),
     ("motion_lora", ["motion_module={runs}/lora"], "motion_module: .* is a MotionLoRA, not a motion module"),
+    ("look", ["sample_steps=1001"], "sample_steps is 1001, and samples are drawn by noise: steps is at most 1000"),
+    ("look", ["data.frames=99"], "data.frames is of clips, and a look is learned from stills"),
     ("motion_module", ["base=nowhere"], "There is no base model at 'nowhere'"),
 ])
 def test_a_config_that_does_not_fit_is_one_clear_sentence(runs, trained, stage, overrides, message):
@@ -398,6 +402,33 @@ def test_a_nan_names_step_and_batch_and_keeps_the_checkpoint(runs, trained, monk
     assert train(runs, "look", "nan", "training.steps=5").history.steps.tolist() == [1, 2, 3, 4, 5]
 
 
+def test_samples_that_cannot_be_drawn_do_not_lose_the_training(runs, trained, monkeypatch):
+    def full(*args):
+        raise AnimkitError("no room for samples")
+
+    monkeypatch.setattr(stage_module.Stage, "_sample", full)
+    with pytest.raises(AnimkitError, match="no room for samples"):
+        train(runs, "look", "unseen")
+    assert saving.read_state(runs / "unseen")["step"] == 3 and History.of(runs / "unseen").steps.tolist() == [1, 2, 3]
+    result = train(runs, "look", "unseen")  # nothing is left to train, nor to draw
+    told, usual = load_file(result.file), load_file(trained["look"][0].file)
+    assert told.keys() == usual.keys() and all(torch.equal(told[name], usual[name]) for name in told)
+
+
+@pytest.mark.parametrize("file", ["settings.json", "checkpoint/state.json"])
+def test_a_damaged_file_of_a_run_is_named(runs, trained, file):
+    folder = shutil.copytree(runs / "look", runs / f"damaged-{Path(file).stem}")
+    (folder / file).write_text('{"step": 2,')
+    with pytest.raises(AnimkitError, match=f"{file.split('/')[0]}.* cannot be read .*to train from the start"):
+        train(runs, "look", folder.name)
+
+
+def test_a_folder_that_is_a_file_is_refused(runs, trained):
+    (runs / "afile").write_text("")
+    with pytest.raises(AnimkitError, match="afile cannot be made a folder"):
+        train(runs, "look", "afile")
+
+
 def test_a_full_disk_at_the_end_keeps_the_run(runs, trained, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -415,6 +446,40 @@ def test_a_full_disk_at_the_end_keeps_the_run(runs, trained, monkeypatch):
 
 
 # ---- data of one's own -----------------------------------------------------------------------------------------------
+
+def test_the_settings_of_data_reach_what_reads_it(tmp_path):
+    """Each is set to another than its default."""
+    video, table, shards = tmp_path / "a.mp4", tmp_path / "a.csv", tmp_path / "a.tar"
+    frames = np.random.default_rng(0).integers(0, 256, (8, 24, 32, 3), dtype=np.uint8)
+    ak.Clip(frames, 8, "").save(video)
+    table.write_text("videoid,name,page_dir\n1,a red ball,.\n")
+    with tarfile.open(shards, "w") as tar:
+        tar.add(video, "a.mp4")
+    cut, shot = dict(size=16, frames=3, stride=2, crop="random", flip=True), {"shot": "zoom in", "amount": 0.2}
+    for source in (tmp_path, table, shards):
+        data = DataConfig(source=str(source), videos=str(tmp_path) if source == table else None, batch=1, **cut)
+        clips = sources.videos(data, 7, {})
+        assert vars(clips.recipe).items() >= cut.items() and clips.seed == 7
+        moved = sources.videos(replace(data, crop="centre", flip=False), 7, {**shot, "camera": "crop"})
+        assert vars(moved.recipe).items() >= shot.items()
+    Image.fromarray(frames[0]).save(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.png,a red ball\n")
+    own = {"batch": 1, "size": 16, "crop": "random", "flip": True}
+    found = sources.images(DataConfig(source=str(tmp_path), **own), 7)
+    assert (found.size, found.crop, found.flip, found.seed) == ((16, 16), "random", True, 7)
+    world = WorldConfig(looks=("ink",), web=True, moving=0.25, moves=0.5, seed=9)
+    drawn = sources.videos(DataConfig(source="world", batch=1, size=16, frames=3, count=2, world=world), 7, {}).recipe
+    assert {name: getattr(drawn, name) for name in ("looks", "web", "moving", "moves", "seed")} == vars(world)
+
+
+def test_samples_are_drawn_of_the_prompts_by_the_noise_of_the_stage(runs, trained, monkeypatch):
+    asked = []
+    plain = ak.Animator.__call__
+    monkeypatch.setattr(ak.Animator, "__call__", lambda self, prompt, **how: asked.append((prompt, how)) or plain(self, prompt, **how))
+    train(runs, "motion_module", "shown", "prompts=[a red bird]", "noise.beta_schedule=squaredcos_cap_v2", "training.validate_every=0")
+    (prompt, how), = asked
+    assert prompt == "a red bird" and how["scheduler"].config.beta_schedule == "squaredcos_cap_v2" and how["steps"] == 2
+
 
 def test_images_with_captions_and_what_is_missing(runs, tmp_path):
     folder = tmp_path / "images"
