@@ -1,8 +1,10 @@
 """Captioned images, for a look: the paper's personalised models are trained on such folders."""
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
 from datasets import Dataset
 
@@ -10,12 +12,23 @@ from animkit.data.tables import image_table
 from animkit.data.video import resize_and_crop, to_float
 from animkit.errors import AnimkitError
 
+UNREADABLE = (OSError, SyntaxError, PIL.Image.DecompressionBombError)  # what Pillow raises on files it cannot or will not read
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """8 bits each of red, green and blue: 16-bit grey scaled, where Pillow would cut it off; transparency on white."""
+    if image.mode.startswith("I"):  # 0 .. 65535
+        image = PIL.Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
 
 class Images:
     """Captioned images resized and cropped: images[i] is {"image": c h w in -1 .. 1, "caption": str, "index": int}.
 
     source: a folder (see `tables.image_table`) or a Dataset with `image` and `caption`. size: side, or
-    (height, width), in pixels.
+    (height, width), in pixels. What is transparent in them is white.
     crop: "centre" or "random". flip: mirror half of them; off unless asked for, since captions may speak of left and
     right. What get(i, epoch) gives is a function of (seed, epoch, i). Raises AnimkitError for an image that cannot be
     read, naming it.
@@ -41,8 +54,8 @@ class Images:
         """Image `index` as it is in this epoch."""
         try:
             row = self.table[index]
-            pixels = torch.from_numpy(np.array(row["image"].convert("RGB"))).permute(2, 0, 1)  # h w c -> c h w
-        except (OSError, SyntaxError) as error:  # what Pillow raises on damaged files
+            pixels = torch.from_numpy(np.array(to_rgb(row["image"]))).permute(2, 0, 1)  # h w c -> c h w
+        except UNREADABLE as error:
             raise AnimkitError(f"image {self._name(index)} cannot be read ({error}): mend it or take it out") from None
         rng = np.random.default_rng([self.seed, epoch, index])
         pixels = resize_and_crop(pixels[:, None], self.size, rng if self.crop == "random" else None)[:, 0]
@@ -63,4 +76,14 @@ class Images:
         for row in self._encoded():
             data = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
             digest.update(hashlib.sha256(data).digest() + row["caption"].encode())
+            digest.update(b"to_rgb" if _converted(data) else b"")
         return digest.hexdigest()
+
+
+def _converted(data: bytes) -> bool:
+    """Whether to_rgb gives an encoded image other pixels than Pillow, which alone decided in earlier versions."""
+    try:
+        image = PIL.Image.open(io.BytesIO(data))
+        return (image.mode.startswith("I") or image.has_transparency_data) and to_rgb(image) != image.convert("RGB")
+    except UNREADABLE:
+        return False  # get(i) tells of it

@@ -46,7 +46,9 @@ def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100,
 
     def plain(sample: dict) -> dict:
         text = sample[caption]
-        text = (text.get("caption") or text.get("text")) if isinstance(text, dict) else text
+        if isinstance(text, dict):
+            both = [text.get(name) for name in ("caption", "text")]
+            text = next((t for t in both if t), next((t for t in both if t is not None), None))  # "" where neither says more
         return {"video": (sample[video] or {}).get("bytes"), "caption": text,
                 "key": sample["__key__"], "shard": sample["__url__"]}
 
@@ -105,6 +107,8 @@ class StreamClips:
         try:
             if sample["video"] is None or sample["caption"] is None:
                 raise BadVideo("no video" if sample["video"] is None else "no caption")
+            if not isinstance(sample["caption"], str):
+                raise BadVideo("caption is no text")
             video = self.recipe.cut(sample["video"], rng)
         except BadVideo as why:
             return self.skipped.note(name, str(why))

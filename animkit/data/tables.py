@@ -1,12 +1,15 @@
 """Tables of videos and of captioned images as `datasets` Datasets: paths and captions; nothing is decoded."""
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import TextIO
 
 from datasets import Dataset, Features, Image, Value
+from datasets.exceptions import DatasetGenerationError
 
 from animkit.errors import AnimkitError
 
@@ -17,23 +20,26 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 def webvid_table(table: str | Path) -> Dataset:
     """A WebVid CSV (columns videoid,name,page_dir, maybe more): a Dataset of `videoid`, `caption`, `page_dir`.
 
-    Memory-mapped. Raises AnimkitError for a missing file, missing columns (named), a line with too few or many fields.
+    Memory-mapped. Raises AnimkitError for a missing file, missing columns (named), a line with too few or many fields,
+    a quotation mark that is never closed.
     """
     table = _existing(table, "table of videos")
     wanted = ("videoid", "name", "page_dir")
     with _text(table) as f:
-        rows = csv.reader(f)
-        columns = next(rows, [])
+        rows = _rows(f, table)
+        _, columns = next(rows, (1, []))
         _need(wanted, columns, table)
         count = 0
-        for count, row in enumerate(rows, start=1):  # an unquoted comma would shift a caption into the next column
-            if row and len(row) != len(columns):
-                raise AnimkitError(f"{table}, line {rows.line_num}: {len(row)} fields where the header has "
-                                   f'{len(columns)}; put captions that hold a comma into "double quotes"')
+        for count, (line, row) in enumerate(rows, start=1):
+            if len(row) != len(columns):
+                raise _shifted(table, line, row, columns)
     if not count:
         raise AnimkitError(f"{table} has its header but no row: there is nothing to read")
     text = Features({name: Value("string") for name in wanted})  # videoid too: as a number it would lose leading zeros
-    rows = Dataset.from_csv(str(table), features=text, usecols=list(wanted), keep_default_na=False)
+    try:
+        rows = Dataset.from_csv(str(table), features=text, usecols=list(wanted), keep_default_na=False)
+    except DatasetGenerationError as error:
+        raise AnimkitError(f"{table} cannot be read as a table: {error.__cause__ or error}") from error
     return rows.rename_column("name", "caption")
 
 
@@ -61,8 +67,8 @@ def image_table(folder: str | Path) -> Dataset:
     """A folder of captioned images, for a look: `image` (decoded when it is looked at) and `caption`.
 
     Captions stand in metadata.csv or metadata.jsonl (file_name, text), or in a .txt file of the same name beside each
-    image. Raises AnimkitError for missing columns, images without a caption and rows of metadata without an image, naming
-    them.
+    image. Raises AnimkitError for missing columns, images without a caption and rows of metadata without an image or for
+    the same one, naming them.
     """
     return _captioned_folder(folder, "image", IMAGES, needed=True).cast_column("image", Image())
 
@@ -96,9 +102,14 @@ def _metadata(folder: Path) -> dict[str, str] | None:
     path = found[0]
     with _text(path) as f:
         if path.suffix == ".csv":
-            reader = csv.DictReader(f)
-            _need(("file_name", "text"), reader.fieldnames or [], path)
-            rows = list(reader)
+            lines = _rows(f, path)
+            _, columns = next(lines, (1, []))
+            _need(("file_name", "text"), columns, path)
+            rows = []
+            for line, row in lines:
+                if len(row) > len(columns):
+                    raise _shifted(path, line, row, columns)
+                rows.append(dict(zip_longest(columns, row)))
         else:
             try:
                 rows = [json.loads(line) for line in f if line.strip()]
@@ -106,10 +117,45 @@ def _metadata(folder: Path) -> dict[str, str] | None:
                 raise AnimkitError(f"{path} is not one JSON object a line: {error}") from None
             for row in rows:
                 _need(("file_name", "text"), row if isinstance(row, dict) else (), path)
-    holes = [str(row["file_name"]) for row in rows if not isinstance(row["text"], str)]
+    odd = [repr(row["file_name"]) for row in rows if not isinstance(row["file_name"], str)]
+    if odd:
+        raise AnimkitError(f"{path} has rows whose file_name is no text: {_some(odd)}")
+    holes = [row["file_name"] for row in rows if not isinstance(row["text"], str)]
     if holes:
         raise AnimkitError(f"{path} has rows without a text: {_some(holes)}")
-    return {str(Path(row["file_name"])): row["text"] for row in rows}
+    names = [str(Path(row["file_name"])) for row in rows]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise AnimkitError(f"{path} has more than one row for {_some(twice)}: keep one of each")
+    return {name: row["text"] for name, row in zip(names, rows)}
+
+
+def _rows(file: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV that are not empty, the header first, each with the number of its first line."""
+    at_end = False
+
+    def lines() -> Iterator[str]:
+        nonlocal at_end
+        yield from file
+        at_end = True
+        yield "end"  # a row of its own, unless a quotation mark is open
+
+    reader, line = csv.reader(lines()), 1
+    try:
+        for row in reader:
+            if at_end and row != ["end"]:
+                raise AnimkitError(f'{path}, line {line}: a quotation mark (") opens here that is never closed')
+            if row and not at_end:
+                yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:  # so much text that it is no field: most likely all to the next mark, or to the end
+        raise AnimkitError(f'{path}, line {line}: {error}; is a quotation mark (") opened here and never closed?') from None
+
+
+def _shifted(path: Path, line: int, row: list[str], columns: list[str]) -> AnimkitError:
+    """An unquoted comma would cut a caption, or shift it into the next column."""
+    return AnimkitError(f"{path}, line {line}: {len(row)} fields where the header has {len(columns)}; "
+                        'put captions that hold a comma into "double quotes"')
 
 
 @contextmanager
@@ -120,6 +166,8 @@ def _text(path: Path) -> Iterator[TextIO]:
             yield file
     except UnicodeDecodeError as error:
         raise AnimkitError(f"{path} is not text in UTF-8 ({error.reason}): save it in that encoding") from None
+    except OSError as error:  # a folder of that name, say
+        raise AnimkitError(f"{path} cannot be read as a file ({error.strerror or error})") from None
 
 
 def _caption(path: Path) -> str:

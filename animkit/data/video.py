@@ -54,7 +54,8 @@ def _pyav(source):
 
     with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
         stream = next(iter(container.streams.video), None)  # a recording that broke off at once has none
-        pictures = [f.to_ndarray(format="rgb24") for f in container.decode(stream)] if stream else []
+        pictures = [np.rot90(f.to_ndarray(format="rgb24"), round(f.rotation / 90))  # as a phone was held, anticlockwise
+                    for f in container.decode(stream)] if stream else []
     return len(pictures), lambda numbers: np.stack([pictures[n] for n in numbers])
 
 

@@ -1,80 +1,31 @@
 """Clips of the cartoon world as a source of training data: what VideoClips is to files, WorldClips is to scenes."""
 import hashlib
+import multiprocessing
+import os
+import threading
+import time
 import weakref
-from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from einops import rearrange
 
 from animkit import world
-from animkit.data import camera
+from animkit.data import camera, world_recipe
 from animkit.data.video import to_float
+from animkit.data.world_recipe import WorldRecipe, draw
 from animkit.errors import AnimkitError
-from animkit.world.web import degrade
 
-
-@dataclass(frozen=True)
-class WorldRecipe:
-    """How clips are drawn. Raises AnimkitError for a look or a shot type that the world does not have."""
-    size: int = 64                                    # pixels
-    frames: int = 16                                  # 1: stills, each at a random moment of its scene
-    looks: Sequence[str] = world.BASE_LOOKS
-    web: bool = False                                 # degraded as web video is, watermark and all
-    moving: float = 0.95                              # the share of things that move
-    shot: str | None = None                           # one of camera.SHOTS
-    amount: float = 1.0                               # of the camera move: what it means depends on `camera`
-    camera: Literal["scene", "crop"] = "scene"        # the world's own camera (amount 1: its whole move), or the
-    #                                                   paper's moving crop out of a picture twice as large (0 to 1)
-    seed: int = 0
-    moves: float = 0.0                                # the share of clips whose camera moves, by a crop in one of the
-    #                                                   eight ways (amount 0.1 to 0.3), unsaid, as in web video
-
-    def __post_init__(self):
-        unknown = [look for look in self.looks if look not in world.EVERY_LOOK]
-        if unknown or not self.looks:
-            raise AnimkitError(f"there is no look {', '.join(unknown) or 'at all'} to draw; the cartoon world has "
-                               f"{', '.join(world.EVERY_LOOK)}")
-        if not 0 <= self.moves <= 1 or (self.moves and (self.shot or self.frames < 2)):
-            raise AnimkitError("moves is a share of clips, 0 to 1, which are no stills and not all of one shot type; got "
-                               f"{self.moves}, frames {self.frames}, shot {self.shot}")
-        if self.shot:
-            object.__setattr__(self, "shot", camera.shot_name(self.shot))
-            if self.camera == "crop":
-                camera.crop_path(self.shot, 2, self.amount)  # says so if the amount is out of range
-            elif not 0 < self.amount <= 2:
-                raise AnimkitError(f"the amount of the world's own camera is above 0 and at most 2, not {self.amount}")
-
-
-def draw(recipe: WorldRecipe, index: int) -> tuple[np.ndarray, str]:
-    """Clip `index` (uint8 f h w 3) and its caption: a function of the recipe and the index alone."""
-    rng = np.random.default_rng([recipe.seed, index])
-    shot, amount, cropped = recipe.shot, recipe.amount, recipe.shot is not None and recipe.camera == "crop"
-    if recipe.moves and rng.random() < recipe.moves:
-        shot, amount, cropped = camera.SHOTS[rng.integers(len(camera.SHOTS))], rng.uniform(0.1, 0.3), True
-    fixed = {"shot": recipe.shot, "amount": recipe.amount} if recipe.shot and not cropped else {}
-    scene = world.random_scene(rng, moving=recipe.moving, look=tuple(recipe.looks), **fixed)
-    caption = world.caption(scene, rng)
-    moments = [rng.random()] if recipe.frames == 1 else np.arange(recipe.frames) / recipe.frames
-    rgb = world.render(scene, size=recipe.size * (2 if cropped else 1), u=moments).rgb
-    if recipe.web:
-        rgb = degrade(rgb)  # before the crop, as in a real web video: its watermark moves along
-    pixels = (rgb * 255 + 0.5).astype(np.uint8)
-    if cropped:
-        path = camera.crop_path(shot, recipe.frames, amount)
-        moved = camera.apply(torch.from_numpy(pixels).permute(3, 0, 1, 2), path, recipe.size)
-        pixels = moved.permute(1, 2, 3, 0).numpy()
-    return pixels, caption
+__all__ = ["WorldClips", "WorldRecipe", "draw"]
 
 
 class WorldClips:
     """`count` clips of random scenes, for cache_latents: get(i) is {"video": c f h w in -1 .. 1, "caption", "index"}.
 
-    workers > 1 draws the clips that come next in processes of their own.
+    workers > 1 draws the clips that come next in processes of their own. These end once the last clip, or every clip,
+    has been given, and with this process, however that ends; a later get(i) starts new ones.
     """
 
     def __init__(self, count: int, *, workers: int = 1, **recipe):
@@ -83,6 +34,8 @@ class WorldClips:
         self.count, self.recipe, self.workers = count, WorldRecipe(**recipe), workers
         self._pool: ProcessPoolExecutor | None = None
         self._ahead: dict[int, Future] = {}
+        self._given: set[int] = set()
+        self._lock = threading.Lock()  # threads may ask at the same time
 
     def __len__(self) -> int:
         return self.count
@@ -94,20 +47,52 @@ class WorldClips:
         return {"video": video, "caption": caption, "index": index}
 
     def _next(self, index: int) -> tuple[np.ndarray, str]:
-        if self._pool is None:
-            # one thread each: OpenMP's threads do not survive a fork, and a forked process that waits for them hangs
-            self._pool = ProcessPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
-            weakref.finalize(self, self._pool.shutdown, cancel_futures=True)
-        if index not in self._ahead:
-            self._ahead.clear()
-        for i in range(index, min(index + 4 * self.workers, self.count)):
-            if i not in self._ahead:
-                self._ahead[i] = self._pool.submit(draw, self.recipe, i)
-        return self._ahead.pop(index).result()
+        with self._lock:
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(self.workers, initializer=_begin)
+                self._end = weakref.finalize(self, self._pool.shutdown, cancel_futures=True)
+            if index not in self._ahead:
+                self._forget()
+            for i in range(index, min(index + 4 * self.workers, self.count)):
+                if i not in self._ahead:
+                    self._ahead[i] = self._pool.submit(draw, self.recipe, i)
+            clip = self._ahead.pop(index)
+        drawn, pool = clip.result(), None
+        with self._lock:
+            self._given.add(index)
+            every = len(self._given) == self.count
+            if every:
+                self._given.clear()
+            if self._pool and (every or index == self.count - 1):
+                self._forget()
+                self._end.detach()
+                pool, self._pool = self._pool, None
+        if pool:
+            pool.shutdown()  # after what other threads still wait for
+        return drawn
+
+    def _forget(self) -> None:
+        for clip in self._ahead.values():
+            clip.cancel()
+        self._ahead.clear()
 
     def fingerprint(self) -> str:
         """A hash of the recipe and of the world's own code: another world is another set of clips."""
         digest = hashlib.sha256(repr((self.count, self.recipe)).encode())
-        for file in [*sorted(Path(world.__file__).parent.glob("*.py")), Path(camera.__file__), Path(__file__)]:
+        for file in [*sorted(Path(world.__file__).parent.glob("*.py")), Path(camera.__file__), Path(world_recipe.__file__)]:
             digest.update(file.read_bytes())
         return digest.hexdigest()
+
+
+def _begin() -> None:
+    """What a drawing process does first."""
+    # one thread: OpenMP's threads do not survive a fork, and a forked process that waits for them hangs
+    torch.set_num_threads(1)
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    """End this process when its parent is gone: one that is killed (kill -9) cannot say so."""
+    while os.getppid() == parent and multiprocessing.parent_process().is_alive():
+        time.sleep(1)
+    os._exit(1)

@@ -1,11 +1,14 @@
+import hashlib
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from animkit.data.batches import Batches
-from animkit.data.images import Images
+from animkit.data.images import Images, to_rgb
 from animkit.data.tables import image_table, video_table
 from animkit.errors import AnimkitError
 
@@ -53,6 +56,101 @@ def test_images_resized_cropped_and_in_batches(tmp_path):
     batch = Batches(images, 3)(0)
     assert batch["image"].shape == (3, 3, 8, 8) and len(set(batch["index"])) == 3
     assert Images(tmp_path, size=8).fingerprint() == images.fingerprint() != Images(tmp_path, size=9).fingerprint()
+
+
+def one_image(folder, image, name="a.png"):
+    """A folder with this image alone, as Images; its pixels, 0 .. 255."""
+    folder.mkdir(exist_ok=True)
+    image.save(folder / name)
+    (folder / "metadata.csv").write_text(f"file_name,text\n{name},a\n")
+    images = Images(folder, size=image.size[::-1])
+    return images, ((images[0]["image"] + 1) * 127.5).round().byte()
+
+
+def test_an_image_overwritten_under_its_name_has_another_fingerprint(tmp_path):
+    prints = [one_image(tmp_path, Image.new("RGB", (8, 8), colour))[0].fingerprint() for colour in ("red", "blue", "red")]
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_grey_of_16_bits_is_scaled(tmp_path):
+    values = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    images, pixels = one_image(tmp_path / "16", Image.fromarray(values))
+    assert pixels[:, 0].tolist() == [[0, 1, 128, 255]] * 3
+    for mode, same in (("I", values.astype(np.int32)), ("I;16B", values.astype(">u2"))):  # as other Pillows and files have it
+        deep = Image.frombytes(mode, (4, 1), same.tobytes())
+        assert np.array_equal(np.asarray(to_rgb(deep))[..., 0], [[0, 1, 128, 255]])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_what_is_transparent_is_white(mode, tmp_path):
+    image, extra = Image.new("RGBA", (3, 1), (0, 0, 0, 255)), {}
+    image.putpixel((1, 0), (0, 0, 0, 0))
+    image.putpixel((2, 0), (0, 0, 0, 51))
+    if mode == "LA":
+        image = image.convert("LA")
+    if mode == "P":
+        image = Image.new("P", (3, 1))
+        image.putpalette([0, 0, 0] * 3)
+        image.putdata([0, 1, 2])
+        extra["transparency"] = bytes([255, 0, 51])
+    if mode == "RGB":  # one colour stands for nothing
+        image = Image.new("RGB", (3, 1), (0, 0, 0))
+        image.putpixel((1, 0), (9, 9, 9))
+        image.putpixel((2, 0), (204, 204, 204))
+        extra["transparency"] = (9, 9, 9)
+    image.save(tmp_path / "a.png", **extra)
+    (tmp_path / "a.txt").write_text("a")
+    images = Images(tmp_path, size=(1, 3))
+    pixels = ((images[0]["image"] + 1) * 127.5).round().byte()
+    assert pixels[:, 0].tolist() == [[0, 255, 204]] * 3
+
+
+def fingerprint_of_earlier_versions(images):
+    digest = hashlib.sha256(repr((images.size, images.crop, images.flip, images.seed)).encode())
+    for row in images._encoded():
+        digest.update(hashlib.sha256(Path(row["image"]["path"]).read_bytes()).digest() + row["caption"].encode())
+    return digest.hexdigest()
+
+
+def test_only_images_that_come_out_otherwise_have_a_fingerprint_other_than_in_earlier_versions(tmp_path):
+    clear, grey = Image.new("RGBA", (8, 8), (0, 0, 0, 0)), Image.fromarray(np.full((8, 8), 30000, np.uint16))
+    plain = [Image.new(mode, (8, 8), 3) for mode in ("RGB", "L", "P")] + [Image.new("RGBA", (8, 8), "red")]
+    for k, (image, same) in enumerate([*((image, True) for image in plain), (clear, False), (grey, False)]):
+        images, _ = one_image(tmp_path / str(k), image)
+        assert (images.fingerprint() == fingerprint_of_earlier_versions(images)) == same, image.mode
+
+
+def test_an_image_larger_than_pillow_reads_is_named(tmp_path, monkeypatch):
+    images, _ = one_image(tmp_path, Image.new("RGB", (20, 20)))
+    before = images.fingerprint()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(AnimkitError, match="a.png cannot be read .*exceeds limit"):
+        images[0]
+    assert images.fingerprint() == before
+
+
+def test_rows_of_metadata_that_cannot_be_meant(tmp_path):
+    pictures(tmp_path, 2)
+
+    def refused(text, why, name="metadata.csv"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(AnimkitError, match=why):
+            image_table(tmp_path)
+        (tmp_path / name).unlink()
+
+    refused("file_name,text\n0.png,a red ball, bouncing\n1.png,b\n",
+            'metadata.csv, line 2: 3 fields where the header has 2; put captions that hold a comma into "double quotes"')
+    refused("file_name,text\n0.png,a\n1.png,b\n./0.png,c\n", "metadata.csv has more than one row for 0.png: keep one")
+    refused('file_name,text\n0.png,"a\n1.png,b\n', r'metadata.csv, line 2: a quotation mark \("\) opens here')
+    refused('file_name,text\n0.png,a\n1.png,"b' + " and more\n" * 20_000, "metadata.csv, line 3: field larger than field limit")
+    refused("text,file_name\na\n", "metadata.csv has rows whose file_name is no text: None")
+    rows = "".join(json.dumps({"file_name": name, "text": "a"}) + "\n" for name in ("0.png", 1, None, ["1.png"]))
+    refused(rows, r"metadata.jsonl has rows whose file_name is no text: 1, None, \['1.png'\]", "metadata.jsonl")
+    rows = '{"file_name": "0.png", "text": "a"}\n' * 2
+    refused(rows, "metadata.jsonl has more than one row for 0.png", "metadata.jsonl")
+    (tmp_path / "metadata.csv").mkdir()
+    with pytest.raises(AnimkitError, match="metadata.csv cannot be read as a file"):
+        image_table(tmp_path)
 
 
 def test_faults_are_named(tmp_path):

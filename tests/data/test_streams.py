@@ -102,6 +102,26 @@ def test_bad_videos_are_replaced_and_named(videos, tmp_path):
             stream(k)
 
 
+@pytest.mark.parametrize("said", [{"caption": 3}, ["a", "b"], {"caption": ["a"]}, {"caption": 0}, 3])
+def test_a_caption_that_is_no_text_is_a_bad_video(said, videos, tmp_path):
+    good = videos.write(tmp_path / "v.mp4", 12, size=(32, 64)).read_bytes()
+    write_shard(tmp_path / "x.tar", {name: content for i in range(20) for name, content in (
+        (f"{i:02}.mp4", good), (f"{i:02}.json", json.dumps(said).encode()))})
+    with pytest.raises(AnimkitError, match="over 10%(.|\n)*x.tar: 00: caption is no text"):
+        StreamClips(str(tmp_path / "x.tar"), 4, size=8, frames=2, stride=2, shuffle=0)(0)
+
+
+@pytest.mark.parametrize("said, caption", [
+    ({"caption": ""}, ""), ({"text": ""}, ""), ({"caption": "", "text": "a"}, "a"), ({"caption": None, "text": "a"}, "a"),
+    ({"caption": "a", "text": "b"}, "a")])
+def test_an_empty_caption_is_one(said, caption, videos, tmp_path):
+    good = videos.write(tmp_path / "v.mp4", 12, size=(32, 64)).read_bytes()
+    write_shard(tmp_path / "x.tar", {name: content for i in range(4) for name, content in (
+        (f"{i}.mp4", good), (f"{i}.json", json.dumps(said).encode()))})
+    stream = StreamClips(str(tmp_path / "x.tar"), 4, size=8, frames=2, stride=2)
+    assert stream(0)["caption"] == [caption] * 4 and not stream.skipped.why
+
+
 def test_faults_are_named(tmp_path, videos):
     with pytest.raises(AnimkitError, match="no such shard"):
         open_shards(str(tmp_path / "a-{00..03}.tar"))

@@ -1,4 +1,5 @@
 import csv
+import struct
 import sys
 
 import numpy as np
@@ -72,6 +73,25 @@ def test_a_shot_type_is_the_camera_rule_on_the_full_frames(folder):
 def test_decord_and_pyav_read_the_same(folder):
     (n, get), (m, get_too) = _decord(folder / "00.mp4"), _pyav(folder / "00.mp4")
     assert n == m == 24 and np.abs(get([0, 7, 20]).astype(int) - get_too([0, 7, 20])).max() <= 3
+
+
+@pytest.mark.parametrize("turned, matrix", [(0, (1, 0, 0, 1)), (90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)),
+                                            (270, (0, -1, 1, 0))])
+def test_pyav_turns_frames_as_decord_does(turned, matrix, videos, tmp_path):
+    """What a phone films upright lies on its side, and the header of its track says so."""
+    pyav_reads = tmp_path / "a.mp4"
+    size = (64, 64) if turned in (0, 180) else (64, 128)
+    data = videos.write(pyav_reads, 9, size=size, tint=60).read_bytes()
+    at = data.index(b"tkhd") + 4 + 40  # of version 0: the matrix, 9 numbers of 4 bytes
+    a, b, c, d = (number * 65536 for number in matrix)
+    assert data[at:at + 36] == struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    pyav_reads.write_bytes(data[:at] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[at + 36:])
+    (_, get), (_, get_too) = _decord(pyav_reads), _pyav(pyav_reads)
+    one, two = get([6, 8]), get_too([6, 8])
+    assert one.shape == two.shape and np.abs(one.astype(int) - two).max() <= 3
+    h, w = two.shape[1:3]
+    dark = {0: two[:, :, :w // 2], 90: two[:, :h // 2], 180: two[:, :, w // 2:], 270: two[:, h // 2:]}  # the left was
+    assert dark[turned].mean() < two.mean() - 20
 
 
 def test_what_decord_refuses_is_read_by_pyav(videos, tmp_path, monkeypatch):
@@ -209,6 +229,27 @@ def test_fingerprint_tells_settings_and_files_apart(videos, folder, tmp_path):
     before = VideoClips(tmp_path, frames=2).fingerprint()
     videos.write(tmp_path / "a.mp4", 9)
     assert VideoClips(tmp_path, frames=2).fingerprint() != before
+
+
+def test_tables_that_end_amiss_are_one_clear_error(tmp_path):
+    table, header = tmp_path / "table.csv", "videoid,name,page_dir\n"
+
+    def refused(text, why):
+        table.write_text(text)
+        with pytest.raises(AnimkitError, match=why):
+            webvid_table(table)
+
+    refused(header + '1,a,b\n2,a,"b\n', r'table.csv, line 3: a quotation mark \("\) opens here that is never closed')
+    refused(header + '1,a,b\n2,"a,b\n3,c,d', r'table.csv, line 3: a quotation mark \("\) opens here that is never closed')
+    refused(header + '1,"a,b\n' + "2,c,d\n" * 30_000, "table.csv, line 2: field larger than field limit")
+    refused(header + "\n\n", "table.csv has its header but no row")
+    refused("", "table.csv lacks the columns")
+    table.write_text(header + '\n1,"a\nb",c\n\nend,end,"end"')
+    assert webvid_table(table)["caption"][:] == ["a\nb", "end"]
+    table.unlink()
+    table.mkdir()
+    with pytest.raises(AnimkitError, match="table.csv cannot be read as a file"):
+        webvid_table(table)
 
 
 def test_a_table_of_a_spreadsheet_and_of_another_encoding(tmp_path):

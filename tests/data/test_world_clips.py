@@ -1,8 +1,12 @@
 """Clips of the cartoon world as training data: pure functions of recipe and index; whose camera moves, and whose not."""
+import multiprocessing
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -38,6 +42,53 @@ def test_processes_draw_the_same_clips():
     alone, side_by_side = (WorldClips(3, workers=n, size=16, frames=2) for n in (1, 2))
     for k in range(3):
         assert torch.equal(alone.get(k)["video"], side_by_side.get(k)["video"])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 4, 0, 3, 1], [2, 4], [4]])
+def test_no_process_is_left_when_all_clips_or_the_last_were_given(order):
+    before = set(multiprocessing.active_children())
+    alone, clips = (WorldClips(5, workers=n, size=16, frames=2) for n in (1, 2))
+    for again in range(2):
+        for k in order:
+            assert torch.equal(clips.get(k)["video"], alone.get(k)["video"])
+        if len(order) > 1 or not again:
+            assert clips._pool is None and set(multiprocessing.active_children()) == before
+    clips.get(1)
+    assert clips._pool is not None, "made again when it is needed"
+
+
+def test_threads_that_ask_at_the_same_time_get_their_clips_and_leave_no_process():
+    alone, clips = (WorldClips(24, workers=n, size=16, frames=2) for n in (1, 2))
+    with ThreadPoolExecutor(4) as threads:
+        for again in range(2):
+            for k, clip in enumerate(threads.map(clips.get, range(24), timeout=60)):
+                assert torch.equal(clip["video"], alone.get(k)["video"])
+    assert clips._pool is None
+
+
+def test_processes_end_with_a_program_that_is_killed():
+    program = ("import multiprocessing, time; from animkit.data.world_clips import WorldClips; "
+               "clips = WorldClips(1000, workers=2, size=16, frames=2); clips.get(0); "
+               "print(*(p.pid for p in multiprocessing.active_children()), flush=True); time.sleep(60)")
+    run = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    drawing = []
+    try:
+        drawing = [psutil.Process(int(pid)) for pid in run.stdout.readline().split()]
+        assert len(drawing) == 2
+        run.kill()  # SIGKILL
+        run.wait()
+        until = time.monotonic() + 10
+        while alive(drawing) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert not alive(drawing)
+    finally:
+        for process in [run, *alive(drawing)]:
+            process.kill()
+        run.stdout.close()
+
+
+def alive(processes):
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_the_camera_moves_in_the_share_that_is_asked_for():
