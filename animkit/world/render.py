@@ -109,8 +109,8 @@ def render(scene: Scene, frames: int = 16, size: int = 64, u=None) -> Footage:
             f"A picture needs 8 pixels and 1 frame at least; asked for {size} pixels and {frames} frames."
         )
     u = np.atleast_1d(np.arange(frames) / frames if u is None else np.asarray(u, float))
-    step = 1 / 16  # the next frame of a 16-frame clip; flow follows the spacing of u where it has one
-    u_next = u + (u[1] - u[0] if len(u) > 1 else step)
+    steps = np.diff(u) if len(u) > 1 else np.array([1 / 16])  # to the next frame; of one alone, as in a clip of 16
+    u_next = u + np.append(steps, steps[-1])[:len(u)]
     camera, camera_next = camera_matrix(scene, u, size), camera_matrix(scene, u_next, size)
 
     column, row = np.meshgrid(np.arange(size), np.arange(size))

@@ -157,8 +157,10 @@ def random_scene(rng: np.random.Generator, things: int = 1, moving: float = 0.85
     """A scene drawn at random. moving: the share of things that move.
 
     Keyword arguments fix any field of Scene or Thing (of all its things); out of a tuple or list one is chosen. Raises
-    AnimkitError for any other.
+    AnimkitError for any other, and for a scene without a thing.
     """
+    if things < 1:
+        raise AnimkitError(f"A random scene has a thing in it at least; got things={things}.")
     known = [field.name for kind in (Thing, Scene) for field in fields(kind) if field.name != "things"]
     if odd := [name for name in fixed if name not in known]:
         raise AnimkitError(f"A scene has no {odd[0]!r} that could be fixed; there are: {', '.join(known)}.")

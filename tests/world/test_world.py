@@ -43,6 +43,11 @@ def test_rendering_is_a_pure_function_of_the_scene():
     assert np.allclose(render(scene, u=[5 / 16]).rgb[0], whole[5], atol=1e-5)
 
 
+def test_a_random_scene_has_a_thing():
+    with pytest.raises(AnimkitError, match="has a thing in it at least; got things=0"):
+        random_scene(np.random.default_rng(0), things=0)
+
+
 def test_any_field_of_a_random_scene_can_be_fixed_or_chosen_from():
     fixed = {"x": 0.5, "y": -0.2, "size": 0.3, "facing": 1, "cue": None, "object": "cat", "motion": "rising"}
     scene = random_scene(np.random.default_rng(1), things=2, seed=7, amount=0.4, shot="zoom in", **fixed)
@@ -103,6 +108,17 @@ def test_flow_takes_the_object_where_it_will_be(motion):
         col, row = np.clip(np.round(moved).astype(int), 0, 95).T
         seen = ((moved > 1) & (moved < 94)).all(1)
         assert seen.sum() > 20 and footage.mask[k + 1][row, col][seen].mean() > 0.97
+
+
+def test_flow_follows_uneven_times():
+    footage = render(Scene((Thing("heart", "red", "rising"),), "meadow"), size=96, u=[0, 0.1, 0.5, 0.6])
+    for k in range(3):
+        y, x = np.nonzero(footage.mask[k] > 0.99)
+        col, row = np.round(np.stack([x, y], 1) + footage.flow[k][y, x]).astype(int).T
+        seen = (row > 1) & (row < 94)
+        assert seen.sum() > 20 and footage.mask[k + 1][row[seen], col[seen]].mean() > 0.97
+    even, alone = (render(Scene((Thing("heart", "red", "rising"),)), frames=f, size=32) for f in (16, 1))
+    assert np.allclose(even.flow[0], alone.flow[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("shot", SHOTS)
