@@ -49,6 +49,6 @@ site: $(READY)  ## all notebooks, run, as pages in out/site; long
 doctor: $(READY)  ## what the environment has and lacks
 	@$(PY) -m animkit doctor
 
-clean:  ## remove .venv and everything that was generated
+clean:  ## remove .venv, caches and out/; trainings in runs/ and course folders stay
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

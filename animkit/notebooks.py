@@ -100,6 +100,8 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike, given: Mappi
         except papermill.PapermillExecutionError as error:
             raise AnimkitError(f"the cell of {notebook.name} that begins {error.source.strip().splitlines()[0]!r} failed "
                                f"with {error.ename}: {error.evalue}; what was run is in {output}") from error
+        except PermissionError as error:
+            raise AnimkitError(f"could not write {error.filename or output}: {error.strerror}") from error
         except (TimeoutError, RuntimeError) as error:
             if str(error).startswith(_NOT_UP) and attempt < attempts:
                 time.sleep(attempt)

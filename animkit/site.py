@@ -75,12 +75,12 @@ def executed(notebook: Path, folder: Path, given: dict[str, str]) -> Path:
     if "out" in known:
         values["out"] = str(folder / notebook.stem)
     done, key = folder / notebook.name, folder / f"{notebook.stem}.given"
-    same = key.is_file() and key.read_text() == repr(sorted(values.items()))
+    same = key.is_file() and key.read_text(encoding="utf-8") == repr(sorted(values.items()))
     if not (same and done.is_file() and done.stat().st_mtime >= notebook.stat().st_mtime):
         if key.is_file():  # a run that fails leaves a copy, too
             key.unlink()
         notebooks.execute(notebook, done, values, progress=False)
-        write_atomically(key, lambda path: Path(path).write_text(repr(sorted(values.items()))))
+        write_atomically(key, lambda path: Path(path).write_text(repr(sorted(values.items())), encoding="utf-8"))
     return done
 
 

@@ -149,3 +149,15 @@ def test_a_long_folder_for_temporary_files_is_no_obstacle(tmp_path, monkeypatch)
     source = write(tmp_path / "n.ipynb", [v4.new_code_cell("print(6 * 7)")])
     done = nbformat.read(notebooks.execute(source, tmp_path / "o.ipynb", progress=False), as_version=4)
     assert done.cells[-1].outputs[0]["text"] == "42\n"
+
+
+def test_a_copy_that_may_not_be_written_is_named(tmp_path, monkeypatch):
+    import papermill
+    source = write(tmp_path / "n.ipynb", [v4.new_code_cell("1")])
+
+    def refused(*args, **how):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "o.ipynb"))
+
+    monkeypatch.setattr(papermill, "execute_notebook", refused)
+    with pytest.raises(AnimkitError, match="could not write .*o.ipynb: Permission denied"):
+        notebooks.execute(source, tmp_path / "o.ipynb")

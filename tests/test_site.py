@@ -1,4 +1,8 @@
 """The site: notebooks run once, pages and an index that open from disk, and faults of a page are seen."""
+import os
+import subprocess
+import sys
+
 import nbformat
 import pytest
 from nbformat import v4
@@ -102,3 +106,14 @@ def test_a_good_page_has_no_problems():
     ("<video controls", "<video", "without controls")])
 def test_what_would_keep_someone_from_reading_is_seen(old, new, told):
     assert any(told in problem for problem in site.problems(GOOD.replace(old, new)))
+
+
+def test_letters_that_the_terminal_lacks_are_no_obstacle(tmp_path):
+    program = ("from animkit import cli, notebooks, site; from pathlib import Path; "
+               "notebooks.execute = lambda source, out, given, **how: Path(out).write_text('{}'); "
+               "notebooks.parameters = lambda path: {'prompt': None}; "
+               f"site.executed(Path('n.ipynb'), Path({str(tmp_path)!r}), {{'prompt': 'am Flu\\xdf'}}); "
+               "cli.main(['site', '--only', 'Flu\\xdf'])")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"})
+    assert done.returncode == 0 and "no notebook 'Flu\\xdf'" in done.stderr, done.stderr

@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -47,17 +48,21 @@ class WorldClips:
         return {"video": video, "caption": caption, "index": index}
 
     def _next(self, index: int) -> tuple[np.ndarray, str]:
-        with self._lock:
-            if self._pool is None:
-                self._pool = ProcessPoolExecutor(self.workers, initializer=_begin)
-                self._end = weakref.finalize(self, self._pool.shutdown, cancel_futures=True)
-            if index not in self._ahead:
-                self._forget()
-            for i in range(index, min(index + 4 * self.workers, self.count)):
-                if i not in self._ahead:
-                    self._ahead[i] = self._pool.submit(draw, self.recipe, i)
-            clip = self._ahead.pop(index)
-        drawn, pool = clip.result(), None
+        try:
+            with self._lock:
+                if self._pool is None:
+                    self._pool = ProcessPoolExecutor(self.workers, initializer=_begin)
+                    self._end = weakref.finalize(self, self._pool.shutdown, cancel_futures=True)
+                if index not in self._ahead:
+                    self._forget()
+                for i in range(index, min(index + 4 * self.workers, self.count)):
+                    if i not in self._ahead:
+                        self._ahead[i] = self._pool.submit(draw, self.recipe, i)
+                clip = self._ahead.pop(index)
+            drawn, pool = clip.result(), None
+        except (OSError, BrokenProcessPool) as error:  # no /dev/shm; a script that starts itself anew
+            raise AnimkitError(f"The processes that draw clips cannot work here ({error}): set data.workers=1 (a script of your "
+                               'own may just want `if __name__ == "__main__":` before its calls).') from error
         with self._lock:
             self._given.add(index)
             every = len(self._given) == self.count

@@ -105,3 +105,13 @@ def test_the_camera_moves_in_the_share_that_is_asked_for():
 def test_moves_that_cannot_be_are_refused(how):
     with pytest.raises(AnimkitError, match="moves is a share of clips"):
         WorldRecipe(**how)
+
+
+def test_processes_that_cannot_be_started_are_named(monkeypatch):
+    """As without a /dev/shm that can be written."""
+    def none(*args, **how):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("animkit.data.world_clips.ProcessPoolExecutor", none)
+    with pytest.raises(AnimkitError, match="cannot work here .*Read-only.* set data.workers=1"):
+        WorldClips(4, workers=2, size=8, frames=2).get(0)
