@@ -1,4 +1,5 @@
 """The samples are found in a clone and in an installed wheel, which carries them."""
+import json
 import shutil
 import subprocess
 import sys
@@ -71,3 +72,20 @@ def test_the_wheel_carries_the_samples_and_works_without_the_clone(repo, tmp_pat
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=300,
                           env={"PYTHONPATH": str(site), "PATH": ""}, check=True).stdout.split()
     assert told == [str(site / "animkit" / "__init__.py"), "True", "miniature", "sd15"]
+
+
+def test_no_committed_share_is_told_as_if_it_were_certain(repo):
+    """Where all of n are right, others may still be wrong: metrics.intervals.share says how many."""
+    found = []
+
+    def walk(of, where):
+        if isinstance(of, dict):
+            if of.get("n") and "share" in of and of["low"] == of["high"]:
+                found.append(where)
+            for name, part in of.items():
+                walk(part, f"{where}: {name}")
+
+    files = sorted((repo / "data_samples" / "results").glob("*.json"))
+    for file in files:
+        walk(json.loads(file.read_text()), file.name)
+    assert len(files) > 5 and found == []
