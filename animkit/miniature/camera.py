@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -118,7 +117,7 @@ def train(recipe: Any) -> None:
     The adapters go into camera-adapters.safetensors, for `--more` to go on with.
     """
     from .recipe import new_motion_modules, save
-    from .unet import new_unet, scheduler, text_states
+    from .unet import motion_betas, new_unet, text_states
 
     tokenizer, text_encoder = recipe.text()
     unet = recipe.read("unet", new_unet()).requires_grad_(False)
@@ -131,12 +130,11 @@ def train(recipe: Any) -> None:
         z, captions = recipe.clip_latents(name, 200 if shot else 600, drawn)
         clips[shot] = z.transpose(1, 2), text_states(text_encoder, tokenizer, captions)
     empty = text_states(text_encoder, tokenizer, [""]).float()
-    betas = DDIMScheduler.from_config(scheduler().config, beta_schedule="linear")
     video_unet = inflate(unet)
     video_unet.insert(modules)
     said, kept = Said(video_unet, modules), recipe.folder / "camera-adapters.safetensors"
     if recipe.more and kept.exists():
         said.adapters.load_state_dict(load_file(kept))
-    task = Moves(clips, empty, betas, recipe.batch or 4)
+    task = Moves(clips, empty, motion_betas(), recipe.batch or 4)
     recipe.train("camera", said, task.loss, task.batch, parameters=said.learned(), keep=modules, lr=2e-3, ema=0.99, optimizer="muon")
     save(said.adapters, kept)

@@ -130,7 +130,7 @@ class Control(Denoising):
 
 
 def train(recipe: Any) -> None:
-    """The recipe's stage: 2,000 steps of 32 pictures, about 13 minutes of one core; nothing in it ever moves."""
+    """The recipe's stage: 2,000 steps of 32 pictures, about 24 minutes of one core; nothing in it ever moves."""
     tokenizer, text_encoder = recipe.text()
     found = pictures(recipe.folder / "data", recipe.counted(10_000))
     text, empty = (text_states(text_encoder, tokenizer, captions) for captions in (found.captions, [""]))

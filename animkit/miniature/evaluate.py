@@ -11,6 +11,7 @@ scenes, judged by the same judge, stand beside the miniature's numbers: no model
 """
 import hashlib
 import json
+import os
 import time
 from pathlib import Path
 
@@ -37,6 +38,9 @@ from .motion_judge import INCOHERENT, STILL, MotionJudge
 COUNTS = {"stills": 200, "motion": 100, "judge": 1000}
 ZOO = ("adapter", "looks", "shots", "cost")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+DRAWN = ("stills", "motion", "adapter", "looks", "shots")
+GOES_WITH = {"guided": ("shots",), "eased": ("looks",), "steps": ("adapter", "looks", "shots"), "precision": DRAWN,
+             "batch": (*DRAWN, "judge"), "seed": (*DRAWN, "judge"), "count": (*DRAWN, "judge")}  # option -> what reads it
 
 
 def draw(animator, prompts: list[str], frames: int, seed: int, batch: int = 20, said: str = "", **how) -> np.ndarray:
@@ -245,7 +249,7 @@ def about_module(module: Path) -> dict:
     beside it, what made it."""
     folder = module if module.is_dir() else module.parent
     files = [f for f in sorted(folder.glob("*.safetensors")) if module in (folder, f)]
-    about = {"file": module.name, "weights": {f.name: fingerprint(f) for f in files}}
+    about = {"file": os.path.basename(os.path.abspath(module)), "weights": {f.name: fingerprint(f) for f in files}}
     if (folder / "train.json").exists():
         told = json.loads((folder / "train.json").read_text())
         if told["file"] in about["weights"]:  # and not of another file in that folder
@@ -263,26 +267,31 @@ def add_arguments(parser) -> None:
     parser.add_argument("--folder", type=Path, help="where miniature/, judge/, motion_module/ and looks/ lie "
                                                     "(default: the shipped samples)")
     parser.add_argument("--out", type=Path, help="where results go (default: results/ in that folder)")
-    parser.add_argument("--batch", type=int, default=20, help="prompts drawn at once (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="another list of prompts and other noise")
+    parser.add_argument("--batch", type=int, help="prompts drawn at once (default: 20)")
+    parser.add_argument("--seed", type=int, help="another list of prompts and other noise (default: 0)")
     parser.add_argument("--threads", type=positive, help="CPU threads")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32",
+    parser.add_argument("--precision", choices=PRECISIONS,
                         help="what clips are drawn in; bf16 takes two thirds of the time where the processor computes "
-                             "in it, and colours differ by half a level of 255 (default: %(default)s, as users draw)")
+                             "in it, and colours differ by half a level of 255 (default: float32, as users draw)")
     parser.add_argument("--guided", type=float, metavar="WEIGHT", help="shots: guide towards each MotionLoRA with this "
                         "weight (guided=), in place of the paper's way, one alpha in both halves of the guidance")
     parser.add_argument("--eased", type=float, metavar="SHARE", help="looks: the motion module has this share of its alpha in "
                         "the last half of the timesteps (eased=), in place of the paper's way, all of it to the end")
-    parser.add_argument("--steps", type=int, help="the zoo: steps of the sampler (default: the base's own)")
+    parser.add_argument("--steps", type=positive, help="the zoo: steps of the sampler (default: the base's own)")
 
 
 def run(args) -> int:
     """Judge, write WHAT.json (and a sheet WHAT.webp), print the table. AnimkitError for missing or damaged weights."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    for option, value, what in (("guided", args.guided, "shots"), ("eased", args.eased, "looks")):
-        if value is not None and args.what != what:
-            raise AnimkitError(f"--{option} goes with `animkit judge {what}`, not with {args.what}.")
+    for option, whats in GOES_WITH.items():
+        if getattr(args, option) is not None and args.what not in whats:
+            raise AnimkitError(f"--{option} goes with `animkit judge {'|'.join(whats)}`, not with {args.what}.")
+    for option, default in {"batch": 20, "seed": 0, "precision": "float32"}.items():  # here: whether they were given counts above
+        if getattr(args, option) is None:
+            setattr(args, option, default)
+    if args.seed < 0:
+        raise AnimkitError(f"The seed is 0 or more; got {args.seed}.")
     if args.module and (args.what != "motion" or args.look):
         raise AnimkitError("--module goes with `animkit judge motion` without --look.")
     if args.what in ZOO:
@@ -294,8 +303,9 @@ def run(args) -> int:
         raise AnimkitError(f"--count and --batch are at least 1; got {count} and {args.batch}.")
     if look and what != "motion":
         raise AnimkitError(f"--look goes with `animkit judge motion`, not with {what}.")
-    if args.steps:
-        raise AnimkitError(f"--steps goes with `animkit judge adapter`, looks and shots, not with {what}.")
+    of = look or args.module and Path(os.path.abspath(args.module)).stem  # "." has a name too
+    if args.module and of in LOOKS:
+        raise AnimkitError(f"motion-{of}.json is the result of the look {of!r}: give the module {args.module} another name.")
     folder = samples.root() if args.folder is None else args.folder
     judge, picture, settings, device = Judge.from_pretrained(folder / "judge"), None, {}, "cpu"
     if what == "judge":
@@ -306,11 +316,10 @@ def run(args) -> int:
         settings, device = {k: animator.defaults[k] for k in ("steps", "guidance")}, str(animator.pipe.unet.device)
         report, picture = judge_stills(animator, judge, count, args.seed, args.batch) if what == "stills" else \
             judge_motion(animator, judge, count, args.seed, args.batch, look)
-    of = look or args.module and args.module.stem
     out, name = folder / "results" if args.out is None else args.out, f"{what}-{of}" if of else what
     named = {"look": look, "module": args.module, "count": count, "seed": args.seed}
     said = f"animkit judge {what}" + "".join(f" --{k} {v}" for k, v in named.items() if v is not None)
-    if args.precision != "float32" and what != "judge":
+    if args.precision != "float32":
         said, settings = f"{said} --precision {args.precision}", settings | {"precision": args.precision}
     parameters = {"command": said, "count": count, "seed": args.seed, "look": look, **settings}
     parameters |= {"module": about_module(args.module)} if args.module else {}

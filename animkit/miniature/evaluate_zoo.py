@@ -236,17 +236,21 @@ def _real(each: int, seed: int, size: int) -> Iterator[tuple[np.ndarray, str, st
 
 
 def judge_cost(folder: Path) -> dict:
-    """What was trained, in how many minutes and how much memory, against the issue's bars for two cores."""
-    told = json.loads((folder / "recipe.json").read_text())
-    most = {"look": 3, "shots": 6}
+    """What was trained, in how many minutes and how much memory, against the issue's bars for two cores.
+
+    Raises AnimkitError for a recipe.json that is missing or damaged."""
+    most, path = {"look": 3, "shots": 6}, folder / "recipe.json"
     scores, bars = {}, []
-    for name, part in told.items():
-        if "command" in part:
-            minutes = part["seconds"] / 60
-            scores[name] = {"minutes": round(minutes, 2), "minutes preparing": part["minutes_preparing"],
-                            "steps": part["steps"], "peak memory MB": part["peak_memory_mb"], "device": part["device"]}
-            if limit := most.get(part["stage"]):
-                bars.append(_bar(f"{name}: minutes", f"<= {limit}", minutes, minutes <= limit))
+    try:
+        for name, part in json.loads(path.read_text()).items():
+            if "command" in part:
+                minutes = part["seconds"] / 60
+                scores[name] = {"minutes": round(minutes, 2), "minutes preparing": part["minutes_preparing"],
+                                "steps": part["steps"], "peak memory MB": part["peak_memory_mb"], "device": part["device"]}
+                if limit := most.get(part["stage"]):
+                    bars.append(_bar(f"{name}: minutes", f"<= {limit}", minutes, minutes <= limit))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
+        raise AnimkitError(f"{path} is missing or does not tell how each part was trained: `animkit miniature zoo` writes it.") from e
     for path in sorted((folder / "results").glob("motion-*.json")):
         result = json.loads(path.read_text())
         made = result["parameters"].get("module", {}).get("training")
@@ -274,7 +278,7 @@ def _file(folder: Path, name: str, stage: str) -> Path:
 
 
 def _draw(animator, prompts, frames, seed, batch, steps, said, **how) -> np.ndarray:
-    animator.defaults |= {"steps": steps} if steps else {}
+    animator.defaults |= {"steps": steps} if steps is not None else {}
     return draw(animator, prompts, frames, seed, batch, said, **how)
 
 
@@ -324,7 +328,7 @@ def run(args) -> int:
     name = "-".join([what, *([args.look] if args.look else []), *ways])
     options = {"look": args.look, "count": count or None, "seed": args.seed if count else None, "steps": args.steps,
                "guided": args.guided, "eased": args.eased,
-               "precision": None if args.precision == "float32" or what == "cost" else args.precision}
+               "precision": None if args.precision == "float32" else args.precision}
     said = f"animkit judge {what}" + "".join(f" --{k} {v}" for k, v in options.items() if v is not None)
     record(out / f"{name}.json", {"command": said, **options, "weights": fingerprints(folder)}, report,
            {"all": time.monotonic() - start}, "cpu" if what == "cost" else str(best_device()))

@@ -67,7 +67,11 @@ class Judge:
 
 
 def asked(count: int, seed: int, looks=BASE_LOOKS, look: bool = True, templates=TEMPLATES) -> list[tuple[str, Scene]]:
-    """Prompts, and the scenes they tell of: one thing; object, colour, setting, look by chance, the motions in turn."""
+    """Prompts, and the scenes they tell of: one thing; object, colour, setting, look by chance, the motions in turn.
+
+    Raises AnimkitError for a seed below 0."""
+    if seed < 0:
+        raise AnimkitError(f"The seed is 0 or more; got {seed}.")
     rng, wording, motions = np.random.default_rng(seed), np.random.default_rng(seed + 1), list(MOTIONS)
     scenes = [random_scene(rng, motion=motions[k % len(motions)], look=tuple(looks)) for k in range(count)]
     return [(caption(scene, wording, templates, look), scene) for scene in scenes]

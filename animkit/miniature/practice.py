@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from ..checkpoints import open_checkpoint
@@ -57,7 +56,7 @@ class Practice:
 def train(recipe: Any) -> None:
     """The recipe's stage, on what `camera` learned (or what `adopt` put there), with the LoRAs of `practice_looks`."""
     from .recipe import new_motion_modules, save
-    from .unet import new_unet, scheduler, text_states
+    from .unet import motion_betas, new_unet, text_states
 
     files = {look: recipe.folder / "zoo" / "practice" / look / f"{look}.safetensors" for look in PRACTICE_LOOKS}
     if missing := [look for look, file in files.items() if not file.exists()]:
@@ -79,8 +78,7 @@ def train(recipe: Any) -> None:
         lora = open_checkpoint(file).build(video_unet).float().requires_grad_(False)
         video_unet.insert(lora, alpha=0, name=look)
     said, kept = Said(video_unet, modules), recipe.folder / "practice-adapters.safetensors"
-    betas = DDIMScheduler.from_config(scheduler().config, beta_schedule="linear")
     empty = text_states(text_encoder, tokenizer, [""]).float()
-    task = Practice(seen, Moves(moved, empty, betas, recipe.batch or 4))
+    task = Practice(seen, Moves(moved, empty, motion_betas(), recipe.batch or 4))
     recipe.train("practice", said, task.loss, task.batch, parameters=said.learned(), keep=modules, lr=2e-3, ema=0.99, optimizer="muon")
     save(said.adapters, kept)

@@ -16,8 +16,9 @@
     adapter, motion_web, motion_plain, look, shots, zoo   the zoo that stands on what is assembled: see zoo.py
     adopt      the other way round: shipped weights into runs/, to go on from them
 
-Work lies in runs/miniature/<stage>. budget scales all steps: 1 is what made the shipped files. `--more N` lets a stage that is done
-go on for N steps, under a learning rate that starts anew; what a stage took, its loss and its curve then tell of all its rounds.
+Work lies in runs/miniature/<stage>. budget scales all steps: 1 is the whole recipe; what made the shipped files stands in
+data_samples/README.md. `--more N` lets a stage that is done go on for N steps, under a learning rate that starts anew; what a
+stage took, its loss and its curve then tell of all its rounds.
 """
 
 import json
@@ -27,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from einops import rearrange
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
@@ -53,6 +54,7 @@ from . import unet as unets
 from . import vae as vaes
 from . import words, zoo
 from .clip import ImageText
+from .evaluate import fingerprint
 from .motion import MOVES
 from .motion import clips as render_clips
 from .stills import stills
@@ -113,9 +115,7 @@ class Recipe:
     count: int | None = None
 
     def __post_init__(self):
-        for name in ("batch", "lr", "count", "more"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise AnimkitError(f"--{name} is above 0; got {value}.")
+        zoo.above_zero(**{name: getattr(self, name) for name in ("budget", "seconds", "more", "batch", "lr", "count")})
 
     def steps(self, stage: str) -> int:
         if self.more:
@@ -316,7 +316,7 @@ class Recipe:
         video_unet = inflate(unet)
         video_unet.insert(modules)
         hard = saying(captions, "spinning", "shaking", "walking")  # the motions that are learned last
-        betas = DDIMScheduler.from_config(unets.scheduler().config, beta_schedule="linear")
+        betas = unets.motion_betas()
 
         def rows(k, generator):
             rows = unets.draw_rows(len(z), self.batch or batch, generator, hard)
@@ -353,7 +353,7 @@ class Recipe:
         """Everything into data_samples/, in half precision: the pipeline, the judge, the motion module."""
         into = into or self.samples
         tokenizer, text_encoder = self.text()
-        vae = self.scaled_vae("decoder" if (self.folder / "decoder.safetensors").exists() else "vae")
+        vae = self.scaled_vae(self.last_vae())
         clip, judge_tokenizer = self.new_judge()
         unet = self.read("unet", unets.new_unet())
         pipe = StableDiffusionPipeline(
@@ -413,7 +413,8 @@ class Recipe:
         }.items():
             save(part.float(), self.folder / f"{name}.safetensors")
         MotionModules.from_pretrained(shipped / "motion_module").save_pretrained(self.folder / zoo.CLEAN)
-        (self.folder / "scaling_factor.json").write_text(json.dumps(pipe.vae.config.scaling_factor))
+        factor = {fingerprint(self.folder / "vae.safetensors"): pipe.vae.config.scaling_factor}
+        (self.folder / "scaling_factor.json").write_text(json.dumps(factor))
         if (shipped / "judge" / "motion.safetensors").exists():
             save(
                 eyes.MotionJudge.load(shipped / "judge" / "motion.safetensors"),
@@ -429,6 +430,16 @@ class Recipe:
         """The stage in which the motion module learned last: `motion --more`, or `adopt`, may have come after `camera`."""
         learned = [path for stage in MOTION if (path := self.folder / f"{stage}.safetensors").exists()]
         return max(learned, key=lambda path: path.stat().st_mtime_ns).stem if learned else MOTION[0]  # which is then missed
+
+    def last_vae(self) -> str:
+        """The stage whose VAE ships: the decoder's, unless the VAE has learned on since and makes other latents."""
+        if not (self.folder / "decoder.safetensors").exists():
+            return "vae"
+        vae, decoder = (load_file(self.folder / f"{stage}.safetensors") for stage in ("vae", "decoder"))
+        if all(torch.equal(decoder[k], vae[k]) for k in vae if k.startswith(("encoder.", "quant_conv."))):
+            return "decoder"
+        print("decoder.safetensors is of another encoder than vae.safetensors: the VAE ships with the decoder of its own.")
+        return "vae"
 
     def test(self, name):
         """Held-out real renders: seeds that no stage trains on."""
@@ -453,22 +464,31 @@ class Recipe:
         return tokenizer, self.read("clip", model).text_model
 
     def scaled_vae(self, stage: str = "vae"):
-        """The VAE with the factor that brings its latents to unit variance, measured once."""
-        model = self.read(stage, vaes.new_vae())
-        path = self.folder / "scaling_factor.json"
-        if not path.exists():
+        """The VAE with the factor that brings its latents to unit variance, measured once for each vae.safetensors."""
+        model, whole = self.read(stage, vaes.new_vae()), self.folder / "vae.safetensors"
+        path, own = self.folder / "scaling_factor.json", fingerprint(whole)
+        factors = json.loads(path.read_text()) if path.exists() else {}  # by the VAE's fingerprint
+        if not isinstance(factors, dict):  # a bare number, as was written before: of this VAE, if that has not learned on since
+            factors = {own: factors} if path.stat().st_mtime_ns >= whole.stat().st_mtime_ns else {}
+        if own not in factors:
             model.register_to_config(scaling_factor=1.0)
             z = vaes.encode(model, self.stills("base", 1000, seed=3).pixels[:1000]).float()
-            path.write_text(json.dumps(round(float(1 / z.std()), 5)))
-        model.register_to_config(scaling_factor=json.loads(path.read_text()))
+            factors[own] = round(float(1 / z.std()), 5)
+            write_atomically(path, lambda file: Path(file).write_text(json.dumps(factors)))
+        model.register_to_config(scaling_factor=factors[own])
         return model
+
+    def encoder(self) -> tuple[AutoencoderKL, str]:
+        """The scaled VAE, and what the files of its latents are named after: another VAE's or factor's are other files."""
+        vae = self.scaled_vae()
+        return vae, f"{fingerprint(self.folder / 'vae.safetensors')}-{vae.config.scaling_factor}"
 
     def clip_latents(self, name: str, count: int, recipe: WorldRecipe):
         """Latents n f c h w (float16) and captions of `count` clips, encoded once, a hundred clips at a time."""
         paths = render_clips(self.folder / "data", name, self.counted(count), recipe)
-        vae, parts, captions = self.scaled_vae(), [], []
+        (vae, tag), parts, captions = self.encoder(), [], []
         for path in tqdm(paths, desc="encoding clips", unit="00 clips"):
-            cached = path.with_suffix(".safetensors")
+            cached = path.with_name(f"{path.stem}-{tag}.safetensors")
             chunk = np.load(path)
             if not cached.exists():
                 z = vaes.encode(vae, rearrange(chunk["pixels"], "n f h w c -> (n f) h w c"))
@@ -480,10 +500,11 @@ class Recipe:
 
     def latents(self, pictures, name):
         """All latents of a set, encoded once."""
-        path = self.folder / "data" / f"{name}-{len(pictures)}.safetensors"
+        vae, tag = self.encoder()
+        path = self.folder / "data" / f"{name}-{len(pictures)}-{tag}.safetensors"
         if not path.exists():
             start = time.time()
-            z = vaes.encode(self.scaled_vae(), pictures.pixels)
+            z = vaes.encode(vae, pictures.pixels)
             write_atomically(path, lambda file: save_file({"z": z}, file))
             print(f"encoded {len(pictures)} pictures in {time.time() - start:.0f} s")
         return load_file(path)["z"]

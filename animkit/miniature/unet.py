@@ -44,6 +44,11 @@ def scheduler() -> DDIMScheduler:
     return DDIMScheduler(**SCHEDULE)
 
 
+def motion_betas() -> DDIMScheduler:
+    """What stage 2 learns with (4.2): the base's schedule, with betas that rise linearly."""
+    return DDIMScheduler.from_config(scheduler().config, beta_schedule="linear")
+
+
 @torch.no_grad()
 def text_states(text_encoder, tokenizer, captions) -> torch.Tensor:
     """What the UNet reads: the text encoder's last hidden states, n 28 96, float16; made on a GPU if there is one."""

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..checkpoints import open_checkpoint
 from ..data.camera import SHOTS
+from ..errors import AnimkitError
 from ..files import write_atomically
 from ..training import command
 from ..training.history import History
@@ -77,8 +78,9 @@ def run(stage: str, folder: Path, samples: Path = Path("data_samples"), budget: 
     """Train all runs of a stage, one after another; each goes on where it was stopped, and one that has ended is kept.
 
     budget: share of the steps and of the clips; seconds: at most, for each run; more: steps on top of those done.
-    Raises AnimkitError where what the stage stands on is not there yet.
+    Raises AnimkitError where what the stage stands on is not there yet, and for a budget, seconds or more that is not above 0.
     """
+    above_zero(budget=budget, seconds=seconds, more=more)
     if stage == "zoo":
         return add_to_recipe(assemble(folder, samples), samples)
     zoo = folder / "zoo"
@@ -92,6 +94,13 @@ def run(stage: str, folder: Path, samples: Path = Path("data_samples"), budget: 
         parser = argparse.ArgumentParser()
         command.add_arguments(parser)
         command.run(parser.parse_args(words))
+
+
+def above_zero(**options: float | None) -> None:
+    """Raises AnimkitError, in the command's words, for the first that is given and is not above 0."""
+    for name, value in options.items():
+        if value is not None and not value > 0:  # and nan
+            raise AnimkitError(f"--{name} is above 0; got {value}.")
 
 
 def _scaled(part: Part, config: Path, budget: float, run: Path, more: int | None) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from animkit.errors import AnimkitError
-from animkit.files import write_atomically
+from animkit.files import make_folder, write_atomically
 from animkit.metrics.intervals import Interval
 from animkit.record import record
 from animkit.reproduce.claims import CLAIMS, VERDICTS
@@ -44,14 +44,16 @@ class Experiment:
         chosen, given = dict(presets[preset]), {k: v for k, v in (given or {}).items() if v is not None}
         if unknown := set(given) - set(chosen):
             raise AnimkitError(f"{notebook} has no setting {sorted(unknown)[0]!r}; it has: {', '.join(chosen)}.")
+        if seed < 0:
+            raise AnimkitError(f"seed is {seed}: it is 0 or more.")
         for name, value in given.items():
-            _check(notebook, name, value, [preset[name] for preset in presets.values()])
+            check(notebook, name, value, [preset[name] for preset in presets.values()])
         self.notebook, self.preset, self.claims, self.seed = notebook, preset, CLAIMS[notebook], int(seed)
         self.minutes = chosen.pop("minutes")
         self.settings = SimpleNamespace(**chosen | given)
         self.out, self.work = Path(out), Path(work)
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.work.mkdir(parents=True, exist_ok=True)
+        make_folder(self.out)
+        make_folder(self.work)
         (self.out / "results.json").unlink(missing_ok=True)  # so that what stands there is never an older run's
         self.precision = "float32"
         self.verdicts: dict[str, dict] = {}
@@ -212,8 +214,8 @@ class Verdicts:
     __repr__ = _repr_markdown_
 
 
-def _check(notebook: str, name: str, value: Any, presets: Sequence[Any]) -> None:
-    """AnimkitError for a value that is not of the kind of the presets' values, below 1, or a look that is none."""
+def check(notebook: str, name: str, value: Any, presets: Sequence[Any]) -> None:
+    """AnimkitError for a value that is not of the kind of the presets' values, too small, or a look that is none."""
     kinds = {type(known) for known in presets if known is not None}
     kind = float if float in kinds else next(iter(kinds), type(value))
     wanted = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list"}
@@ -222,8 +224,15 @@ def _check(notebook: str, name: str, value: Any, presets: Sequence[Any]) -> None
         raise AnimkitError(f"{name} is {value!r}: {notebook} needs {wanted.get(kind, kind.__name__)}.")
     if isinstance(value, int) and kind is int and value < 1:
         raise AnimkitError(f"{name} is {value}: {notebook} needs 1 at least.")
+    if isinstance(value, (int, float)) and kind is float and not (0 < value < float("inf") or name == "guided" and value == 0):
+        raise AnimkitError(f"{name} is {value}: {notebook} needs {'0 or ' * (name == 'guided')}a number above 0.")
     if name in ("look", "other") and value not in LOOKS:
         raise AnimkitError(f"{name} is {value!r}, which is no look of the world; it has: {', '.join(LOOKS)}.")
+
+
+# What the report reads of each part of results.json.
+NEEDED = {"parameters": {"preset", "trained here"}, "metrics": {"claims", "shown"}, "seconds": {"all", "found"},
+          "device": {"name", "threads", "machine", "processor", "cores"}, "versions": {"animkit", "torch"}}
 
 
 def read_results(folder: str | Path) -> dict | None:
@@ -238,7 +247,8 @@ def read_results(folder: str | Path) -> dict | None:
                  "verdicts": any(c["verdict"] not in VERDICTS or (c["measured"] is None) != (c["verdict"] == "not run")
                                  for c in claims.values()),
                  "preset": parameters["preset"] not in PRESETS,
-                 "parts": not {"device", "versions", "seconds", "time"} <= set(results)}
+                 "parts": "time" not in results,
+                 **{part: not needed <= set(results.get(part, ())) for part, needed in NEEDED.items()}}
         if any(wrong.values()):
             raise ValueError(f"its {next(name for name, bad in wrong.items() if bad)} are not those of a notebook here")
     except (OSError, ValueError, KeyError, TypeError) as error:

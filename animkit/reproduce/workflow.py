@@ -22,13 +22,14 @@ from typing import Any
 
 from animkit import notebooks, pages, samples
 from animkit.errors import AnimkitError
-from animkit.files import locked
+from animkit.files import locked, make_folder
 from animkit.reproduce.claims import CLAIMS
 from animkit.reproduce.drawing import code
-from animkit.reproduce.experiment import PRESETS, write_text
+from animkit.reproduce.experiment import PRESETS, check, write_text
 
 FOLDER = Path(__file__).resolve().parents[2] / "reproduce"
 COMMON = ("preset", "seed", "out", "work")  # parameters that every notebook has; the workflow gives them
+FILES = ("answers", "controlnet")  # parameters that name files or folders, from reproduce/
 # Parts of the package that change no number.
 UNSEEN = ("coursework", "show", "cli.py", "doctor.py", "demo.py", "pages.py", "report.py", "workflow.py")
 DAYS = 3 * 24 * 3600  # seconds that a cell may take: a training from nothing at full size is one cell
@@ -36,7 +37,8 @@ DAYS = 3 * 24 * 3600  # seconds that a cell may take: a training from nothing at
 
 @dataclass
 class Plan:
-    """What is to be run, how, and where it goes. Raises AnimkitError for an unknown notebook, preset or parameter."""
+    """What is to be run, how, and where it goes. Raises AnimkitError for an unknown notebook, preset or parameter, and for
+    a value that its notebook would refuse."""
     preset: str = "smoke"
     out: str = ""                                      # results; default out/reproduce/PRESET
     work: str = ""                                     # trainings and clips; default runs/reproduce/PRESET
@@ -54,9 +56,13 @@ class Plan:
                 raise AnimkitError(f"There is no notebook {name!r} in reproduce/; there are: {', '.join(there)}.")
         self.names = [name for name in there if name in (self.names or there)]
         self.seed, self.threads = int(self.seed), int(self.threads)
+        if self.seed < 0:
+            raise AnimkitError(f"seed is {self.seed}: it is 0 or more.")
         root = FOLDER.parent
         self.out = str(Path(self.out or root / "out" / "reproduce" / self.preset).resolve())
         self.work = str(Path(self.work or root / "runs" / "reproduce" / self.preset).resolve())
+        if Path(self.out).exists() and not Path(self.out).is_dir():
+            raise AnimkitError(f"{self.out} is no folder: choose another place for the results.")
         if odd := next((folder for folder in (self.out, self.work) if set(folder) & set("{}")), None):
             raise AnimkitError(f"Snakemake cannot work in {odd}: choose a folder without {{ and }} in its name.")
         if idle := [name for name in self.given if name not in self.names]:
@@ -66,7 +72,18 @@ class Plan:
             if taken := sorted(set(self.given.get(name, ())) & set(COMMON)):
                 raise AnimkitError(f"{taken[0]!r} is given to all notebooks alike, by --{taken[0]}, not to {name} "
                                    "alone.")
-            self.parameters(name)
+            self._check(name)
+
+    def _check(self, name: str) -> None:
+        """AnimkitError for parameters that the notebook would refuse, or that name files which are not there."""
+        presets, parameters = presets_of(name), self.parameters(name)
+        for key in self.given.get(name, ()):
+            if (value := parameters[key]) is None:
+                continue
+            check(name, key, value, [preset[key] for preset in presets.values()])
+            named = [FOLDER / each for each in (value if isinstance(value, list) else [value])] if key in FILES and value else []
+            if absent := [path for path in named if not path.exists()]:
+                raise AnimkitError(f"There is no {absent[0]}, which {key} of {name} names.")
 
     def parameters(self, name: str) -> dict[str, Any]:
         """All parameters of a notebook's run, checked: an unknown one is refused before any kernel starts."""
@@ -220,7 +237,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return failed
     if failed:  # Snakemake left the report out then; what there is, is reported all the same
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         write_report(out)
         print(f"Something failed; all that was said is in {Path(plan.work) / 'snakemake.log'}", file=sys.stderr)
     print(f"Report: {out / 'report.html'}")
@@ -231,8 +248,7 @@ def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
     """Snakemake over the plan, its talk in work/snakemake.log, a bar and the errors on the screen; -> 0, or 1."""
     from tqdm.auto import tqdm
     notebooks.needs("snakemake")
-    work = Path(plan.work)
-    work.mkdir(parents=True, exist_ok=True)
+    work = make_folder(plan.work)
     write_text(work / "plan.json", json.dumps(asdict(plan)))
     cores = str(jobs * plan.threads)
     again = [f"{plan.out}/{name}/results.json" for name in plan.outdated()]
@@ -244,7 +260,7 @@ def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
     # Snakemake's own lock would outlive a run that is killed
     with locked(work, busy), _terminable(), open(work / "snakemake.log", "a", 1, encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                   errors="replace")
+                                   errors="replace", env=os.environ | _cache(work))
         try:
             said = "all"
             with tqdm(total=len(plan.names) + 1, desc="experiments", unit="notebook", disable=dry) as bar:
@@ -266,6 +282,16 @@ def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
             _end(process)
             raise
     return int(process.wait() != 0)
+
+
+def _cache(work: Path) -> dict[str, str]:
+    """Where Snakemake keeps its own: in `work`, if there is no home that can be written, as in some containers."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        (usual / "snakemake").mkdir(parents=True, exist_ok=True)
+        return {}
+    except OSError:
+        return {"XDG_CACHE_HOME": str(work / ".cache")}
 
 
 @contextmanager

@@ -37,6 +37,11 @@ def test_prompts_are_fixed_by_the_seed_and_name_what_the_scene_holds():
     assert {scene.look for _, scene in known} == set(BASE_LOOKS)
 
 
+def test_a_seed_below_zero_is_refused():
+    with pytest.raises(AnimkitError, match="^The seed is 0 or more; got -1.$"):
+        asked(3, -1)
+
+
 def test_a_look_is_named_only_where_it_is_named():
     for prompt, scene in asked(40, 0):
         said = prompt.split(", ")[-1]
@@ -223,7 +228,14 @@ def test_the_command_writes_numbers_and_a_picture(folder, tmp_path, capsys, word
 @pytest.mark.parametrize("words, message", [
     (("motion", "--look", "neon"), "no look 'neon' in .*; there are: ink"),
     (("motion", "--look", "oil"), "knows no look 'oil'"), (("stills", "--look", "ink"), "--look goes with"),
-    (("motion", "--steps", "2"), "--steps goes with"), (("stills", "--module", "x"), "--module goes with"),
+    (("motion", "--steps", "2"), "--steps goes with `animkit judge adapter.looks.shots`, not with motion"),
+    (("stills", "--module", "x"), "--module goes with"),
+    (("judge", "--precision", "float32"), "--precision goes with `animkit judge stills.motion.adapter.looks.shots`, not with judge"),
+    (("cost", "--precision", "bf16"), "--precision goes with .*, not with cost"),
+    (("cost", "--batch", "20"), "--batch goes with .*, not with cost"), (("cost", "--steps", "2"), "--steps goes with .*, not with cost"),
+    (("cost", "--seed", "0"), "--seed goes with .*, not with cost"), (("cost", "--count", "0"), "--count goes with .*, not with cost"),
+    (("motion", "--module", "runs/ink.safetensors"), "motion-ink.json is the result of the look 'ink'"),
+    (("motion", "--module", "runs/paper"), "motion-paper.json is the result of the look 'paper'"),
     (("motion", "--look", "ink", "--module", "x"), "--module goes with"),
     (("looks", "--module", "x"), "--module goes with"), (("cost", "--module", "x"), "--module goes with"),
     (("motion", "--module", "no/such.safetensors"), "no/such.safetensors"),
@@ -232,6 +244,28 @@ def test_what_cannot_be_judged_is_one_sentence(folder, capsys, words, message):
     import re
     assert cli.main(["judge", *words, "--folder", str(folder)]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("what", ["stills", "motion", "judge", "adapter", "looks", "shots"])
+def test_a_seed_below_zero_writes_nothing(folder, tmp_path, capsys, what):
+    assert cli.main(["judge", what, "--seed", "-1", "--folder", str(folder), "--out", str(tmp_path / "out")]) == 2
+    assert "The seed is 0 or more; got -1." in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_no_steps_are_not_the_default(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["judge", "looks", "--steps", "0", "--folder", str(folder), "--out", str(tmp_path / "out")])
+    assert "0 is no whole number of at least 1" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_module_in_the_folder_where_one_stands_is_named_after_it(folder, tmp_path, monkeypatch):
+    import shutil
+    mine = tmp_path / "mine"
+    shutil.copytree(folder / "motion_module", mine)
+    monkeypatch.chdir(mine)
+    words = ["judge", "motion", "--count", "1", "--batch", "1", "--threads", "1", "--folder", str(folder), "--out", str(tmp_path)]
+    assert cli.main([*words, "--module", "."]) == 0 and not (tmp_path / "motion.json").exists()
+    assert json.loads((tmp_path / "motion-mine.json").read_text())["parameters"]["module"]["file"] == "mine"
 
 
 @pytest.mark.parametrize("gone, message", [
@@ -301,7 +335,7 @@ def test_sheets_leave_empty_rows_out():
 def test_help_tells_what_there_is():
     parser = argparse.ArgumentParser()
     evaluate.add_arguments(parser)
-    assert parser.parse_args(["stills"]).batch == 20
+    assert parser.parse_args(["stills"]).what == "stills" and "(default: 20)" in parser.format_help()
     with pytest.raises(SystemExit):
         parser.parse_args(["beauty"])
 

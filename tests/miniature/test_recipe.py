@@ -16,6 +16,7 @@ from animkit.checkpoints import save_checkpoint
 from animkit.errors import AnimkitError
 from animkit.look import new_look
 from animkit.miniature import motion, recipe, stills, words
+from animkit.miniature.evaluate import fingerprint
 from animkit.miniature.clip import ImageText
 from animkit.world import BASE_LOOKS, LOOKS, PRACTICE_LOOKS, random_scene, render
 from tiny import equal_states, shaken
@@ -225,7 +226,122 @@ def test_the_base_learns_from_stills_by_the_weighted_loss():
     assert torch.allclose(loss, ((1 + a / (1 - a)) * (task.latents - found) ** 2).mean(), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["batch", "lr", "count", "more"])
-def test_settings_that_make_no_sense_are_refused(name):
-    with pytest.raises(AnimkitError, match=f"--{name} is above 0; got -1"):
-        recipe.Recipe(**{name: -1})
+@pytest.mark.parametrize("value", [-1, 0, float("nan")])
+@pytest.mark.parametrize("name", ["batch", "lr", "count", "more", "budget", "seconds"])
+def test_settings_that_make_no_sense_are_refused(name, value):
+    with pytest.raises(AnimkitError, match=f"--{name} is above 0; got {value}"):
+        recipe.Recipe(**{name: value})
+    if name in ("budget", "seconds", "more"):
+        with pytest.raises(AnimkitError, match=f"--{name} is above 0; got {value}"):
+            recipe.zoo.run("zoo", recipe.Path("none"), **{name: value})
+
+
+# --- which VAE made what ------------------------------------------------------------------------------------------------
+
+def test_latents_and_their_scale_are_of_the_vae_that_is_there(tiny):
+    """After `vae --more`, or `adopt` into a used folder, later stages learn from latents of that VAE, and of no other."""
+    drawn = motion.WorldRecipe(frames=2, size=16, seed=1)
+    pictures = tiny.stills("base", 40, seed=3)
+
+    def made(vae):
+        recipe.save(vae, tiny.folder / "vae.safetensors")
+        (z, _), still = tiny.clip_latents("moving", 2, drawn), tiny.latents(pictures, "pictures")
+        return z, still, tiny.scaled_vae().config.scaling_factor
+
+    tiny.folder.mkdir(exist_ok=True)
+    one, other = recipe.vaes.new_vae(0), shaken(recipe.vaes.new_vae(0), scale=0.05)
+    first, second, again = made(one), made(other), made(one)
+    assert not torch.equal(first[0], second[0]) and not torch.equal(first[1], second[1]) and first[2] != second[2]
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1]) and first[2] == again[2]
+    mean = other.encode(recipe.vaes.to_signal(torch.from_numpy(pictures.pixels))).latent_dist.mean.detach()
+    assert second[2] == pytest.approx(float(1 / mean.std()), rel=0.01)
+    assert (second[1].float() - mean * second[2]).abs().mean() < 0.02  # encoded in bf16, where that is fast
+    files = {path: path.stat().st_mtime_ns for path in (tiny.folder / "data").glob("*.safetensors")}
+    made(other)
+    assert {path: path.stat().st_mtime_ns for path in (tiny.folder / "data").glob("*.safetensors")} == files, "each once"
+
+
+def test_another_scale_makes_other_latents(tiny):
+    tiny.folder.mkdir(exist_ok=True)
+    recipe.save(recipe.vaes.new_vae(), tiny.folder / "vae.safetensors")
+    own, pictures, found = fingerprint(tiny.folder / "vae.safetensors"), tiny.stills("base", 40, seed=3), []
+    for factor in (0.5, 1.0):
+        (tiny.folder / "scaling_factor.json").write_text(json.dumps({own: factor}))
+        found.append(tiny.latents(pictures, "pictures").float())
+    assert torch.allclose(2 * found[0], found[1], rtol=0.01)
+
+
+def test_a_scale_that_was_written_as_a_bare_number_counts_until_the_vae_learns_on(tiny):
+    tiny.folder.mkdir(exist_ok=True)
+    recipe.save(recipe.vaes.new_vae(), tiny.folder / "vae.safetensors")
+    path = tiny.folder / "scaling_factor.json"
+    path.write_text("0.125")
+    assert tiny.scaled_vae().config.scaling_factor == 0.125
+    recipe.save(recipe.vaes.new_vae(1), tiny.folder / "vae.safetensors")
+    os.utime(path, ns=(0, 0))
+    assert tiny.scaled_vae().config.scaling_factor != 0.125
+
+
+def test_what_is_adopted_ships_the_vae_that_learned_last(tiny, tmp_path, capsys):
+    tiny.adopt()
+    before = load_file(tiny.folder / "vae.safetensors")
+    assert tiny.scaled_vae().config.scaling_factor == tiny.scaled_vae("decoder").config.scaling_factor
+
+    def shipped(name):
+        tiny.assemble(tmp_path / name)
+        vae = StableDiffusionPipeline.from_pretrained(tmp_path / name / "miniature").vae
+        return {name: t.float() for name, t in vae.state_dict().items()}, vae.config.scaling_factor
+
+    def half(state):
+        return {name: t.half().float() for name, t in state.items()}
+
+    theirs = StableDiffusionPipeline.from_pretrained(ak.samples.path("miniature")).vae.config.scaling_factor
+    tuned = before | {name: t + 0.25 for name, t in before.items() if name.startswith("decoder.")}
+    save_file(tuned, tiny.folder / "decoder.safetensors")  # as `decoder --more` does
+    state, factor = shipped("tuned")
+    assert equal_states(state, half(tuned)) and factor == theirs and "of another encoder" not in capsys.readouterr().out
+
+    later = {name: t + 0.05 for name, t in before.items()}
+    save_file(later, tiny.folder / "vae.safetensors")  # as `vae --more` does
+    state, factor = shipped("later")
+    assert equal_states(state, half(later)) and factor != theirs
+    assert "decoder.safetensors is of another encoder than vae.safetensors" in capsys.readouterr().out
+
+
+# --- stage 2's betas ----------------------------------------------------------------------------------------------------
+
+def test_stage_2_learns_with_the_bases_range_of_betas_rising_linearly():
+    base, own = recipe.unets.scheduler(), recipe.unets.motion_betas()
+    told = [{k: v for k, v in each.config.items() if not k.startswith("_")} for each in (base, own)]
+    assert base.config.beta_schedule == "scaled_linear" and told[1] == told[0] | {"beta_schedule": "linear"}
+    assert torch.allclose(own.betas, torch.linspace(0.00085, 0.012, 1000))
+
+
+@pytest.mark.parametrize("stage", recipe.MOTION)
+def test_each_stage_of_the_motion_module_learns_with_them(tiny, monkeypatch, stage):
+    module = {"motion": recipe, "camera": recipe.cameras, "practice": recipe.practices}[stage]
+    clip, unet, seen = tiny.new_clip()[0], recipe.unets.new_unet(), []
+    tiny.folder.mkdir(exist_ok=True)
+    modules = recipe.new_motion_modules(unet)
+    for name, model in {"clip": clip, "unet": unet, "motion_coarse": modules, "motion": modules}.items():
+        recipe.save(model, tiny.folder / f"{name}.safetensors")
+    for look in PRACTICE_LOOKS:
+        file = tiny.folder / "zoo" / "practice" / look / f"{look}.safetensors"
+        file.parent.mkdir(parents=True)
+        save_checkpoint(new_look(unet, 2, "convolutions"), file, "diffusers", kind="look")
+    monkeypatch.setattr(tiny, "clip_latents", lambda *a: (torch.zeros(3, 2, 8, 4, 4), ["a red cat over the sea"] * 3))
+    monkeypatch.setattr(module, "motion_module_loss", lambda *a, scheduler, **how: seen.append(scheduler))
+    for other in {recipe.cameras, recipe.practices} - {module}:
+        monkeypatch.setattr(other, "motion_module_loss", lambda *a, **how: seen.append(None))
+
+    def train(stage, model, loss, batch, **how):
+        for k in range(3):
+            loss(model, batch(k, torch.Generator().manual_seed(k)), torch.Generator().manual_seed(0))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tiny, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(tiny, stage)()
+    used = [scheduler for scheduler in seen if scheduler is not None]
+    assert used and all(scheduler.config.beta_schedule == "linear" for scheduler in used)
+    assert all(torch.equal(scheduler.betas, recipe.unets.motion_betas().betas) for scheduler in used)

@@ -2,6 +2,7 @@
 import json
 import shlex
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ from safetensors.torch import load_file
 
 from animkit import Animator, cli, open_checkpoint
 from animkit import samples as shipped
+from animkit.data.camera import OPPOSITE
 from animkit.errors import AnimkitError
 from animkit.metrics.camera import NAMES
 from animkit.miniature import evaluate_zoo, recipe, zoo
+from animkit.miniature.judge import asked, truth
 from animkit.world import LOOKS, PRACTICE_LOOKS, SHOTS
 
 SETTINGS = """
@@ -147,7 +150,8 @@ def test_what_is_shipped_is_trained_by_the_plain_commands():
 # --- the bars -------------------------------------------------------------------------------------------------------
 
 def judged(samples, out, what, *more):
-    words = ["judge", what, "--folder", str(samples), "--out", str(out), "--batch", "2", "--threads", "1", *more]
+    batch = ["--batch", "2"] if what != "cost" else []
+    words = ["judge", what, "--folder", str(samples), "--out", str(out), *batch, "--threads", "1", *more]
     assert cli.main(words) == 0
     name = what if "--look" not in more else f"{what}-{more[more.index('--look') + 1]}"
     return json.loads((out / f"{name}.json").read_text())
@@ -246,6 +250,16 @@ def test_judge_cost(toy, tmp_path):
     assert len(bars) == 16 and all(bars.values())
 
 
+@pytest.mark.parametrize("told", [None, "", "{\"look-ink\"", "[]", "{\"look-ink\": 3}", "{\"look-ink\": {\"command\": \"x\"}}", b"\xff"])
+def test_cost_names_a_recipe_that_is_missing_or_damaged(tmp_path, capsys, told):
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    if told is not None:
+        (samples / "recipe.json").write_bytes(told if isinstance(told, bytes) else told.encode())
+    assert cli.main(["judge", "cost", "--folder", str(samples), "--out", str(tmp_path / "out")]) == 2
+    assert f"{samples / 'recipe.json'} is missing or does not tell" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("start, minutes, found, holds", [
     (None, 27, 0.6, True), (None, 29, 0.9, False), (None, 27, 0.59, False), ("motion_module", 1, 1.0, None)])
 def test_a_module_from_nothing_has_thirty_minutes_with_preparation(toy, tmp_path, start, minutes, found, holds):
@@ -275,7 +289,7 @@ def test_what_is_missing_is_named(toy, tmp_path, capsys, gone, what, message):
 
 def test_a_mark_that_fades_with_alpha_holds_every_bar(monkeypatch, toy):
     """The bars' arithmetic, on clips whose mark is known: drawn by alpha, not by a model."""
-    from animkit.miniature.judge import Judge, asked
+    from animkit.miniature.judge import Judge
     from animkit.world import render, web_video
     from animkit.world.web import degrade
     scenes = [scene for _, scene in asked(2, 0)]
@@ -296,6 +310,164 @@ def test_a_mark_that_fades_with_alpha_holds_every_bar(monkeypatch, toy):
     holds = {bar["bar"]: bar["holds"] for bar in report["bars"]}
     assert not holds["watermark at alpha 1"] and holds["watermark at alpha 0"]
     assert not holds["watermark from alpha 1 to 0"] and not holds["look accuracy from alpha 1 to 0"]
+
+
+class Answers:
+    """A judge that finds what each prompt says, but in the first so many of them, by what is asked ("clips: look": 3).
+
+    It reads a picture's first three numbers: its prompt's, whether it is of a clip, what place its look has in NEW_LOOKS."""
+
+    def __init__(self, scenes, **wrong):
+        self.scenes, self.wrong = scenes, wrong
+
+    def answer(self, first, attribute):
+        k, of, place = first.tolist()
+        scene = self.scenes[k] if place == 255 else self.scenes[k].with_(look=zoo.NEW_LOOKS[place])
+        what = {"object": "text"}.get(attribute, attribute)  # one of the text's is wrong, and so the text
+        return "?" if k < self.wrong.get(f"{'clips' if of else 'stills'}_{what}", 0) else truth(scene, attribute)
+
+    def pictures(self, pixels):
+        return {a: [self.answer(p[0, 0], a) for p in pixels] for a in ("object", "colour", "setting", "look", "motion")}
+
+    def motion(self, clips):
+        return [self.answer(clip[0, 0, 0], "motion") for clip in clips]
+
+
+def looks_judged(tmp_path, monkeypatch, count=100, looks=("neon",), only="neon", **wrong):
+    for look in looks:
+        (tmp_path / "looks").mkdir(exist_ok=True)
+        (tmp_path / "looks" / f"{look}.safetensors").touch()
+
+    def draw(animator, prompts, frames, seed, batch, steps, said, **how):
+        clips, look = np.zeros((len(prompts), frames, 8, 8, 3), np.uint8), said.split(",")[0]
+        clips[:, :, 0, 0, 0] = np.arange(len(prompts))[:, None]
+        clips[:, :, 0, 0, 1:] = frames > 1, 255 if look == "base" else zoo.NEW_LOOKS.index(look)
+        return clips
+
+    monkeypatch.setattr(evaluate_zoo, "open_animator", lambda *a, **how: None)
+    monkeypatch.setattr(evaluate_zoo, "_draw", draw)
+    monkeypatch.setattr(evaluate_zoo, "flicker", lambda clips: {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(clips)})
+    judge = Answers([scene for _, scene in asked(count, 0, look=only is None)], **wrong)
+    report, _ = evaluate_zoo.judge_looks(tmp_path, judge, count, 0, 20, only, None)
+    return {bar["bar"].removeprefix("neon: "): (bar["found"], bar["holds"]) for bar in report["bars"]}
+
+
+LOST = "{} accuracy, stills less clips"
+
+
+@pytest.mark.parametrize("wrong, bar, found, holds", [
+    ({}, "named motion", 1, True), ({"clips_motion": 20}, "named motion", 0.8, True), ({"clips_motion": 21}, "named motion", 0.79, False),
+    *[({f"clips_{a}": 10}, LOST.format(a), 10, True) for a in ("look", "text")],
+    *[({f"clips_{a}": 11}, LOST.format(a), 11, False) for a in ("look", "text")],
+    *[({f"clips_{a}": 31, f"stills_{a}": 20}, LOST.format(a), 11, False) for a in ("look", "text")],
+    *[({f"stills_{a}": 50}, LOST.format(a), -50, True) for a in ("look", "text")]])
+def test_a_look_holds_its_bars_up_to_eighty_of_motions_and_ten_points_lost(tmp_path, monkeypatch, wrong, bar, found, holds):
+    bars = looks_judged(tmp_path, monkeypatch, **wrong)
+    assert len(bars) == 3 and bars.pop(bar) == (pytest.approx(found), holds)
+    assert all(other for _, other in bars.values()), "and no other bar"
+
+
+@pytest.mark.parametrize("looks, holds", [(zoo.NEW_LOOKS, True), (zoo.NEW_LOOKS[1:], False)])
+def test_the_base_and_eight_looks_are_judged(tmp_path, monkeypatch, looks, holds):
+    bars = looks_judged(tmp_path, monkeypatch, 10, looks, None, clips_motion=3)
+    assert bars.pop("looks") == (len(looks), holds)
+    assert {bar.split(":")[0] for bar in bars if ": " in bar} == {"base", *looks} - {"neon"}, "neon's name is cut off"
+    assert all(holds == ("named motion" not in bar) for bar, (_, holds) in bars.items())
+
+
+def shots_judged(tmp_path, monkeypatch, judge, draw, count, few=1, size=32):
+    """judge_shots on what draw(shots: name -> alpha, count) draws: no model."""
+    (tmp_path / "motion_loras").mkdir()
+    for shot in SHOTS:
+        (tmp_path / "motion_loras" / f"{shot.replace(' ', '-')}.safetensors").touch()
+
+    class Shots(dict):
+        def insert(self, file, alpha, name):
+            assert file.name == f"{name.replace(' ', '-')}.safetensors"
+            self[name] = alpha
+
+        def remove(self, name):
+            del self[name]
+
+    monkeypatch.setattr(evaluate_zoo, "FEW", few)
+    monkeypatch.setattr(evaluate_zoo, "open_animator", lambda *a, **how: Shots())
+    monkeypatch.setattr(evaluate_zoo, "_draw", lambda shots, prompts, *a, **how: draw(shots, len(prompts)))
+    report, _ = evaluate_zoo.judge_shots(tmp_path, judge, count, 0, 20, None)
+    return {bar["bar"]: bar for bar in report["bars"]}
+
+
+class Rising:
+    def motion(self, clips):
+        return ["rising"] * len(clips)
+
+
+@pytest.mark.parametrize("wrong, bar, found, holds", [
+    ({"shot": 8}, "the right shot type out of eight", 0.9, True), ({"shot": 9}, "the right shot type out of eight", 0.8875, False),
+    ({"motion": 24}, "object's motion as prompted", 0.7, True), ({"motion": 25}, "object's motion as prompted", 0.6875, False),
+    ({"both": 5}, "zoom in + roll clockwise", 0.5, True), ({"both": 6}, "zoom in + roll clockwise", 0.4, False)])
+def test_shots_hold_their_bars_from_nine_moves_of_ten_seven_motions_of_ten_and_half_of_two_at_once(
+        tmp_path, monkeypatch, wrong, bar, found, holds):
+    """80 clips, ten of each shot type; so many of them, or of the ten of two at once, are wrong."""
+    monkeypatch.setattr(evaluate_zoo, "_real", lambda each, seed, size: iter([(np.zeros((16, 32, 32, 3), np.uint8), "zoom in", "rising")]))
+    monkeypatch.setattr(evaluate_zoo, "stabilised", lambda clip: clip)
+    named, kinds = [truth(scene, "motion") for _, scene in asked(10, 0, look=False)], list(SHOTS)
+
+    def draw(shots, count):  # a clip says what it shows: the prompt's number, one more than the shots' numbers, their alpha
+        clips = np.zeros((count, 16, 32, 32, 3), np.uint8)
+        clips[:, :, 0, 0, 0] = 1 + np.arange(count)[:, None]
+        for k, (shot, alpha) in enumerate(shots.items()):
+            clips[:, :, 0, 1 + k, :2] = 1 + kinds.index(shot), round(100 * alpha)
+        return clips
+
+    def path(clip, steady):
+        moves = dict.fromkeys(NAMES, 0.0)
+        shown, k = [(kinds[p[0] - 1], int(p[1]) / 100) for p in clip[0, 0, 1:3].astype(int) if p[0]], int(clip[0, 0, 0, 0]) - 1
+        if k < 0:  # a real clip
+            return SimpleNamespace(moves=moves)
+        if len(shown) == 1 and kinds.index(shown[0][0]) + 8 * k < wrong.get("shot", 0) and shown[0][1] == 1:
+            shown = [(OPPOSITE[shown[0][0]], 1)]
+        if len(shown) == 2 and k < wrong.get("both", 0):
+            shown = shown[:1]
+        for shot, alpha in shown:
+            name = next(name for name, two in NAMES.items() if shot in two)
+            moves[name] = alpha if shot == NAMES[name][0] else -alpha
+        return SimpleNamespace(moves=moves)
+
+    class Eye:
+        def motion(self, clips):
+            found = []
+            for clip in clips:
+                k, shot = int(clip[0, 0, 0, 0]) - 1, int(clip[0, 0, 1, 0]) - 1
+                found.append("?" if shot + 8 * k < wrong.get("motion", 0) else named[k % 10])
+            return found
+
+    monkeypatch.setattr(evaluate_zoo, "camera_path", path)
+    monkeypatch.setattr(evaluate_zoo, "render", lambda scene, frames, size: SimpleNamespace(uint8=np.zeros((frames, size, size, 3), np.uint8)))
+    bars = shots_judged(tmp_path, monkeypatch, Eye(), draw, 10)
+    assert (bars[bar]["found"], bars[bar]["holds"]) == (pytest.approx(found), holds)
+    shares = [name for name in bars if "wanted" in bars[name] and ">=" in bars[name]["wanted"]]
+    assert len(shares) == 3 and all(bars[name]["holds"] for name in shares if name != bar) and bars["MotionLoRAs"]["holds"]
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_move_that_grows_with_alpha_holds_its_bar_and_the_opposite_move_does_not(tmp_path, monkeypatch, turned):
+    """Clips whose camera really moves, by crops of AMOUNT * alpha."""
+    from animkit.data import camera
+    scene = asked(1, 0)[0][1]
+    large = torch.from_numpy(evaluate_zoo.render(scene, 16, 128).uint8).permute(3, 0, 1, 2)
+
+    def draw(shots, count):
+        path = [camera.Crop(1 - evaluate_zoo.AMOUNT, 0, 0, 0)] * 16
+        for shot, alpha in shots.items():
+            path = camera.crop_path(OPPOSITE[shot] if turned else shot, 16, evaluate_zoo.AMOUNT * alpha)
+        return np.stack([camera.apply(large, path, 64).permute(1, 2, 3, 0).numpy()] * count)
+
+    monkeypatch.setattr(evaluate_zoo, "_real", lambda each, seed, size: iter([(draw({}, 1)[0], "zoom in", "rising")]))
+    bars = shots_judged(tmp_path, monkeypatch, Rising(), draw, 1)
+    rises = {shot: bars[f"{shot}: its move at alpha 0, 1/3, 2/3, 1"] for shot in SHOTS}
+    assert {shot: bar["holds"] for shot, bar in rises.items()} == dict.fromkeys(SHOTS, not turned), rises
+    if not turned:
+        assert all(bar["found"][3] > 3 * abs(bar["found"][0]) for bar in rises.values())
 
 
 def test_scores_of_shots_ask_for_all_that_is_named():

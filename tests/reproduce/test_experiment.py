@@ -123,7 +123,7 @@ def test_verdicts_without_ground_are_refused(run, claim, measured, verdict, said
     ({"notebook": "other"}, "no experiment 'other'"), ({"preset": "quick"}, "no preset 'quick'"),
     ({"presets": {"smoke": PRESETS["smoke"]}}, "has: smoke, laptop, paper"),
     ({"given": {"clips": 3}}, "no setting 'clips'"), ({"given": {"prompts": 0}}, "prompts is 0: comparison needs 1"),
-    ({"given": {"steps": -3}}, "steps is -3")])
+    ({"given": {"steps": -3}}, "steps is -3"), ({"seed": -1}, "seed is -1: it is 0 or more")])
 def test_what_is_not_there_is_refused(tmp_path, change, message):
     how = {"notebook": "comparison", "preset": "smoke", "presets": PRESETS, "out": tmp_path, "work": tmp_path} | change
     with pytest.raises(AnimkitError, match=message):
@@ -135,14 +135,17 @@ def test_what_is_not_there_is_refused(tmp_path, change, message):
     ("prompts", "20", "prompts is '20': domain_adapter needs a whole number"), ("prompts", 2.5, "a whole number"),
     ("prompts", 10.0, "a whole number"), ("prompts", True, "a whole number"), ("prompts", 0, "needs 1 at least"),
     ("look", 3, "look is 3: domain_adapter needs text"), ("look", "nolook", "no look of the world; it has: .*ink"),
-    ("budget", "half", "a number"), ("budget", True, "a number"), ("alphas", 1.0, "a list")])
+    ("budget", "half", "a number"), ("budget", True, "a number"), ("alphas", 1.0, "a list"),
+    ("budget", -1.0, "budget is -1.0: domain_adapter needs a number above 0"), ("budget", 0.0, "above 0"),
+    ("budget", 0, "above 0"), ("budget", float("nan"), "above 0"), ("budget", float("inf"), "above 0"),
+    ("guided", -1.0, "guided is -1.0: domain_adapter needs 0 or a number above 0"), ("guided", float("nan"), "above 0")])
 def test_values_of_another_kind_are_refused(tmp_path, name, value, message):
-    preset = {"minutes": 1, "retrain": False, "prompts": 2, "look": "ink", "budget": None, "alphas": [1.0]}
+    preset = {"minutes": 1, "retrain": False, "prompts": 2, "look": "ink", "budget": None, "guided": 6.0, "alphas": [1.0]}
     presets = {"smoke": preset | {"budget": 0.1}, "laptop": preset, "paper": preset}
     how = {"out": tmp_path / "out", "work": tmp_path / "work"}
     with pytest.raises(AnimkitError, match=message):
         Experiment("domain_adapter", "laptop", presets, **how, given={name: value})
-    good = {"retrain": True, "prompts": 3, "look": "neon", "budget": 1, "alphas": [0.5, 0.1]}
+    good = {"retrain": True, "prompts": 3, "look": "neon", "budget": 1, "guided": 0.0, "alphas": [0.5, 0.1]}
     assert vars(Experiment("domain_adapter", "laptop", presets, **how, given=good).settings) == good
 
 
@@ -186,7 +189,10 @@ def test_a_training_of_before_a_setting_came_is_still_found(run, repo):
 @pytest.mark.parametrize("damage", [lambda r: r["metrics"]["claims"].pop("coarse"), lambda r: r.pop("device"),
                                     lambda r: r["parameters"].update(preset="big"),
                                     lambda r: r["parameters"].pop("notebook"),
-                                    lambda r: r["metrics"]["claims"]["coarse"].update(measured=None)])
+                                    lambda r: r["metrics"]["claims"]["coarse"].update(measured=None),
+                                    lambda r: r["seconds"].pop("found"), lambda r: r["device"].pop("processor"),
+                                    lambda r: r["versions"].pop("torch"), lambda r: r["metrics"].pop("shown"),
+                                    lambda r: r["parameters"].pop("trained here")])
 def test_damaged_results_are_refused(run, tmp_path, damage):
     run.judge("coarse", FOUND, "holds")
     run.finish({})

@@ -7,8 +7,8 @@ from test_animator import make_pipe
 import animkit as ak
 from animkit import metrics, world
 from animkit.errors import AnimkitError
-from animkit.reproduce import (asked_moving, drawing, drawn, held_out_loss, lead, levels_of, move_made, only_levels,
-                               power_law, rank_correlation, resampled, shipped, steadiness, summary, table)
+from animkit.reproduce import (asked_moving, drawing, drawn, held_out_loss, lead, levels_of, measured, move_made,
+                               only_levels, power_law, rank_correlation, resampled, shipped, steadiness, summary, table)
 from animkit.training.config import NoiseConfig
 from tiny import clip_and_text, shaken, tiny_unet
 
@@ -108,6 +108,45 @@ def test_colour_drift_is_the_standard_deviation_of_the_mean_colour():
     bars = flat(0)
     bars[:, ::2] = 255
     assert steadiness(film([bars, np.roll(bars, 1, 1)])) == 0, "what moves does not drift"
+
+
+class StubJudge:
+    """Finds what it is told to find: `free` of all kinds, `ten` where it must name a motion, `looks` frame by frame."""
+
+    def __init__(self, free=(), ten=(), looks=()):
+        self.free, self.ten, self.looks = list(free), list(ten), list(looks)
+
+    def motion(self, clips, among=None):
+        assert clips.shape == (3, 2, 32, 32, 3) and among in (None, tuple(world.MOTIONS))
+        return self.free if among is None else self.ten
+
+    def pictures(self, pixels, attributes):
+        assert pixels[:, 0, 0, 0].tolist() == [0, 1, 10, 11, 20, 21], "all frames of a clip, then the next clip's"
+        return {name: self.looks for name in attributes}
+
+
+def test_what_the_judge_finds_is_counted_clip_by_clip(monkeypatch):
+    clips = [film([flat(10 * k), flat(10 * k + 1)]) for k in range(3)]
+    monkeypatch.setattr(metrics, "score_clips", lambda encoder, clips, prompts, references: {"text": np.arange(3.0)})
+    scenes = [world.Scene((world.Thing("ball", "red", motion=motion),)) for motion in ("rising", "rising", None)]
+    judge = StubJudge(["rising", "still", "incoherent"], ["rising", "rising", "falling"],
+                      ["ink", "ink", "ink", "neon", "neon", "neon"])
+    found = measured(clips, None, judge=judge, scenes=scenes, look="ink")
+    of_judge = {"named motion": [1, 0, 0], "another's motion": [0.5, 0.5, 0], "named of ten": [1, 1, 0],
+                "still": [0, 1, 0], "incoherent": [0, 0, 1], "in the look": [1, 0.5, 0]}
+    assert {name: found[name].tolist() for name in of_judge} == of_judge
+    without = {"CLIP text", "amount of motion", "smoothness of motion", "warp error", "colour drift"}
+    assert set(found) == without | set(of_judge) and found["CLIP text"].tolist() == [0, 1, 2]
+    assert set(measured(clips, None, judge=judge)) == without == set(measured(clips, None, scenes=scenes, look="ink"))
+
+
+def test_with_no_other_prompt_there_is_no_chance_to_tell(monkeypatch):
+    """One clip: nobody else's motion could be met, which is no 0."""
+    monkeypatch.setattr(metrics, "score_clips", lambda *args: {})
+    monkeypatch.setattr(StubJudge, "motion", lambda self, clips, among=None: ["rising"])
+    scene = world.Scene((world.Thing("ball", "red", motion="rising"),))
+    found = measured([film([flat(0), flat(1)])], None, judge=StubJudge(), scenes=[scene])
+    assert np.isnan(found["another's motion"]).tolist() == [True] and found["named motion"].tolist() == [1]
 
 
 def test_summary_and_table_hold_means_and_intervals():

@@ -19,6 +19,7 @@ from animkit.errors import AnimkitError
 from animkit.pages import WIDGET, network_loads
 from animkit.reproduce import CLAIMS, workflow
 from animkit.reproduce.experiment import PRESETS, read_results
+from run_cells import run_cells
 
 THERE = workflow.available()
 needs_weights = pytest.mark.skipif(not {"miniature", "motion_module", "looks", "judge"} <= set(samples.names()),
@@ -64,6 +65,14 @@ def test_presets_agree_with_what_the_first_cell_says(name):
     for preset, settings in presets.items():
         assert re.search(rf"^\| {preset} \| {settings['minutes']:g} \|", first, re.M), f"{preset}: minutes"
     assert presets["smoke"]["minutes"] <= 1.5
+
+
+@pytest.mark.parametrize("name", THERE)
+def test_minutes_are_those_that_the_committed_run_took(name):
+    """Within 15 % or 2 minutes of its seconds, those of what it found among them."""
+    took = read_results(workflow.FOLDER / "laptop" / name)["seconds"]
+    minutes = (took["all"] + took["found"]) / 60
+    assert workflow.presets_of(name)["laptop"]["minutes"] == pytest.approx(minutes, rel=0.15, abs=2)
 
 
 @pytest.mark.parametrize("name", THERE)
@@ -124,7 +133,14 @@ def test_a_dry_run_plans_every_notebook_and_the_report(tmp_path, capsys):
     (["--set", "comparison.prompts"], "reads NOTEBOOK.PARAMETER=VALUE"),
     (["--set", "gen2.prompts=3"], "no notebook 'gen2'"), (["gen2"], "no notebook 'gen2'"),
     (["control", "--set", "comparison.promts=3"], "given to comparison, which is not among the notebooks to run"),
-    (["--jobs", "0"], "at least 1")])
+    (["--jobs", "0"], "at least 1"), (["--seed", "-1"], "seed is -1: it is 0 or more"),
+    (["--set", "comparison.prompts=0"], "prompts is 0: comparison needs 1 at least"),
+    (["--set", "comparison.look=typo"], "look is 'typo', which is no look"),
+    (["--set", "train_miniature.budget=-1"], "budget is -1.0: train_miniature needs a number above 0"),
+    (["--set", "train_miniature.budget=1e999"], "budget is inf: train_miniature needs a number above 0"),
+    (["--set", "qualitative.guided=-2"], "guided is -2.0: qualitative needs 0 or a number above 0"),
+    (["--set", "control.controlnet=typo"], "reproduce/typo, which controlnet of control names"),
+    (["--set", "comparison.answers=['typo.csv']"], "reproduce/typo.csv, which answers of comparison names")])
 def test_what_is_not_there_is_refused_before_a_kernel_starts(tmp_path, capsys, arguments, message):
     where = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     assert cli.main(["reproduce", *arguments, *where]) == 2
@@ -136,6 +152,24 @@ def test_settings_reach_their_notebook_alone():
     assert plan.parameters("comparison")["prompts"] == 7
     assert plan.parameters("noise_schedule") == {"preset": "laptop", "seed": 2, "out": f"{plan.out}/noise_schedule",
                                                  "work": plan.work}
+
+
+def test_guidance_of_0_is_a_setting_and_none_is_the_presets():
+    plan = workflow.Plan("smoke", given={"qualitative": {"guided": "0"}, "train_miniature": {"budget": "none"}})
+    assert plan.parameters("qualitative")["guided"] == 0 and plan.parameters("train_miniature")["budget"] is None
+
+
+def test_a_controlnet_that_is_not_there_is_refused_in_the_notebook_too(tmp_path):
+    where = {"out": str(tmp_path / "out"), "work": str(tmp_path / "work")}
+    with pytest.raises(AnimkitError, match="There is no ControlNet at typo"):
+        run_cells(workflow.FOLDER / "control.ipynb", **where, controlnet="typo")
+
+
+@needs_weights
+def test_steps_of_modules_that_are_not_trained_are_refused(tmp_path):
+    where = {"out": str(tmp_path / "out"), "work": str(tmp_path / "work")}
+    with pytest.raises(AnimkitError, match="module_steps goes with retrain=True"):
+        run_cells(workflow.FOLDER / "domain_adapter.ipynb", **where, module_steps=3)
 
 
 def test_a_fingerprint_is_of_what_numbers_come_from(monkeypatch, tmp_path):
@@ -166,6 +200,21 @@ def test_a_fingerprint_is_of_configs_and_given_folders_too(monkeypatch, tmp_path
     with open(tmp_path / "configs" / "miniature.yaml", "a") as file:
         file.write("# another\n")
     assert plan.fingerprint("comparison") != before[1]
+
+
+def test_a_file_in_a_folders_place_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    words = ["reproduce", SMALLEST, "--preset", "smoke", "--dry-run"]
+    assert cli.main([*words, "--out", str(tmp_path / "file"), "--work", str(tmp_path / "work")]) == 2
+    assert "file is no folder: choose another place for the results." in capsys.readouterr().err
+    assert cli.main([*words, "--out", str(tmp_path / "out"), "--work", str(tmp_path / "file")]) == 2
+    assert "file cannot be made a folder (File exists)" in capsys.readouterr().err
+
+
+def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
+    words = ["reproduce", SMALLEST, "--preset", "smoke", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    assert cli.main([*words, "--dry-run"]) == 0
 
 
 def test_a_folder_that_snakemake_cannot_name_is_refused(tmp_path):
