@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from .. import samples
 from ..errors import AnimkitError, positive
+from ..files import make_folder
 from ..metrics.intervals import bootstrap, share
 from ..metrics.motion import motion_of
 from ..record import record
@@ -266,7 +267,7 @@ def add_arguments(parser) -> None:
                                                     ", in the shipped one's place; results are named after it")
     parser.add_argument("--folder", type=Path, help="where miniature/, judge/, motion_module/ and looks/ lie "
                                                     "(default: the shipped samples)")
-    parser.add_argument("--out", type=Path, help="where results go (default: results/ in that folder)")
+    parser.add_argument("--out", type=Path, help="where results go (default: out/judge; with --folder, results/ in that)")
     parser.add_argument("--batch", type=int, help="prompts drawn at once (default: 20)")
     parser.add_argument("--seed", type=int, help="another list of prompts and other noise (default: 0)")
     parser.add_argument("--threads", type=positive, help="CPU threads")
@@ -278,6 +279,13 @@ def add_arguments(parser) -> None:
     parser.add_argument("--eased", type=float, metavar="SHARE", help="looks: the motion module has this share of its alpha in "
                         "the last half of the timesteps (eased=), in place of the paper's way, all of it to the end")
     parser.add_argument("--steps", type=positive, help="the zoo: steps of the sampler (default: the base's own)")
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, made if absent; AnimkitError before hours of drawing where nothing can be written to it."""
+    if not os.access(make_folder(folder), os.W_OK):
+        raise AnimkitError(f"Nothing can be written to {folder}: choose another folder by --out.")
+    return folder
 
 
 def run(args) -> int:
@@ -294,6 +302,7 @@ def run(args) -> int:
         raise AnimkitError(f"The seed is 0 or more; got {args.seed}.")
     if args.module and (args.what != "motion" or args.look):
         raise AnimkitError("--module goes with `animkit judge motion` without --look.")
+    args.out = _writable(args.out or (Path("out", "judge") if args.folder is None else args.folder / "results"))
     if args.what in ZOO:
         from . import evaluate_zoo  # which stands on this
         return evaluate_zoo.run(args)
@@ -316,7 +325,7 @@ def run(args) -> int:
         settings, device = {k: animator.defaults[k] for k in ("steps", "guidance")}, str(animator.pipe.unet.device)
         report, picture = judge_stills(animator, judge, count, args.seed, args.batch) if what == "stills" else \
             judge_motion(animator, judge, count, args.seed, args.batch, look)
-    out, name = folder / "results" if args.out is None else args.out, f"{what}-{of}" if of else what
+    out, name = args.out, f"{what}-{of}" if of else what
     named = {"look": look, "module": args.module, "count": count, "seed": args.seed}
     said = f"animkit judge {what}" + "".join(f" --{k} {v}" for k, v in named.items() if v is not None)
     if args.precision != "float32":

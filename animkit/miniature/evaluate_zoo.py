@@ -324,7 +324,7 @@ def run(args) -> int:
     else:
         report, picture = judge_adapter(folder, _judge(folder), count, args.seed, args.batch, args.look, args.steps, dtype)
     ways = [way for way in ("guided", "eased") if getattr(args, way) is not None]  # beside the paper's way, not in its place
-    out = folder / "results" if args.out is None else args.out
+    out = args.out
     name = "-".join([what, *([args.look] if args.look else []), *ways])
     options = {"look": args.look, "count": count or None, "seed": args.seed if count else None, "steps": args.steps,
                "guided": args.guided, "eased": args.eased,

@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 from .. import samples
 from ..data.world_clips import WorldRecipe
 from ..errors import AnimkitError, positive
-from ..files import write_atomically
+from ..files import make_folder, write_atomically
 from ..inflation import inflate
 from ..motion_module import MotionModules
 from ..training.draws import rank_and_world
@@ -400,7 +400,7 @@ class Recipe:
         """Start from what ships instead of from nothing: then `unet`, `motion`, `decoder` go on from the shipped weights, with steps of their own."""
         shipped = Path(shipped or samples.path("."))
         pipe = StableDiffusionPipeline.from_pretrained(shipped / "miniature")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         for name, part in {
             "vae": pipe.vae,
             "decoder": pipe.vae,

@@ -252,6 +252,25 @@ def test_a_seed_below_zero_writes_nothing(folder, tmp_path, capsys, what):
     assert "The seed is 0 or more; got -1." in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_what_ships_is_not_written_over_by_a_quick_look(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.samples, "root", lambda: folder)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(folder.rglob("*"))
+    assert cli.main(["judge", "stills", "--count", "1", "--threads", "1"]) == 0
+    assert (tmp_path / "out" / "judge" / "stills.json").exists() and sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("what", ["stills", "judge", "looks", "cost"])
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_drawn(folder, tmp_path, capsys, monkeypatch, what):
+    monkeypatch.setattr(evaluate.samples, "root", lambda: tmp_path / "nothing is loaded")
+    (tmp_path / "file").write_text("")
+    assert cli.main(["judge", what, "--out", str(tmp_path / "file")]) == 2
+    assert "file cannot be made a folder (File exists)" in capsys.readouterr().err
+    monkeypatch.setattr(evaluate.os, "access", lambda *args: False)  # root may write everywhere
+    assert cli.main(["judge", what, "--out", str(tmp_path / "shut")]) == 2
+    assert "Nothing can be written to" in capsys.readouterr().err
+
+
 def test_no_steps_are_not_the_default(folder, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["judge", "looks", "--steps", "0", "--folder", str(folder), "--out", str(tmp_path / "out")])

@@ -345,3 +345,10 @@ def test_each_stage_of_the_motion_module_learns_with_them(tiny, monkeypatch, sta
     used = [scheduler for scheduler in seen if scheduler is not None]
     assert used and all(scheduler.config.beta_schedule == "linear" for scheduler in used)
     assert all(torch.equal(scheduler.betas, recipe.unets.motion_betas().betas) for scheduler in used)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, capsys):
+    from animkit import cli
+    (tmp_path / "file").write_text("")
+    assert cli.main(["miniature", "adopt", "--folder", str(tmp_path / "file")]) == 2
+    assert "file cannot be made a folder" in capsys.readouterr().err
