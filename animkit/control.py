@@ -21,6 +21,7 @@ from einops import rearrange, repeat
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from animkit.data.video import to_rgb
 from animkit.errors import AnimkitError
 
 
@@ -126,7 +127,7 @@ def pictures_of(given: Any, name: str = "control", channels: int = 3) -> Tensor:
 
 def _colours(picture: Any) -> Any:
     """A PIL picture of a palette, of other colours than RGB or with a mask, as RGB: its bytes are no brightness."""
-    return picture.convert("RGB") if isinstance(picture, Image) and picture.mode not in ("L", "RGB", "F", "I", "I;16") else picture
+    return to_rgb(picture) if isinstance(picture, Image) and picture.mode not in ("L", "RGB", "F", "I", "I;16") else picture
 
 
 def matched(controls: Mapping[str, Control], given: Any) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ class MotionAtWork:
         if self.video_unet._call is None:
             return output
         x = output if torch.is_tensor(output) else output[0]  # an attention returns (x,)
-        if next(module.parameters()).device != x.device:  # the UNet was moved by itself, and has not taken them along
+        if module.temporal_transformer.proj_in.weight.device != x.device:  # the UNet was moved by itself, and has not taken them along
             self.modules.to(x.device)
         move = partial(module, frames=self.video_unet._call[1], alpha=self.alpha)
         if torch.is_grad_enabled() and getattr(block, "gradient_checkpointing", False) and layer not in block.resnets:

@@ -206,6 +206,11 @@ def test_pictures_are_read_by_their_colours_not_by_their_bytes(mode):
     assert torch.equal(pictures_of(pictures[0]), pictures_of(pictures[:1]))
 
 
+def test_what_is_transparent_is_white_as_in_a_folder_of_images():
+    clear = PIL.Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert (pictures_of([clear]) == 1).all()
+
+
 def test_it_follows_a_pipeline_that_is_moved(moving):
     moving.pipe.to(torch.bfloat16)
     assert np.asarray(draw(moving, make_depth())).any()

@@ -1,6 +1,5 @@
 """Captioned images, for a look: the paper's personalised models are trained on such folders."""
 import hashlib
-import io
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +8,10 @@ import torch
 from datasets import Dataset
 
 from animkit.data.tables import image_table
-from animkit.data.video import resize_and_crop, to_float
+from animkit.data.video import resize_and_crop, to_float, to_rgb
 from animkit.errors import AnimkitError
 
 UNREADABLE = (OSError, SyntaxError, PIL.Image.DecompressionBombError)  # what Pillow raises on files it cannot or will not read
-
-
-def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """8 bits each of red, green and blue: 16-bit grey scaled, where Pillow would cut it off; transparency on white."""
-    if image.mode.startswith("I"):  # 0 .. 65535
-        image = PIL.Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
 
 
 class Images:
@@ -72,18 +62,8 @@ class Images:
 
     def fingerprint(self) -> str:
         """A hash of the images' bytes, captions and settings: equal where the images are equal."""
-        digest = hashlib.sha256(repr((self.size, self.crop, self.flip, self.seed)).encode())
+        digest = hashlib.sha256(repr((self.size, self.crop, self.flip, self.seed, "to_rgb")).encode())
         for row in self._encoded():
             data = row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes()
             digest.update(hashlib.sha256(data).digest() + row["caption"].encode())
-            digest.update(b"to_rgb" if _converted(data) else b"")
         return digest.hexdigest()
-
-
-def _converted(data: bytes) -> bool:
-    """Whether to_rgb gives an encoded image other pixels than Pillow, which alone decided in earlier versions."""
-    try:
-        image = PIL.Image.open(io.BytesIO(data))
-        return (image.mode.startswith("I") or image.has_transparency_data) and to_rgb(image) != image.convert("RGB")
-    except UNREADABLE:
-        return False  # get(i) tells of it

@@ -77,7 +77,7 @@ class StreamClips:
 
     def __call__(self, k: int, generator: torch.Generator | None = None) -> dict:
         if self._samples is None or k * self.batch < self._place:
-            self._samples, self._place = self._endless(), 0
+            self._samples, self._place = _endless(self.shards, self.seed, self.shuffle, self.skipped), 0
             self._ahead.clear()
         for _ in range(k * self.batch - self._place):
             self._look(0)
@@ -115,26 +115,28 @@ class StreamClips:
         self.skipped.note(name)
         return {"video": video, "caption": sample["caption"], "key": sample["key"]}
 
-    def _endless(self) -> Iterator[tuple[int, dict]]:
-        rank, world = rank_and_world()  # here, not in __init__: the training loop sets up the processes after that
-        stream = open_shards(self.shards, seed=self.seed, shuffle=self.shuffle, rank=rank, world=world)
-        epoch = 0
-        while True:
-            stream.set_epoch(epoch)
-            count, sample = 0, None
-            try:
-                for count, sample in enumerate(stream, start=1):
-                    yield epoch, sample
-            except AnimkitError:
-                raise
-            except Exception as error:
-                at = f"after {sample['key']} of {sample['shard']}" if sample else f"at the start of {self.shards}"
-                raise AnimkitError(f"the shards cannot be read on, {at}: {error}") from error
-            if not count:
-                raise AnimkitError(f"process {rank} of {world} gets no sample out of {self.shards}: "
-                                   "use fewer processes")
-            self.skipped.known(count)
-            epoch += 1
+
+def _endless(shards: str | list[str], seed: int, shuffle: int, skipped: Skipped) -> Iterator[tuple[int, dict]]:
+    """Epoch and sample, without end. No method of StreamClips: it would hold its own object in a circle, to be ended by
+    the garbage collector, which may come while a thread starts; then the threads that `datasets` ends here wait for ever."""
+    rank, world = rank_and_world()  # here, not in __init__: the training loop sets up the processes after that
+    stream = open_shards(shards, seed=seed, shuffle=shuffle, rank=rank, world=world)
+    epoch = 0
+    while True:
+        stream.set_epoch(epoch)
+        count, sample = 0, None
+        try:
+            for count, sample in enumerate(stream, start=1):
+                yield epoch, sample
+        except AnimkitError:
+            raise
+        except Exception as error:
+            at = f"after {sample['key']} of {sample['shard']}" if sample else f"at the start of {shards}"
+            raise AnimkitError(f"the shards cannot be read on, {at}: {error}") from error
+        if not count:
+            raise AnimkitError(f"process {rank} of {world} gets no sample out of {shards}: use fewer processes")
+        skipped.known(count)
+        epoch += 1
 
 
 def _expanded(pattern: str) -> list[str]:

@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import torch
 import torch.nn.functional as F
 
@@ -69,6 +70,15 @@ def resize_and_crop(video: torch.Tensor, size: tuple[int, int], rng: np.random.G
     top, left = ((h - size[0]) // 2, (w - size[1]) // 2) if rng is None else (
         int(rng.integers(h - size[0] + 1)), int(rng.integers(w - size[1] + 1)))
     return video[..., top:top + size[0], left:left + size[1]].contiguous()
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """8 bits each of red, green and blue: 16-bit grey scaled, where Pillow would cut it off; transparency on white."""
+    if image.mode.startswith("I"):  # 0 .. 65535
+        image = PIL.Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 def to_float(video: torch.Tensor) -> torch.Tensor:

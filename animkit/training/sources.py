@@ -116,5 +116,6 @@ def _exists(data: DataConfig, table: Callable) -> Any:
     rows = table(data.source)
     if data.count is None or data.count >= len(rows):
         return rows
-    print(f"data.count: the first {data.count:,} of {len(rows):,} are taken; null takes all", file=sys.stderr)
+    if rank_and_world()[0] == 0:
+        print(f"data.count: the first {data.count:,} of {len(rows):,} are taken; null takes all", file=sys.stderr)
     return rows.select(range(data.count))

@@ -1,6 +1,4 @@
-import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +6,9 @@ import torch
 from PIL import Image
 
 from animkit.data.batches import Batches
-from animkit.data.images import Images, to_rgb
+from animkit.data.images import Images
 from animkit.data.tables import image_table, video_table
+from animkit.data.video import to_rgb
 from animkit.errors import AnimkitError
 
 
@@ -103,21 +102,6 @@ def test_what_is_transparent_is_white(mode, tmp_path):
     images = Images(tmp_path, size=(1, 3))
     pixels = ((images[0]["image"] + 1) * 127.5).round().byte()
     assert pixels[:, 0].tolist() == [[0, 255, 204]] * 3
-
-
-def fingerprint_of_earlier_versions(images):
-    digest = hashlib.sha256(repr((images.size, images.crop, images.flip, images.seed)).encode())
-    for row in images._encoded():
-        digest.update(hashlib.sha256(Path(row["image"]["path"]).read_bytes()).digest() + row["caption"].encode())
-    return digest.hexdigest()
-
-
-def test_only_images_that_come_out_otherwise_have_a_fingerprint_other_than_in_earlier_versions(tmp_path):
-    clear, grey = Image.new("RGBA", (8, 8), (0, 0, 0, 0)), Image.fromarray(np.full((8, 8), 30000, np.uint16))
-    plain = [Image.new(mode, (8, 8), 3) for mode in ("RGB", "L", "P")] + [Image.new("RGBA", (8, 8), "red")]
-    for k, (image, same) in enumerate([*((image, True) for image in plain), (clear, False), (grey, False)]):
-        images, _ = one_image(tmp_path / str(k), image)
-        assert (images.fingerprint() == fingerprint_of_earlier_versions(images)) == same, image.mode
 
 
 def test_an_image_larger_than_pillow_reads_is_named(tmp_path, monkeypatch):

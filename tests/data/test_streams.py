@@ -1,6 +1,8 @@
+import gc
 import io
 import json
 import tarfile
+import weakref
 
 import pytest
 import torch
@@ -139,3 +141,16 @@ def test_faults_are_named(tmp_path, videos):
     with pytest.raises(AnimkitError, match="cannot be read on, after .* of .*cut.tar"):
         for k in range(6):
             stream(k)
+
+
+def test_the_stream_ends_with_its_object_and_not_by_the_garbage_collector(shards):
+    """That may come while a thread starts, and the threads which end with the stream would then wait for one another."""
+    clips = StreamClips(shards, 2, size=16, frames=3, stride=1)
+    clips(0)
+    samples = weakref.ref(clips._samples)
+    gc.disable()
+    try:
+        del clips
+        assert samples() is None
+    finally:
+        gc.enable()
