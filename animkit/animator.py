@@ -381,8 +381,9 @@ class Animator:
         if device.type == "cpu":
             keep_freed_memory()
         controls = {name: self.alpha.controls[name] for name in pictures}
-        for one in controls.values():
-            one.model.to(device, unet.dtype)
+        with quiet_libraries():  # as where it was inserted
+            for one in controls.values():
+                one.model.to(device, unet.dtype)
 
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         shape = (unet.config.in_channels, frames, h // self.pipe.vae_scale_factor, w // self.pipe.vae_scale_factor)

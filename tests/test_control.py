@@ -1,9 +1,12 @@
 """Section 5.4: a ControlNet beside the video UNet, against diffusers' own pipeline; what is taken and refused."""
+import logging
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionControlNetPipeline
+from diffusers.models import modeling_utils
 from safetensors.torch import load_file, save_file
 
 import animkit as ak
@@ -211,9 +214,11 @@ def test_what_is_transparent_is_white_as_in_a_folder_of_images():
     assert (pictures_of([clear]) == 1).all()
 
 
-def test_it_follows_a_pipeline_that_is_moved(moving):
+def test_it_follows_a_pipeline_that_is_moved_and_nothing_is_said_of_it(moving, monkeypatch):
     moving.pipe.to(torch.bfloat16)
-    assert np.asarray(draw(moving, make_depth())).any()
+    seen, log = [], modeling_utils.logger  # it warns of modules that should be kept in float32: of none
+    monkeypatch.setattr(log, "warning", lambda *said: seen.append(log.isEnabledFor(logging.WARNING)))
+    assert np.asarray(draw(moving, make_depth())).any() and seen and not any(seen)
 
 
 @pytest.mark.parametrize("control, said", [
