@@ -64,7 +64,8 @@ def test_the_site_opens_from_disk_and_every_clip_of_a_lesson_plays(chromium, tmp
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_whole_site_opens_from_disk_and_every_clip_plays(chromium, repo, tmp_path):
-    words = ["-p", "steps", "2", "-p", "frames", "4", "-p", "training_steps", "4", "-p", "clips", "2"]
+    given = {"steps": 2, "frames": 6, "training_steps": 3, "train_steps": 2, "clips": 4, "batch": 1, "seeds": 2, "kinds": 1}
+    words = [word for name, value in given.items() for word in ("-p", name, str(value))]
     assert cli.main(["site", "--out", str(tmp_path / "site"), *words]) == 0
     pages = sorted(p for p in (tmp_path / "site").glob("*.html") if p.name != "index.html")
     assert {p.stem for p in pages} >= {p.stem for p in (repo / "notebooks").glob("*.ipynb")} | {"report"}
