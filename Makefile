@@ -40,10 +40,10 @@ test-all: $(READY)  ## the slow and full-size tests too
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(VENV)/bin/jupyter lab notebooks
 
-reproduce: $(READY)  ## rerun the paper's experiments: make reproduce PRESET=smoke (or laptop: hours); JOBS=2 side by side
+reproduce: $(READY)  ## rerun the paper's experiments: make reproduce PRESET=smoke (or laptop: hours); JOBS=2 for two at a time
 	@$(PY) -m animkit reproduce --preset $(or $(PRESET),smoke) --jobs $(or $(JOBS),1)
 
-site: $(READY)  ## all notebooks, run, as pages in out/site; long
+site: $(READY)  ## run all notebooks and write them as pages in out/site; long
 	@$(PY) -m animkit site
 
 doctor: $(READY)  ## what the environment has and lacks

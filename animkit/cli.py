@@ -11,15 +11,15 @@ from .errors import AnimkitError
 
 # name -> (module with add_arguments(parser) and run(args) -> exit code, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
-    "doctor": ("animkit.doctor", "what the environment has and lacks"),
+    "doctor": ("animkit.doctor", "report what the environment has and lacks"),
     "miniature": ("animkit.miniature.recipe", "train the miniature from nothing, stage by stage"),
-    "judge": ("animkit.miniature.evaluate", "how well the miniature draws and moves what is asked, in numbers"),
+    "judge": ("animkit.miniature.evaluate", "measure how well the miniature draws and moves what is asked"),
     "train": ("animkit.training.command", "train a domain adapter, a motion module, a MotionLoRA or a look"),
     "reproduce": ("animkit.reproduce.workflow", "rerun the paper's experiments in the miniature, with one report"),
-    "inspect": ("animkit.checkpoints.inspect", "what a weights file is: motion module, LoRA, base model, ..."),
-    "course": ("animkit.coursework.course", "hand out, solve and grade the assignments, by nbgrader"),
-    "site": ("animkit.site", "every notebook, run, as pages that open from disk"),
-    "demo": ("animkit.demo", "run the quickstart notebook; leaves a page and an mp4"),
+    "inspect": ("animkit.checkpoints.inspect", "say what a weights file is: motion module, LoRA, base model, ..."),
+    "course": ("animkit.coursework.course", "hand out, solve and grade the assignments (nbgrader)"),
+    "site": ("animkit.site", "run every notebook and write pages that open from disk"),
+    "demo": ("animkit.demo", "run the quickstart notebook and write a page and an mp4"),
 }
 
 

@@ -259,26 +259,26 @@ def about_module(module: Path) -> dict:
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("what", choices=[*COUNTS, *ZOO], help="what is judged")
-    parser.add_argument("--count", type=int, help="how many prompts (stills: 200, motion: 100) or pictures (judge: "
-                                                  "1000; the zoo: 20); a small one for a quick look")
+    parser.add_argument("what", choices=[*COUNTS, *ZOO], help="what to judge")
+    parser.add_argument("--count", type=int, help="number of prompts (default: stills 200, motion 100; adapter, looks, "
+                                                  "shots 20) or pictures (judge 1000); few for a quick look")
     parser.add_argument("--look", help="motion, adapter: insert this look of looks/; looks: judge only this one")
     parser.add_argument("--module", type=Path, help="motion: judge this motion module, such as runs/mine/mine.safetensors"
-                                                    ", in the shipped one's place; results are named after it")
-    parser.add_argument("--folder", type=Path, help="where miniature/, judge/, motion_module/ and looks/ lie "
+                                                    ", instead of the shipped one; results are named after it")
+    parser.add_argument("--folder", type=Path, help="where miniature/, judge/, motion_module/ and looks/ are "
                                                     "(default: the shipped samples)")
-    parser.add_argument("--out", type=Path, help="where results go (default: out/judge; with --folder, results/ in that)")
+    parser.add_argument("--out", type=Path, help="folder for results (default: out/judge; with --folder, results/ in that)")
     parser.add_argument("--batch", type=int, help="prompts drawn at once (default: 20)")
     parser.add_argument("--seed", type=int, help="another list of prompts and other noise (default: 0)")
     parser.add_argument("--threads", type=positive, help="CPU threads")
     parser.add_argument("--precision", choices=PRECISIONS,
-                        help="what clips are drawn in; bf16 takes two thirds of the time where the processor computes "
-                             "in it, and colours differ by half a level of 255 (default: float32, as users draw)")
+                        help="precision of drawing clips; bf16 takes two thirds of the time where the processor computes "
+                             "in it, and changes colours by half a level of 255 (default: float32, as users draw)")
     parser.add_argument("--guided", type=float, metavar="WEIGHT", help="shots: guide towards each MotionLoRA with this "
-                        "weight (guided=), in place of the paper's way, one alpha in both halves of the guidance")
-    parser.add_argument("--eased", type=float, metavar="SHARE", help="looks: the motion module has this share of its alpha in "
-                        "the last half of the timesteps (eased=), in place of the paper's way, all of it to the end")
-    parser.add_argument("--steps", type=positive, help="the zoo: steps of the sampler (default: the base's own)")
+                        "weight (guided=), instead of the paper's way: one alpha in both halves of the guidance")
+    parser.add_argument("--eased", type=float, metavar="SHARE", help="looks: give the motion module this share of its alpha in "
+                        "the last half of the timesteps (eased=), instead of the paper's way: all of it to the end")
+    parser.add_argument("--steps", type=positive, help="adapter, looks, shots: steps of the sampler (default: the base's own)")
 
 
 def _writable(folder: Path) -> Path:

@@ -545,17 +545,18 @@ def reconstruction(vae, x) -> dict:
 
 
 def add_arguments(parser):
-    parser.add_argument("stage", nargs="+", choices=[*STAGES, "adopt", "all"], help="what to train")
+    parser.add_argument("stage", nargs="+", choices=[*STAGES, "adopt", "all"],
+                        help="what to train, in the order given; adopt: start from the shipped weights; all: all from nothing")
     parser.add_argument(
         "--budget", type=float, default=1.0, help="share of the full number of steps and pictures; 0.02 is a smoke test"
     )
-    parser.add_argument("--folder", type=Path, default=Path("runs/miniature"), help="where the work lies")
-    parser.add_argument("--seconds", type=float, help="stop a stage after this long in all (resumable)")
-    parser.add_argument("--more", type=int, metavar="STEPS", help="let stages that are done go on for so many steps")
-    parser.add_argument("--batch", type=int, help="pictures or clips a step, other than a stage's own; for a GPU")
-    parser.add_argument("--lr", type=float, help="learning rate, other than a stage's own; for larger batches")
-    parser.add_argument("--count", type=int, help="pictures or clips to draw and learn from, other than a stage's own")
-    parser.add_argument("--samples", type=Path, default=Path("data_samples"), help="where the results go (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/miniature"), help="working folder (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, help="stop a stage after this many seconds in all; without it, or with more, it resumes")
+    parser.add_argument("--more", type=int, metavar="STEPS", help="train finished stages for this many more steps")
+    parser.add_argument("--batch", type=int, help="pictures or clips per step, instead of a stage's own; for a GPU")
+    parser.add_argument("--lr", type=float, help="learning rate, instead of a stage's own; for larger batches")
+    parser.add_argument("--count", type=int, help="pictures or clips to draw and learn from, instead of a stage's own")
+    parser.add_argument("--samples", type=Path, default=Path("data_samples"), help="folder for results (default: %(default)s)")
     parser.add_argument("--threads", type=positive, help="CPU threads")
 
 

@@ -191,20 +191,21 @@ def write_report(out: str | Path) -> Path:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Which notebooks, in which preset, where to."""
-    parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="which (default: all), such as comparison")
+    parser.add_argument("names", nargs="*", metavar="NOTEBOOK", help="notebooks to run, such as comparison (default: all)")
     parser.add_argument("--preset", default="smoke", choices=PRESETS,
-                        help="smoke: does it run; laptop: the answer, in hours on two cores; paper: more of all")
+                        help="smoke: does everything run? laptop: the answers, in hours on two cores; "
+                             "paper: amounts nearer the paper's")
     parser.add_argument("--out", default="", help="folder of the results (default: out/reproduce/PRESET)")
     parser.add_argument("--work", default="", help="folder of trainings and clips (default: runs/reproduce/PRESET)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="every notebook's seed (default: 0)")
     parser.add_argument("--set", action="append", default=[], metavar="NOTEBOOK.PARAMETER=VALUE", dest="settings",
                         help="a parameter of a notebook, such as comparison.prompts=20 (may be repeated)")
-    parser.add_argument("-j", "--jobs", type=int, default=1, help="notebooks side by side (default: 1)")
-    parser.add_argument("--threads", type=int, help="CPU threads of each (default: all cores over the jobs)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be run, and run nothing")
-    parser.add_argument("--list", action="store_true", help="the notebooks, their claims and minutes")
+    parser.add_argument("-j", "--jobs", type=int, default=1, help="notebooks that run at the same time (default: 1)")
+    parser.add_argument("--threads", type=int, help="CPU threads per notebook (default: the cores divided by the jobs)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be run, and run nothing")
+    parser.add_argument("--list", action="store_true", help="list the notebooks, their claims and minutes")
     parser.add_argument("--report", action="store_true",
-                        help="only write the report anew, from the results that are there")
+                        help="only write the report again, from the results that exist")
     parser.add_argument("--snakemake", default="", metavar="ARGUMENTS",
                         help='further arguments of Snakemake, such as "--executor slurm"')
 

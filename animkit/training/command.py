@@ -14,12 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="the settings: a YAML file, or miniature or sd15, which ship with animkit")
     parser.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE", dest="overrides",
                         help="another value for a setting, such as training.steps=500; may be given several times")
-    parser.add_argument("--folder", type=Path, help="where the run lies (default runs/CONFIG-STAGE); the weights are "
-                                                    "FOLDER/NAME.safetensors with the folder's own name")
+    parser.add_argument("--folder", type=Path, help="folder of the run (default: runs/CONFIG-STAGE); the weights go to "
+                                                    "FOLDER/NAME.safetensors, where NAME is the folder's own name")
     parser.add_argument("--threads", type=positive, help="CPU threads (default: torch's)")
-    parser.add_argument("--seconds", type=float, help="stop after this much training in all; the same command without "
-                                                      "it, or with more of it, goes on")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--seconds", type=float, help="stop after this many seconds of training in all; the same command "
+                                                      "without it, or with more, resumes")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def run(args: argparse.Namespace) -> int:
