@@ -117,6 +117,38 @@ def test_frames_that_stand_still_are_kept(tmp_path, name):
     assert len(Clip.load(still.save(tmp_path / name))) == 6
 
 
+@pytest.mark.parametrize("fps", [8, 24, 60, 90])
+@pytest.mark.parametrize("name", ["c.gif", "c.webp"])
+def test_a_picture_that_stands_long_has_as_many_frames_as_it_had(tmp_path, name, fps):
+    """Files count in whole milliseconds, a GIF in tens of them; what each frame loses by that must not add up to frames."""
+    clip = Clip(moving(f=2, h=8, w=8).array[[0] * 63 + [1, 0]], fps)
+    back = Clip.load(clip.save(tmp_path / name))
+    assert len(back) == 65 and np.array_equal(back.array, clip.array)
+
+
+def test_a_gif_plays_as_fast_as_a_gif_can(tmp_path):
+    for fps, milliseconds in ((8, 120), (30, 30), (60, 20), (100, 10)):
+        with PIL.Image.open(moving(fps=fps).save(tmp_path / "c.gif")) as film:
+            assert film.info["duration"] == milliseconds
+
+
+@pytest.mark.parametrize("side", [128, 512])
+def test_a_film_that_another_program_resized_is_read_whole(tmp_path, side):
+    """Such programs copy our note, which then speaks of another size."""
+    ramp = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None, None, :, None], 64, axis=1).repeat(3, axis=-1)
+    with (av.open(str(Clip(ramp, prompt="a ramp").save(tmp_path / "c.mp4"))) as film,
+          av.open(str(tmp_path / "resized.mp4"), "w") as other):
+        other.metadata.update(film.metadata)
+        stream = other.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+        for frame in film.decode(video=0):
+            other.mux(stream.encode(frame.reformat(width=side, height=side)))
+        other.mux(stream.encode())
+    back = Clip.load(tmp_path / "resized.mp4")
+    assert back.array.shape == (1, side, side, 3) and back.prompt == "a ramp"
+    assert back.array[0, :, -1].mean() > 240, "its right edge is lost"
+
+
 @pytest.mark.parametrize("fps", [4, 8, 24, 30])
 @pytest.mark.parametrize("name, count", [("c.gif", 16), ("c.webp", 16), ("c.webp", 1), ("c.gif", 1)])
 def test_one_picture_repeated_is_as_long_as_it_was(tmp_path, name, count, fps):
