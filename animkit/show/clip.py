@@ -143,7 +143,7 @@ class Clip:
         """Read a film (anything PyAV reads), a GIF, a WebP, or a folder of pictures in the order of their names.
 
         A film that a Clip saved comes back at its own size, with prompt and settings; one that another program has
-        resized or cut since, at the size that it has now. fps overrides the file's.
+        resized or cut since, at the size that it has now. What is transparent lies on white. fps overrides the file's.
         Raises AnimkitError when there is nothing there, or it cannot be read.
         """
         path = Path(path)
@@ -268,18 +268,21 @@ def _read_video(path: Path) -> tuple[np.ndarray, float, dict | None]:
     with av.open(str(path)) as film:
         if not film.streams.video:
             raise ValueError("it holds no pictures")
-        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+        frames = [np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))  # as a phone was held
+                  for frame in film.decode(video=0)]
         fps = float(film.streams.video[0].average_rate or 8)
         return np.array(frames), fps, _read_note(film.metadata.get("comment", ""))
 
 
 def _read_pillow(path: Path) -> tuple[np.ndarray, float, dict | None]:
+    from animkit.data.video import to_rgb
+
     with PIL.Image.open(path) as film:
         note = _read_note(film.info.get("comment") or film.info.get("xmp") or "")
         frames, shown = [], []
         for i in range(getattr(film, "n_frames", 1)):
             film.seek(i)
-            frames.append(np.asarray(film.convert("RGB")))
+            frames.append(np.asarray(to_rgb(film)))
             shown.append(film.info.get("duration") or 125)  # milliseconds
         each = _milliseconds(film.format, note["fps"]) if note else min(shown)
     fps = note["fps"] if note else 1000 / each
@@ -290,12 +293,14 @@ def _read_pillow(path: Path) -> tuple[np.ndarray, float, dict | None]:
 
 
 def _read_folder(path: Path) -> tuple[np.ndarray, float, dict | None]:
+    from animkit.data.video import to_rgb
+
     files = sorted(f for f in path.iterdir() if f.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     frames, note = [], None
     for file in files:
         with PIL.Image.open(file) as picture:
             note = note if frames else _read_note(picture.info.get("comment", ""))
-            frames.append(np.asarray(picture.convert("RGB")))
+            frames.append(np.asarray(to_rgb(picture)))
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError("its pictures differ in size")
     return np.array(frames), 8, note

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import struct
 from html.parser import HTMLParser
 
 import av
@@ -229,6 +230,29 @@ def test_a_film_of_another_hand_is_read(tmp_path):
     assert clip.array.shape == (3, 32, 32, 3) and clip.fps == 12 and clip.prompt == "other"
     assert np.abs(clip.array.mean((1, 2, 3)) - [30, 90, 150]).max() < 3
     assert Clip.load(path, fps=5).fps == 5
+
+
+def test_a_film_is_turned_as_the_phone_was_held(tmp_path):
+    """Its frames lie on their side in the file, and the header of the track says so."""
+    path = Clip(np.repeat(moving(f=1).array, 3, 0)).save(tmp_path / "c.mp4")
+    upright, data = Clip.load(path).array, path.read_bytes()
+    at = data.index(b"tkhd") + 4 + 40  # the matrix, 9 numbers of 4 bytes
+    quarter = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(data[:at] + quarter + data[at + 36:])
+    turned = Clip.load(path).array  # at its film's size: the note in it knows nothing of the turn
+    k = moving().enlargement
+    assert np.array_equal(turned[:, k // 2::k, k // 2::k], np.rot90(upright, -1, (1, 2)))
+
+
+@pytest.mark.parametrize("name", ["c.png", "c.gif", "c.webp", "folder/c.png"])
+def test_what_is_transparent_lies_on_white(tmp_path, name):
+    """As in all pictures that the kit reads (data.video.to_rgb); Pillow alone shows the colour that nobody saw."""
+    (tmp_path / "folder").mkdir()
+    picture = PIL.Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    picture.paste((200, 40, 40, 255), (0, 0, 4, 8))
+    picture.save(tmp_path / name, **({"lossless": True, "exact": True} if name.endswith("webp") else {}))
+    seen = Clip.load(tmp_path / name.removesuffix("/c.png")).array[0]
+    assert (seen[:, 4:] == 255).all() and np.abs(seen[:, :4].astype(int) - [200, 40, 40]).max() < 4
 
 
 def test_decord_reads_our_films(tmp_path):
