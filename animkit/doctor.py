@@ -150,9 +150,15 @@ def jupyter() -> Iterator[Finding]:
         yield Finding(NOTE, "kernel python3", "none", "pip install ipykernel; the notebooks name this kernel")
         return
     here = shutil.which(kernel) if not os.path.isabs(kernel) else kernel
-    same = os.path.basename(kernel) == kernel or (here and os.path.realpath(here) == os.path.realpath(sys.executable))
+    same = os.path.basename(kernel) == kernel or (here and _environment(here) == _environment(sys.executable))
     yield Finding(OK if same else NOTE, "kernel python3", f"runs {kernel}",
                   "" if same else f"another Python than this one ({sys.executable}): python -m ipykernel install --sys-prefix")
+
+
+def _environment(python: str) -> Path:
+    """The virtual environment that a Python belongs to, where the file is a link to one that others share; else the file."""
+    folder = Path(python).parent.parent
+    return folder.resolve() if (folder / "pyvenv.cfg").is_file() else Path(python).resolve()
 
 
 def browser() -> Iterator[Finding]:

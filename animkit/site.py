@@ -81,6 +81,8 @@ def executed(notebook: Path, folder: Path, given: dict[str, str]) -> Path:
             key.unlink()
         notebooks.execute(notebook, done, values, progress=False)
         write_atomically(key, lambda path: Path(path).write_text(repr(sorted(values.items())), encoding="utf-8"))
+    else:  # what else may have changed since, the library's code for one, is not looked at
+        print(f"  as it ran before; to run it again, delete {done}", file=sys.stderr, flush=True)
     return done
 
 

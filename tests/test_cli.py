@@ -80,6 +80,22 @@ def test_doctor_says_what_to_do_about_a_library():
     assert doctor.library("pytest", SpecifierSet(">=1")).state == doctor.OK
 
 
+def test_doctor_tells_a_kernel_of_another_environment_from_this_ones(tmp_path, monkeypatch):
+    """Environments made from one Python share its file: both are links to it."""
+    from jupyter_client.kernelspec import KernelSpecManager
+    for name in ("ours", "another"):
+        (tmp_path / name / "bin").mkdir(parents=True)
+        (tmp_path / name / "pyvenv.cfg").write_text("")
+        for python in ("python", "python3"):
+            (tmp_path / name / "bin" / python).symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "ours" / "bin" / "python3"))
+    for name, state in (("ours", doctor.OK), ("another", doctor.NOTE)):
+        spec = type("Spec", (), {"argv": [str(tmp_path / name / "bin" / "python")]})
+        monkeypatch.setattr(KernelSpecManager, "get_kernel_spec", lambda self, kernel: spec)
+        [found] = doctor.jupyter()
+        assert found.state == state, found
+
+
 @pytest.mark.parametrize("damage", ["none", "no weights", "cut short", "no config"])
 def test_doctor_looks_into_the_miniature(tmp_path, monkeypatch, damage):
     import torch

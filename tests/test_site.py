@@ -45,6 +45,7 @@ def test_pages_and_index_are_written_and_a_failing_notebook_is_named(clone, tmp_
     ran = (out / "executed" / "01_works.ipynb").stat().st_mtime_ns
     assert cli.main(["site", "--out", str(out), "--only", "01_works", "-p", "n", "7"]) == 0
     assert (out / "executed" / "01_works.ipynb").stat().st_mtime_ns == ran, "what was run before is not run again"
+    assert f"as it ran before; to run it again, delete {out / 'executed' / '01_works.ipynb'}" in capsys.readouterr().err
     assert cli.main(["site", "--out", str(out), "--only", "01_works", "-p", "n", "8"]) == 0
     assert "n is 8" in (out / "01_works.html").read_text()
 

@@ -20,6 +20,15 @@ def pixels(clip, least: int = 1) -> np.ndarray:
     return frames
 
 
+def stacked(clips) -> np.ndarray:
+    """Clips n f h w 3, uint8, for a judge that sees them at once; AnimkitError for none, or where they differ in shape."""
+    clips = [pixels(clip) for clip in clips]
+    if len(shapes := {clip.shape[:3] for clip in clips}) != 1:
+        said = ", ".join(f"{f} frames of {w} x {h}" for f, h, w in sorted(shapes))
+        raise AnimkitError(f"A judge takes one clip at least, and all of one length and size; these have {said or 'none'}.")
+    return np.stack(clips)
+
+
 def grey(frames: np.ndarray) -> np.ndarray:
     """Luminance f h w, uint8 (ITU-R BT.601, as OpenCV has it), of frames f h w 3."""
     import cv2

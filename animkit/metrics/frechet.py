@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import AnimkitError
-from .frames import pixels
+from .frames import stacked
 from .intervals import Interval, quantiles
 
 
@@ -21,8 +21,8 @@ def motion_judge_features(eye, clips, batch: int = 50) -> np.ndarray:
     """Clips (n of 16 frames, square, a multiple of 32 pixels) -> n d: what MotionJudge `eye` sees, mean over time."""
     from ..miniature.motion_judge import signal
     eye.eval()
-    stacked = np.stack([pixels(clip) for clip in clips])
-    seen = [eye.features(signal(stacked[k:k + batch])).mean(2) for k in range(0, len(stacked), batch)]  # b d t -> b d
+    clips = stacked(clips)
+    seen = [eye.features(signal(clips[k:k + batch])).mean(2) for k in range(0, len(clips), batch)]  # b d t -> b d
     return torch.cat(seen).double().numpy()
 
 

@@ -31,7 +31,7 @@ def bootstrap(values, level: float = 0.95, rounds: int = 2000, seed: int = 0,
     bounds: what a value can be at least and at most, (0, 1) of a share, (-1, 1) of a difference of two. Where all n are
     equal no resample differs; then up to 1 - ((1 - level) / 2)^(1/n) of all values may still be others (Clopper &
     Pearson 1934), each at a bound at the furthest. Without bounds the interval of equal values has no width.
-    Raises AnimkitError for values that are not a row of numbers, or a level outside 0 to 1.
+    Raises AnimkitError for values that are not a row of numbers or lie outside the bounds, or a level outside 0 to 1.
     """
     try:
         values = np.asarray(values, float)
@@ -44,6 +44,9 @@ def bootstrap(values, level: float = 0.95, rounds: int = 2000, seed: int = 0,
     values = values[~np.isnan(values)]
     if not (n := len(values)):
         return Interval(None, None, None, 0)
+    if bounds is not None and not (bounds[0] - 1e-9 <= values.min() and values.max() <= bounds[1] + 1e-9):
+        raise AnimkitError(f"These values were to lie between {bounds[0]} and {bounds[1]}, and go from {values.min():g} to "
+                           f"{values.max():g}: give the bounds that they have (of percent: 0 and 100).")
     mean = float(values.mean())
     if bounds is not None and (values == values[0]).all():
         others = 1 - ((1 - level) / 2) ** (1 / n)

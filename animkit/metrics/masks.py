@@ -24,7 +24,8 @@ class MaskReader:
 
     @classmethod
     def fit(cls, pictures, masks) -> "MaskReader":
-        """From pictures (n h w 3, uint8) and their masks (n h w, true where the thing is), by Bayes' rule.
+        """From pictures (n h w 3, uint8) and their masks (n h w, true where the thing is), by Bayes' rule, thing and rest
+        taken to be equally likely beforehand.
 
         Colours are counted in a histogram that is smoothed over neighbouring colours, since a model does not hit them
         exactly. Raises AnimkitError where shapes differ, or if the masks are all of one kind.

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import AnimkitError
-from .frames import grey, pixels
+from .frames import grey, pixels, stacked
 
 LEAST = 0.02  # percent of the short side a frame: below this amount nothing moves and smoothness has no meaning
 
@@ -101,5 +101,5 @@ def motion_found(judge, clips, motions: list[str]) -> np.ndarray:
     if len(clips) != len(motions) or not set(motions) <= set(KINDS):
         raise AnimkitError(f"{len(clips)} clips want as many motions, of: {', '.join(KINDS)}; got {len(motions)}: "
                            f"{', '.join(sorted(set(map(str, motions)))) or 'none'}.")
-    found = judge.motion(np.stack([pixels(clip) for clip in clips]))
+    found = judge.motion(stacked(clips))
     return np.array([f == m for f, m in zip(found, motions)])

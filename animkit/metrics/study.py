@@ -72,10 +72,13 @@ def ranked(participant: str, page: Page, orders: Mapping[str, str]) -> list[dict
 
 
 def save_answers(path: str | Path, rows: Iterable[Mapping]) -> Path:
-    """Write all rows as CSV, whole or not at all (files.write_atomically)."""
+    """Write all rows as CSV, whole or not at all (files.write_atomically); columns that someone added are kept."""
+    rows = list(rows)
+    columns = dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)])
+
     def write(beside):
         with open(beside, "w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, COLUMNS)
+            table = csv.DictWriter(file, columns)
             table.writeheader()
             table.writerows(rows)
     return write_atomically(path, write)
@@ -99,9 +102,10 @@ def load_answers(path: str | Path) -> list[dict]:
                                    f"{', '.join(table.fieldnames or ()) or 'none'}.")
             for row in table:
                 named = row["participant"] and row["method"] and row["aspect"] in ASPECTS
-                if not named or not str(row["rank"]).isdigit():
+                if not named or not str(row["rank"]).isdecimal():
                     raise AnimkitError(f"{path}, line {table.line_num}: no answer ({row['aspect']!r} ranked "
                                        f"{row['rank']!r} by {row['participant']!r}); correct it or take it out.")
+                row.pop(None, None)  # cells beyond the last column
                 rows.append({**row, "rank": int(row["rank"])})
                 rankings.setdefault((row["participant"], row["prompt"], row["aspect"]), []).append(rows[-1])
     except (OSError, UnicodeDecodeError, csv.Error) as e:

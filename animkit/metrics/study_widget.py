@@ -37,6 +37,10 @@ class RankingStudy(widgets.VBox):
         self.references = references or {}
         self.pages = plan(list(clips), methods.pop(), self.participant, seed)
         self.rows = load_answers(self.path)
+        own = [row for row in self.rows if row["participant"] == self.participant and row["prompt"] in clips]
+        if own and (of := {row["method"] for row in own}) != set(self.pages[0].methods):
+            raise AnimkitError(f"{self.path} ranks {', '.join(sorted(of))} for {self.participant}, these clips are of "
+                               f"{', '.join(sorted(self.pages[0].methods))}: give a new file.")
         self.said = widgets.HTML()
         self.shown = widgets.HTML()
         self.orders = {}

@@ -44,7 +44,7 @@ class Clip:
             frames = np.stack(pictures) if pictures else np.empty((0, 0, 0, 3), np.uint8)
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or 0 in frames.shape:
             raise AnimkitError(f"A clip's frames are uint8 of shape (frames, height, width, 3) and at least one; these "
-                               f"are {frames.dtype} of shape {frames.shape}: scale to 0..255 and put the colours last.")
+                               f"are {frames.dtype} of shape {frames.shape}: give RGB without alpha, 0 to 255, the colours last.")
         if not isinstance(fps, Real) or not 0 < fps < math.inf:
             raise AnimkitError(f"A clip's fps is a number above 0; got {fps!r}.")
         fps = fps if isinstance(fps, int) else float(fps)  # numpy's numbers are not what libraries take
@@ -142,7 +142,8 @@ class Clip:
     def load(cls, path: str | os.PathLike, fps: float | None = None) -> Clip:
         """Read a film (anything PyAV reads), a GIF, a WebP, or a folder of pictures in the order of their names.
 
-        A film that a Clip saved comes back at its own size, with prompt and settings; fps overrides the file's.
+        A film that a Clip saved comes back at its own size, with prompt and settings; one that another program has
+        resized or cut since, at the size that it has now. What is transparent lies on white. fps overrides the file's.
         Raises AnimkitError when there is nothing there, or it cannot be read.
         """
         path = Path(path)
@@ -160,7 +161,8 @@ class Clip:
             raise AnimkitError(f"'{path}' holds no frames.")
         if note:
             (h, w), k = note["size"], note["scale"]
-            frames = frames[:, k // 2:h * k:k, k // 2:w * k:k]  # the middle of each enlarged pixel, less the edge added
+            if frames.shape[1] - h * k in (0, 1) and frames.shape[2] - w * k in (0, 1):  # else it has been resized since
+                frames = frames[:, k // 2:h * k:k, k // 2:w * k:k]  # the middle of each enlarged pixel, less the edge added
         note = note or {"prompt": path.stem, "settings": {}}
         return cls(np.ascontiguousarray(frames), fps or note.get("fps") or own_fps, note["prompt"], note["settings"])
 
@@ -240,9 +242,14 @@ def _webp(frames: np.ndarray, fps: float, note: str) -> bytes:
 
 def _pillow(pictures: list[PIL.Image.Image], format: str, fps: float, **options) -> bytes:
     buffer = io.BytesIO()
-    pictures[0].save(buffer, format, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0,
-                     **options)
+    pictures[0].save(buffer, format, save_all=True, append_images=pictures[1:], duration=_milliseconds(format, fps),
+                     loop=0, **options)
     return buffer.getvalue()
+
+
+def _milliseconds(format: str, fps: float) -> int:
+    """How long a file of this format shows each frame: a GIF counts in hundredths of a second."""
+    return round(100 / fps) * 10 if format == "GIF" else max(1, round(1000 / fps))
 
 
 _FILMS = {".mp4": _mp4, ".gif": _gif, ".webp": _webp}
@@ -261,33 +268,39 @@ def _read_video(path: Path) -> tuple[np.ndarray, float, dict | None]:
     with av.open(str(path)) as film:
         if not film.streams.video:
             raise ValueError("it holds no pictures")
-        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+        frames = [np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))  # as a phone was held
+                  for frame in film.decode(video=0)]
         fps = float(film.streams.video[0].average_rate or 8)
         return np.array(frames), fps, _read_note(film.metadata.get("comment", ""))
 
 
 def _read_pillow(path: Path) -> tuple[np.ndarray, float, dict | None]:
+    from animkit.data.video import to_rgb
+
     with PIL.Image.open(path) as film:
         note = _read_note(film.info.get("comment") or film.info.get("xmp") or "")
         frames, shown = [], []
         for i in range(getattr(film, "n_frames", 1)):
             film.seek(i)
-            frames.append(np.asarray(film.convert("RGB")))
+            frames.append(np.asarray(to_rgb(film)))
             shown.append(film.info.get("duration") or 125)  # milliseconds
-    fps = note["fps"] if note else 1000 / min(shown)
+        each = _milliseconds(film.format, note["fps"]) if note else min(shown)
+    fps = note["fps"] if note else 1000 / each
     if len(frames) == 1 and note:  # a WebP of equal frames is a still, which has no duration
         return np.repeat(frames, note.get("frames", 1), axis=0), fps, note
     # Both formats write equal neighbours once, for longer: give each frame its own place again.
-    return np.repeat(np.stack(frames), [max(1, round(ms * fps / 1000)) for ms in shown], axis=0), fps, note
+    return np.repeat(np.stack(frames), [max(1, round(ms / each)) for ms in shown], axis=0), fps, note
 
 
 def _read_folder(path: Path) -> tuple[np.ndarray, float, dict | None]:
+    from animkit.data.video import to_rgb
+
     files = sorted(f for f in path.iterdir() if f.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     frames, note = [], None
     for file in files:
         with PIL.Image.open(file) as picture:
             note = note if frames else _read_note(picture.info.get("comment", ""))
-            frames.append(np.asarray(picture.convert("RGB")))
+            frames.append(np.asarray(to_rgb(picture)))
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError("its pictures differ in size")
     return np.array(frames), 8, note

@@ -121,13 +121,17 @@ def _check(clips: list[Clip], labels: Sequence | None) -> list[str] | None:
 
 
 def _band(label: str, width: int) -> np.ndarray:
-    """A label, centred on a strip of paper, shrunk until it fits."""
+    """A label, centred on a strip of paper, shrunk until it fits; of a longer one the beginning and three dots."""
     band = PIL.Image.new("RGB", (width, BAND), PAPER)
     draw = PIL.ImageDraw.Draw(band)
     for size in range(17, 7, -1):
         font = PIL.ImageFont.load_default(size)
         if draw.textlength(label, font) <= width - 4:
             break
+    kept = len(label)
+    while kept and draw.textlength(label, font) > width - 4:
+        kept -= 1
+        label = label[:kept].rstrip(" .") + "..."
     draw.text((width / 2, BAND / 2), label, INK, font, anchor="mm")
     return np.asarray(band)
 

@@ -31,7 +31,11 @@ class Knob(widgets.VBox):
         """Show the drawing for a value; bad input shows its one sentence in the drawing's place."""
         if value not in self.kept:
             self.shown.value = f"<p>Drawing for {html.escape(str(value))} ...</p>"
-        self.shown.value = self._drawn(value)
+        try:
+            self.shown.value = self._drawn(value)
+        except Exception as error:  # a fault in draw: its traceback goes to JupyterLab's log, which nobody has open
+            self.shown.value = f'<p role="alert">{html.escape(f"{type(error).__name__}: {error}")}</p>'
+            raise
 
     def _drawn(self, value: Any) -> str:
         try:

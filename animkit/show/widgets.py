@@ -82,6 +82,9 @@ class Playground(widgets.VBox):
             self.shown.value = _figure(self.clip)
         except AnimkitError as error:
             self.shown.value = f'<p role="alert">{html.escape(str(error))}</p>'
+        except Exception as error:  # out of memory, for one: the traceback goes to JupyterLab's log, which nobody has open
+            self.shown.value = f'<p role="alert">{html.escape(f"{type(error).__name__}: {error}")}</p>'
+            raise
         finally:
             self.run.disabled = False
 

@@ -129,6 +129,8 @@ class Scene:
     seed: int = 0  # of the scenery and of textures
 
     def __post_init__(self):
+        if isinstance(self.things, Thing):
+            raise AnimkitError("A scene's things are a tuple, a single one too; mind the comma: Scene((Thing(...),)).")
         for kind, name, known in [
             ("setting", self.setting, SETTINGS),
             ("look", self.look, EVERY_LOOK),

@@ -60,3 +60,11 @@ def test_share_is_bootstrap_for_a_report():
 def test_bad_input_is_one_clear_sentence(bad):
     with pytest.raises(AnimkitError, match="one finite number a clip|between 0 and 1"):
         bootstrap(**bad)
+
+
+def test_values_outside_their_bounds_are_refused():
+    """Percent for shares: the interval of 50, 50 went from 14 to 15."""
+    for values in ([50, 50, 50], [2, 3], [-0.5, 0.5]):
+        with pytest.raises(AnimkitError, match="between 0 and 1, and go from"):
+            share(values)
+    assert bootstrap([1 + 1e-12] * 10, bounds=(0, 1)).value == pytest.approx(1)

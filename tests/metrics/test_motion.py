@@ -106,6 +106,10 @@ def test_the_named_motion_is_asked_of_the_judge(falling):
     assert motion_found(Judge(), clips, ["falling", "rising"]).tolist() == [True, False]
     with pytest.raises(AnimkitError, match="2 clips want as many motions.*hopping"):
         motion_found(Judge(), clips, ["falling", "hopping"])
+    with pytest.raises(AnimkitError, match="one length and size; these have 8 frames of 64 x 64, 16 frames of 64 x 64"):
+        motion_found(Judge(), [clips[0], clips[1][:8]], ["falling", "rising"])
+    with pytest.raises(AnimkitError, match="one clip at least.*these have none"):
+        motion_found(Judge(), [], [])
 
 
 @pytest.mark.parametrize("bad, said", [(np.zeros((1, 8, 8, 3), np.uint8), "2 frames at least"), (np.zeros((4, 8, 8, 3)), "uint8"),

@@ -147,6 +147,27 @@ def test_two_who_answer_into_one_file_at_a_time_are_both_kept(tmp_path):
     assert len(load_answers(tmp_path / "all.csv")) == 4 * 9
 
 
+def test_a_column_of_remarks_stays_when_the_study_goes_on(tmp_path):
+    """A spreadsheet leaves such columns, and cells beyond the last."""
+    rows = [row | {"remark": "hesitated"} for row in answers("other", METHODS)]
+    path = write(tmp_path / "all.csv", rows)
+    path.write_text(path.read_text().replace("hesitated", "hesitated,,"))
+    study = RankingStudy(clips(), path, "me")
+    for chooser in study.orders.values():
+        chooser.value = "ABC"
+    study.next.click()
+    found = load_answers(path)
+    assert len(found) == 27 + 9 and [row["remark"] for row in found] == ["hesitated"] * 27 + [""] * 9
+
+
+def test_answers_about_other_methods_are_not_taken_for_these(tmp_path):
+    two = [row for row in answers("me", METHODS) if row["rank"] < 3]  # as before a third method was added
+    path = save_answers(tmp_path / "me.csv", two)
+    with pytest.raises(AnimkitError, match="ranks AnimateDiff, Text2Video-Zero for me, these clips are of .*: give a new file"):
+        RankingStudy(clips(), path, "me")
+    assert RankingStudy(clips(), path, "another").page
+
+
 def test_a_page_that_cannot_be_written_is_said_and_asked_again(tmp_path):
     (tmp_path / "file").write_text("in the way")
     study = RankingStudy(clips(), tmp_path / "p.csv", "p")

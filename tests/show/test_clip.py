@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import struct
 from html.parser import HTMLParser
 
 import av
@@ -117,6 +118,38 @@ def test_frames_that_stand_still_are_kept(tmp_path, name):
     assert len(Clip.load(still.save(tmp_path / name))) == 6
 
 
+@pytest.mark.parametrize("fps", [8, 24, 60, 90])
+@pytest.mark.parametrize("name", ["c.gif", "c.webp"])
+def test_a_picture_that_stands_long_has_as_many_frames_as_it_had(tmp_path, name, fps):
+    """Files count in whole milliseconds, a GIF in tens of them; what each frame loses by that must not add up to frames."""
+    clip = Clip(moving(f=2, h=8, w=8).array[[0] * 63 + [1, 0]], fps)
+    back = Clip.load(clip.save(tmp_path / name))
+    assert len(back) == 65 and np.array_equal(back.array, clip.array)
+
+
+def test_a_gif_plays_as_fast_as_a_gif_can(tmp_path):
+    for fps, milliseconds in ((8, 120), (30, 30), (60, 20), (100, 10)):
+        with PIL.Image.open(moving(fps=fps).save(tmp_path / "c.gif")) as film:
+            assert film.info["duration"] == milliseconds
+
+
+@pytest.mark.parametrize("side", [128, 512])
+def test_a_film_that_another_program_resized_is_read_whole(tmp_path, side):
+    """Such programs copy our note, which then speaks of another size."""
+    ramp = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None, None, :, None], 64, axis=1).repeat(3, axis=-1)
+    with (av.open(str(Clip(ramp, prompt="a ramp").save(tmp_path / "c.mp4"))) as film,
+          av.open(str(tmp_path / "resized.mp4"), "w") as other):
+        other.metadata.update(film.metadata)
+        stream = other.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+        for frame in film.decode(video=0):
+            other.mux(stream.encode(frame.reformat(width=side, height=side)))
+        other.mux(stream.encode())
+    back = Clip.load(tmp_path / "resized.mp4")
+    assert back.array.shape == (1, side, side, 3) and back.prompt == "a ramp"
+    assert back.array[0, :, -1].mean() > 240, "its right edge is lost"
+
+
 @pytest.mark.parametrize("fps", [4, 8, 24, 30])
 @pytest.mark.parametrize("name, count", [("c.gif", 16), ("c.webp", 16), ("c.webp", 1), ("c.gif", 1)])
 def test_one_picture_repeated_is_as_long_as_it_was(tmp_path, name, count, fps):
@@ -197,6 +230,29 @@ def test_a_film_of_another_hand_is_read(tmp_path):
     assert clip.array.shape == (3, 32, 32, 3) and clip.fps == 12 and clip.prompt == "other"
     assert np.abs(clip.array.mean((1, 2, 3)) - [30, 90, 150]).max() < 3
     assert Clip.load(path, fps=5).fps == 5
+
+
+def test_a_film_is_turned_as_the_phone_was_held(tmp_path):
+    """Its frames lie on their side in the file, and the header of the track says so."""
+    path = Clip(np.repeat(moving(f=1).array, 3, 0)).save(tmp_path / "c.mp4")
+    upright, data = Clip.load(path).array, path.read_bytes()
+    at = data.index(b"tkhd") + 4 + 40  # the matrix, 9 numbers of 4 bytes
+    quarter = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(data[:at] + quarter + data[at + 36:])
+    turned = Clip.load(path).array  # at its film's size: the note in it knows nothing of the turn
+    k = moving().enlargement
+    assert np.array_equal(turned[:, k // 2::k, k // 2::k], np.rot90(upright, -1, (1, 2)))
+
+
+@pytest.mark.parametrize("name", ["c.png", "c.gif", "c.webp", "folder/c.png"])
+def test_what_is_transparent_lies_on_white(tmp_path, name):
+    """As in all pictures that the kit reads (data.video.to_rgb); Pillow alone shows the colour that nobody saw."""
+    (tmp_path / "folder").mkdir()
+    picture = PIL.Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    picture.paste((200, 40, 40, 255), (0, 0, 4, 8))
+    picture.save(tmp_path / name, **({"lossless": True, "exact": True} if name.endswith("webp") else {}))
+    seen = Clip.load(tmp_path / name.removesuffix("/c.png")).array[0]
+    assert (seen[:, 4:] == 255).all() and np.abs(seen[:, :4].astype(int) - [200, 40, 40]).max() < 4
 
 
 def test_decord_reads_our_films(tmp_path):

@@ -28,6 +28,16 @@ def test_turning_draws_each_value_once():
     assert repr(turned).startswith("Knob 'alpha'")
 
 
+def test_a_fault_in_the_drawing_stands_in_its_place():
+    """JupyterLab tells of it in its log alone."""
+    turned = knob(lambda value: Picture(PIL.Image.new("L", (2, 2)), {1: "one"}[value]), (1, 2), 1, "alpha")
+    with pytest.raises(KeyError):
+        turned.slider.value = 2
+    assert turned.shown.value == '<p role="alert">KeyError: 2</p>'
+    turned.slider.value = 1
+    assert 'alt="one"' in turned.shown.value
+
+
 def test_play_and_slider_go_together():
     turned = knob(lambda value: Picture(PIL.Image.new("L", (2, 2)), f"for {value}"), ("a", "b", "c"), "b", "shot")
     assert (turned.play.min, turned.play.max, turned.play.value) == (0, 2, 1)

@@ -30,6 +30,13 @@ def test_other_columns_bring_their_own_labels_and_rows_without_names_no_margin()
     assert np.asarray(sheet({"": {"a": wide}}, "one", size=40)).shape == (BAND + 30, 40, 3)
 
 
+def test_a_label_too_long_for_its_place_shows_its_beginning():
+    """It used to lose both ends."""
+    long, longer = "a red bird in the meadow, bouncing up and down", "a red bird in the meadow, bouncing up and down, twice"
+    margins = [np.asarray(sheet({label: {"a": plain(9, 9, 9)}}, "one", size=64))[:, :MARGIN] for label in (long, longer)]
+    assert np.array_equal(*margins) and (margins[0][:, :2] == 255).all() and (margins[0][:, -2:] == 255).all()
+
+
 def test_pictures_lower_than_a_label_still_fit():
     pixels = np.asarray(sheet({"x": {"a": plain(9, 9, 9, h=4, w=16)}, "y": {"a": plain(9, 9, 9, h=4, w=16)}}, "two", 16))
     assert (pixels == 9).all(-1).sum() == 2 * 4 * 16

@@ -28,6 +28,8 @@ class Toy:
         self.calls.append((prompt, seed, steps, dict(self.alpha), *guided.values()))
         if "purple" in prompt:
             raise AnimkitError("unknown word 'purple'")
+        if "vast" in prompt:
+            raise MemoryError("no room for <it>")
         for step in range(steps):
             if callback:
                 callback(step, None, None)
@@ -85,6 +87,10 @@ def test_playground_says_what_was_wrong(monkeypatch):
     play.look.value = "bad"
     play.run.click()
     assert "&lt;damaged&gt;" in play.shown.value and play.clip is before
+    play.look.value, play.prompt.value = "", "a vast bird"
+    with pytest.raises(MemoryError):
+        play.animate()
+    assert play.shown.value == '<p role="alert">MemoryError: no room for &lt;it&gt;</p>' and not play.run.disabled
 
 
 def test_playground_begins_with_the_clip_it_is_given(monkeypatch):

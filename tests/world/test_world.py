@@ -192,5 +192,7 @@ def test_bad_descriptions_are_refused():
     for thing in (Thing(size=0), Thing(facing=0)):
         with pytest.raises(AnimkitError, match="size is above 0 and its facing 1 or -1"):
             Scene((thing,))
+    with pytest.raises(AnimkitError, match="mind the comma"):
+        Scene((Thing("cat")))
     with pytest.raises(AnimkitError, match="1 frame"):
         render(Scene(), 0)
