@@ -2,7 +2,7 @@
 
     Q = W_Q z + alpha * A B^T z      and K, V, output likewise, in the motion module's temporal self-attentions
 
-Several MotionLoRAs add up, each with its own alpha: shot types compose.
+The letters are the paper's, as in domain_adapter.py. Several MotionLoRAs add up, each with its own alpha: shot types compose.
 """
 from animkit.lora import LoRA
 from animkit.motion_module import MotionModules

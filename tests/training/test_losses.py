@@ -54,7 +54,7 @@ def with_motion():
 
 # ---- the formulas ----------------------------------------------------------------------------------------------------
 
-def test_motion_module_loss_is_equation_4():
+def test_motion_module_loss_is_equation_7():
     spy = Spy()
     value = motion_module_loss(spy, Z, TEXT, generator(), scheduler=SCHEDULER, drop=0)
     assert spy.t.shape == (3,) and spy.x.shape == Z.shape and torch.equal(spy.text, TEXT)
