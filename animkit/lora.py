@@ -67,6 +67,8 @@ class LoRA(nn.Module):
         """
         if rank < 1:
             raise AnimkitError(f"a LoRA's rank must be at least 1, not {rank}")
+        if not isinstance(module, nn.Module):
+            raise AnimkitError(f"a LoRA is made for a model, not for {module!r}; of an animator, pass animator.video_unet")
         names = () if callable(targets) else tuple(targets)
         wanted = targets if callable(targets) else lambda path: any(f".{path}".endswith(f".{name}") for name in names)
         generator = torch.Generator().manual_seed(seed)
