@@ -387,7 +387,8 @@ class Animator:
 
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         shape = (unet.config.in_channels, frames, h // self.pipe.vae_scale_factor, w // self.pipe.vae_scale_factor)
-        noise = torch.stack([torch.randn(shape, generator=g) for g in generators]) if latents is None else latents
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        noise = noise if latents is None else latents  # drawn all the same: a sampler's own noise is what comes after it
         if not torch.is_tensor(noise) or noise.shape != (len(prompts), *shape):
             got = f"the shape {tuple(noise.shape)}" if torch.is_tensor(noise) else f"the type {type(noise).__name__}"
             raise AnimkitError(f"latents have {got}; this call needs a tensor, b c f h w = "

@@ -194,6 +194,9 @@ def test_the_noise_is_drawn_on_the_cpu_as_documented(moving):
     noise = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(11))[None]
     options = dict(frames=3, steps=STEPS, progress=False)
     assert np.array_equal(moving("a bird", seed=11, **options), moving("a bird", seed=0, latents=noise, **options))
+    options["scheduler"] = diffusers.EulerAncestralDiscreteScheduler.from_config(moving.scheduler.config)
+    assert np.array_equal(moving("a bird", seed=11, **options), moving("a bird", seed=11, latents=noise, **options)), \
+        "fresh noise is not the noise that the clip began with once more"
 
 
 # ---- the scheduler
