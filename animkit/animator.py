@@ -210,13 +210,16 @@ class Animator:
         device = checked_device(device) if device is not None or not held else None
         self.pipe, self.defaults, beside = open_base(base, torch.float32 if dtype is None else dtype, tokenizer)
         dtype = torch.float32 if dtype is None and not held else dtype
-        if not held:
-            with quiet_libraries():  # diffusers warns of modules kept in float32 even when there are none
+        if self.pipe.unet.device.type == "meta":
+            raise AnimkitError("This pipeline keeps its weights elsewhere from layer to layer (enable_sequential_cpu_offload), "
+                               "where nothing can be inserted: load it without, and call offload() of its animator.")
+        with quiet_libraries():  # diffusers warns of modules kept in float32 even when there are none
+            if not held:
                 for part in self.pipe.components.values():  # device and dtype in one move: half a file travels as half
                     if isinstance(part, torch.nn.Module):
                         part.to(device, dtype)
-        elif device is not None or dtype is not None:
-            self.pipe.to(device=device, dtype=dtype)
+            elif device is not None or dtype is not None:
+                self.pipe.to(device=device, dtype=dtype)
         self.base = type(base).__name__ if held else str(base)
         self.video_unet = inflate(self.pipe.unet)
         self.alpha = Alphas(self.video_unet)  # animator.alpha["ink"] = 0.3
