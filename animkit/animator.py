@@ -210,13 +210,16 @@ class Animator:
         device = checked_device(device) if device is not None or not held else None
         self.pipe, self.defaults, beside = open_base(base, torch.float32 if dtype is None else dtype, tokenizer)
         dtype = torch.float32 if dtype is None and not held else dtype
-        if not held:
-            with quiet_libraries():  # diffusers warns of modules kept in float32 even when there are none
+        if self.pipe.unet.device.type == "meta":
+            raise AnimkitError("This pipeline keeps its weights elsewhere from layer to layer (enable_sequential_cpu_offload), "
+                               "where nothing can be inserted: load it without, and call offload() of its animator.")
+        with quiet_libraries():  # diffusers warns of modules kept in float32 even when there are none
+            if not held:
                 for part in self.pipe.components.values():  # device and dtype in one move: half a file travels as half
                     if isinstance(part, torch.nn.Module):
                         part.to(device, dtype)
-        elif device is not None or dtype is not None:
-            self.pipe.to(device=device, dtype=dtype)
+            elif device is not None or dtype is not None:
+                self.pipe.to(device=device, dtype=dtype)
         self.base = type(base).__name__ if held else str(base)
         self.video_unet = inflate(self.pipe.unet)
         self.alpha = Alphas(self.video_unet)  # animator.alpha["ink"] = 0.3
@@ -387,7 +390,8 @@ class Animator:
 
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         shape = (unet.config.in_channels, frames, h // self.pipe.vae_scale_factor, w // self.pipe.vae_scale_factor)
-        noise = torch.stack([torch.randn(shape, generator=g) for g in generators]) if latents is None else latents
+        noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        noise = noise if latents is None else latents  # drawn all the same: a sampler's own noise is what comes after it
         if not torch.is_tensor(noise) or noise.shape != (len(prompts), *shape):
             got = f"the shape {tuple(noise.shape)}" if torch.is_tensor(noise) else f"the type {type(noise).__name__}"
             raise AnimkitError(f"latents have {got}; this call needs a tensor, b c f h w = "

@@ -2,6 +2,7 @@
 
     Q = W_Q z + alpha * A B^T z      and K, V, output likewise, in every self- and cross-attention of the image UNet
 
+This is eq. (4) in the paper's letters: its A (out rank) is `up`, which is B in lora.py, its B^T (rank in) is `down`, A there.
 alpha = 1 in training; lowered or 0 at inference, and the videos' look (their watermark above all) fades.
 """
 from torch import nn

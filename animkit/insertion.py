@@ -62,7 +62,7 @@ def checked_alpha(alpha: Any, name: str) -> float:
     try:
         if math.isfinite(alpha):
             return float(alpha)
-    except TypeError:
+    except (TypeError, ValueError):  # a tensor of several numbers
         pass
     raise AnimkitError(f"alpha of {name!r} must be a finite number, not {alpha!r}")
 

@@ -67,6 +67,8 @@ class LoRA(nn.Module):
         """
         if rank < 1:
             raise AnimkitError(f"a LoRA's rank must be at least 1, not {rank}")
+        if not isinstance(module, nn.Module):
+            raise AnimkitError(f"a LoRA is made for a model, not for {module!r}; of an animator, pass animator.video_unet")
         names = () if callable(targets) else tuple(targets)
         wanted = targets if callable(targets) else lambda path: any(f".{path}".endswith(f".{name}") for name in names)
         generator = torch.Generator().manual_seed(seed)
@@ -134,6 +136,10 @@ class LoRA(nn.Module):
             if isinstance(layer, NonDynamicallyQuantizableLinear):  # its weight is read, so that no hook would run
                 raise AnimkitError(f"{path} is inside torch's MultiheadAttention, which never calls it as a layer: a "
                                    "LoRA would do nothing there; leave it out, with targets or with lora.select")
+            attention = root.get_submodule(path.rpartition(".")[0])
+            if type(getattr(attention, "processor", None)).__name__.startswith("Fused"):
+                raise AnimkitError(f"{path} is fused with its neighbours into one layer, and never called itself: a LoRA "
+                                   "would do nothing there; call unet.unfuse_qkv_projections() first")
             if not torch.is_tensor(getattr(layer, "weight", None)):
                 raise AnimkitError(f"{path} is a {type(layer).__name__}, which has no weight that a LoRA could add to: the "
                                    "LoRA was made for another model")

@@ -2,8 +2,10 @@
 
     Q = W_Q z + alpha * A B^T z      and K, V, output likewise, in the motion module's temporal self-attentions
 
-Several MotionLoRAs add up, each with its own alpha: shot types compose.
+The letters are the paper's, as in domain_adapter.py. Several MotionLoRAs add up, each with its own alpha: shot types compose.
 """
+from animkit.errors import AnimkitError
+from animkit.inflation import VideoUNet
 from animkit.lora import LoRA
 from animkit.motion_module import MotionModules
 
@@ -15,6 +17,10 @@ def is_target(path: str) -> bool:
     return ".attention_blocks." in path and path.endswith(tuple(f".{projection}" for projection in PROJECTIONS))
 
 
-def new_motion_lora(modules: MotionModules, rank: int = 64, seed: int = 0) -> LoRA:
-    """A fresh MotionLoRA (4.3) for motion modules, released with rank 64; video_unet.insert(it) sets it to work."""
+def new_motion_lora(modules: MotionModules | VideoUNet, rank: int = 64, seed: int = 0) -> LoRA:
+    """A fresh MotionLoRA (4.3) for motion modules, those of a VideoUNet say, released with rank 64; video_unet.insert(it)
+    sets it to work. AnimkitError where there are none."""
+    modules = getattr(modules, "motion", modules)
+    if modules is None:
+        raise AnimkitError("there is no motion module to make a MotionLoRA for: insert one first")
     return LoRA.for_module(modules, is_target, rank, seed=seed)

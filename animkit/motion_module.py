@@ -64,7 +64,7 @@ class MotionModules(nn.Module):
         if version not in VERSIONS:
             raise AnimkitError(f"unknown motion module version {version!r}: choose one of {', '.join(VERSIONS)}")
         self.sites, self.version, self.kind = dict(sites), version, kind
-        self.positions = positions or VERSIONS[version]["positions"]
+        self.positions = VERSIONS[version]["positions"] if positions is None else positions
         self.heads, self.norm_groups = heads, norm_groups
         for site, c in self.sites.items():
             set_submodule(self, site, MotionModule(c, heads, self.positions, norm_groups, kind))
@@ -144,6 +144,8 @@ class MotionModules(nn.Module):
 
 def motion_sites(unet: nn.Module, mid: bool = False) -> dict[str, int]:
     """Where motion modules go and how wide each is: {"down_blocks.0.motion_modules.0": 320, ...} (4.2)."""
+    if not hasattr(unet, "down_blocks"):
+        raise AnimkitError(f"motion modules are made for a UNet, not for {unet!r}; of an animator, pass animator.video_unet")
     sites = {}
     for side in ("down_blocks", "up_blocks"):
         for i, block in enumerate(getattr(unet, side)):

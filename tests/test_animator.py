@@ -1,5 +1,6 @@
 """Section 4.4: the animator against diffusers' own pipeline; what it promises about noise, batches and bad input."""
 import json
+import logging
 import shutil
 import warnings
 from types import SimpleNamespace
@@ -27,6 +28,14 @@ STEPS = 3
 @pytest.fixture(autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def logged(caplog, monkeypatch):
+    """What the libraries log; they write it to where stderr was when they were imported, which capfd does not see."""
+    for library in ("diffusers", "transformers"):
+        monkeypatch.setattr(logging.getLogger(library), "propagate", True)
+    return caplog
 
 
 def make_tokenizer():
@@ -194,6 +203,9 @@ def test_the_noise_is_drawn_on_the_cpu_as_documented(moving):
     noise = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(11))[None]
     options = dict(frames=3, steps=STEPS, progress=False)
     assert np.array_equal(moving("a bird", seed=11, **options), moving("a bird", seed=0, latents=noise, **options))
+    options["scheduler"] = diffusers.EulerAncestralDiscreteScheduler.from_config(moving.scheduler.config)
+    assert np.array_equal(moving("a bird", seed=11, **options), moving("a bird", seed=11, latents=noise, **options)), \
+        "fresh noise is not the noise that the clip began with once more"
 
 
 # ---- the scheduler
@@ -672,9 +684,10 @@ def test_alphas_are_mappings_to_the_end(moving):
         assert alphas.get("ink") is None and alphas.get("ink", 0.5) == 0.5 and alphas.get("motion", 0.5) == 1
 
 
-def test_dtype_and_tokenizer_of_a_pipeline_that_one_holds():
+def test_dtype_and_tokenizer_of_a_pipeline_that_one_holds(logged):
     pipe = make_pipe()
     assert ak.Animator(pipe, motion=False, dtype=torch.bfloat16).pipe.unet.dtype == torch.bfloat16
+    assert not logged.messages, "of modules that stay in float32, for there are none"
     assert ak.Animator(pipe, motion=False).pipe.unet.dtype == torch.bfloat16, "it stays as it is"
     with pytest.raises(ak.AnimkitError, match="a pipeline that you hold has its own"):
         ak.Animator(pipe, tokenizer=pipe.tokenizer)
@@ -709,6 +722,14 @@ def test_after_offload_nothing_stays_on_the_device_at_the_end_or_at_an_interrupt
     with pytest.raises(KeyboardInterrupt):
         animator("a red balloon", frames=1, steps=1, progress=False, callback=stop)
     assert sent_back == ["vae", "vae"]
+
+
+def test_a_pipeline_whose_weights_come_and_go_with_each_layer_is_refused():
+    from accelerate import cpu_offload
+    pipe = make_pipe()
+    cpu_offload(pipe.unet, torch.device("cpu"))  # what enable_sequential_cpu_offload does to each model, for a GPU
+    with pytest.raises(ak.AnimkitError, match="enable_sequential_cpu_offload.* offload\\(\\) of its animator"):
+        ak.Animator(pipe)
 
 
 def test_offload_to_no_device_is_refused(folder):
@@ -892,15 +913,15 @@ def test_importing_does_not_load_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_loading_is_silent_and_leaves_the_libraries_as_they_were(folder, capfd):
-    from diffusers.utils import logging
-    logging.set_verbosity_info()
+def test_loading_is_silent_and_leaves_the_libraries_as_they_were(folder, capfd, logged):
+    from diffusers.utils import logging as own
+    own.set_verbosity_info()
     try:
         ak.Animator(folder, device="cpu")
-        assert logging.get_verbosity() == logging.INFO and logging.is_progress_bar_enabled()
+        assert own.get_verbosity() == own.INFO and own.is_progress_bar_enabled()
     finally:
-        logging.set_verbosity_warning()
-    assert capfd.readouterr() == ("", "")
+        own.set_verbosity_warning()
+    assert capfd.readouterr() == ("", "") and not logged.messages
 
 
 @pytest.mark.parametrize("config, said", [

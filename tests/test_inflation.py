@@ -528,7 +528,7 @@ def test_bad_input_is_named():
         video_unet.alpha["ink"] = 1
     with pytest.raises(AnimkitError, match="nothing is inserted as 'ink'"):
         video_unet.remove("ink")
-    for alpha in (float("nan"), "much", None):
+    for alpha in (float("nan"), "much", None, torch.ones(2)):
         with pytest.raises(AnimkitError, match="alpha of 'motion' must be a finite number"):
             video_unet.alpha["motion"] = alpha
         with pytest.raises(AnimkitError, match="finite number"):

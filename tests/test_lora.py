@@ -302,6 +302,34 @@ def test_a_layer_that_is_never_called_is_refused_and_the_rest_adapted():
     assert (net(x) - y).abs().max() > 1e-3
 
 
+def test_layers_that_diffusers_fused_are_refused_until_they_are_not():
+    unet = tiny_unet()
+    video_unet, (x, text) = ak.inflate(unet), clip_and_text()
+    adapter = shaken(ak.new_domain_adapter(unet, rank=2))
+    plain = video_unet(x, 7, text)
+    unet.fuse_qkv_projections()
+    before = traces(unet)
+    with pytest.raises(AnimkitError, match="attn1.to_q is fused .* unet.unfuse_qkv_projections"):
+        video_unet.insert(adapter)
+    assert not video_unet.alpha and traces(unet) == before
+    unet.unfuse_qkv_projections()
+    video_unet.insert(adapter)
+    assert (video_unet(x, 7, text) - plain).abs().max() > 1e-3
+
+
+def test_each_is_made_for_what_a_video_unet_holds_or_says_what_it_wants():
+    video_unet = ak.inflate(tiny_unet())
+    for none in (video_unet, video_unet.motion):
+        with pytest.raises(AnimkitError, match="no motion module to make a MotionLoRA for"):
+            ak.new_motion_lora(none, rank=2)
+    modules = MotionModules.for_unet(video_unet)
+    video_unet.insert(modules)
+    assert equal_states(ak.new_motion_lora(video_unet, 2).state_dict(), ak.new_motion_lora(modules, 2).state_dict())
+    for make in (ak.new_domain_adapter, MotionModules.for_unet):
+        with pytest.raises(AnimkitError, match="of an animator, pass animator.video_unet"):
+            make(object())
+
+
 def test_select_keeps_some_layers_and_the_same_weights():
     lora = lora_on(two_layers())
     part = lora.select(lambda path: path == "2")

@@ -334,7 +334,7 @@ def test_sites_are_the_papers_places():
         "mid_block.motion_modules.0"]
 
 
-@pytest.mark.parametrize("of", [{"heads": 0}, {"positions": -1}, {"norm_groups": 0}])
+@pytest.mark.parametrize("of", [{"heads": 0}, {"positions": 0}, {"norm_groups": 0}])
 def test_counts_below_1_are_refused(of):
     with pytest.raises(AnimkitError, match="of a motion module are at least 1"):
         MotionModules({"down_blocks.0.motion_modules.0": 32}, **of)

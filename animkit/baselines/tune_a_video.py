@@ -84,7 +84,7 @@ class TuneAVideo(DDIMBaseline):
                     folder, quiet=not progress)
 
     def _learn(self, config: LoopConfig, folder: str | Path | None, quiet: bool) -> None:
-        """eq. (4) on the one clip, in the one training loop; the UNet, and what is inserted in it, stay as they are."""
+        """eq. (7) on the one clip, in the one training loop; the UNet, and what is inserted in it, stay as they are."""
         def loss(_: nn.Module, z: Tensor, generator: torch.Generator) -> Tensor:
             return denoising_loss(self.video_unet, z, self.text, generator, scheduler=self.scheduler)
 

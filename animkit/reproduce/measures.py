@@ -120,7 +120,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 @torch.no_grad()
 def held_out_loss(animator: Any, clips: Sequence[Clip], scheduler: Any, *, seed: int = 0, draws: int = 4) -> np.ndarray:
-    """eq. (4) on clips that were not learned from: n losses, each the mean over `draws` timesteps and noises, which are
+    """eq. (7) on clips that were not learned from: n losses, each the mean over `draws` timesteps and noises, which are
     the same for every model that is asked."""
     pipe, losses = animator.pipe, []
     text, _ = encode_text(pipe, [clip.prompt for clip in clips], "", False, clips[0].array.shape[1:3], animator.device)

@@ -1,4 +1,4 @@
-"""The three losses of the paper. One formula, eq. (2) for images and eq. (4) for clips:
+"""The three losses of the paper. One formula, eq. (2) for images and eq. (7) for clips:
 
     L = E || eps - eps_theta(z_t, t, text) ||^2,      z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps,      eps ~ N(0, I)
 

@@ -54,7 +54,7 @@ def with_motion():
 
 # ---- the formulas ----------------------------------------------------------------------------------------------------
 
-def test_motion_module_loss_is_equation_4():
+def test_motion_module_loss_is_equation_7():
     spy = Spy()
     value = motion_module_loss(spy, Z, TEXT, generator(), scheduler=SCHEDULER, drop=0)
     assert spy.t.shape == (3,) and spy.x.shape == Z.shape and torch.equal(spy.text, TEXT)
@@ -272,8 +272,15 @@ def test_plain_attention_on_a_cpu_gives_the_fused_kernels_loss_and_gradients(mon
         norm_num_groups=8, cross_attention_dim=16, attention_head_dim=2,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
     video_unet = inflate(unet)
+    assert isinstance(losses.short_attention(torch.device("cpu"), video_unet), nullcontext), "in float32 the fused kernel"
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = losses.short_attention(torch.device("cpu"), video_unet)  # used in float32 below, where rounding hides nothing
+        unet.enable_gradient_checkpointing()
+        assert isinstance(losses.short_attention(torch.device("cpu"), video_unet), nullcontext), "backward computes again"
+    unet.disable_gradient_checkpointing()
+    assert not isinstance(plain, nullcontext)
     found = []
-    for way in (losses.short_attention, lambda device, model: nullcontext()):
+    for way in (lambda device, model: plain, lambda device, model: nullcontext()):
         monkeypatch.setattr(losses, "short_attention", way)
         unet.zero_grad()
         loss = denoising_loss(video_unet, Z, TEXT, generator(), scheduler=SCHEDULER)
