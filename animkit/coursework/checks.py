@@ -183,7 +183,7 @@ def zero_init(answer: Callable[[nn.Module], None]) -> None:
         raise Wrong("nothing has changed: set the module's own weights, in place (nn.init.zeros_ does so).")
     if more:
         raise Wrong(f"you also changed {more[0]}{f' and {len(more) - 1} others' if more[1:] else ''}: zero the output "
-                    "layer alone (temporal_transformer.proj_out), or what is behind it has nothing to learn from.")
+                    "layer alone (temporal_transformer.proj_out); zeroed layers before it give it nothing to learn from.")
     if bool((out.weight == 0).all()) and bool((out.bias != 0).any()):
         raise Wrong("proj_out.weight is zero and its bias is not: every channel is still shifted by a constant.")
     compare("module(x)", y, x, "(b f) c h w", {}, tolerance=1e-6, b=B, f=F)
