@@ -14,6 +14,7 @@ import torch
 from animkit import notebooks
 from animkit.coursework import checks, control_checks
 from animkit.coursework.verdict import Verdict
+from animkit.show.knob import Knob
 from run_cells import SMALLEST, html, run_cells
 
 LESSONS = list(SMALLEST)
@@ -207,6 +208,8 @@ def test_each_runs_at_its_smallest_in_this_process(name, repo, tmp_path):
     folder = {"out": str(tmp_path / "out")} if "out" in notebooks.parameters(source) else {}
     _, shown = run_cells(source, **SMALLEST[name] | folder)
     assert all(things[-1].state == "to do" for id, things in shown.items() if id.startswith("answer-"))
+    for turned in (thing for things in shown.values() for thing in things if isinstance(thing, Knob)):
+        assert len(set(turned.slider.options)) == len(turned.slider.options), "each value once, or a step of the slider does nothing"
     page = "".join(html(thing) for things in shown.values() for thing in things)
     images, films = re.findall(r"<img[^>]*>", page), re.findall(r"<video[^>]*>", page)
     assert len(images) >= 4 and all(re.search(r'alt="[^"]{10,}', image) for image in images)
