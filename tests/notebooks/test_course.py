@@ -239,6 +239,20 @@ def test_lesson_07_takes_the_motion_loras_that_06_left_and_nothing_else_there(re
     assert [file.name for file in names["shot_files"]()] == ["zoom_in-8.safetensors"]
 
 
+def test_lesson_03_looks_into_a_call_that_the_sampler_made(repo):
+    """The call that it repeats with a recorder on has the time and the latents of one of the sampling's own."""
+    cells = [c.source for c in nbformat.read(repo / "notebooks" / "03_motion_module.ipynb", as_version=4).cells if c.cell_type == "code"]
+    names = {"__name__": "__main__"}
+    exec(cells[0], names)
+    names |= SMALLEST["03_motion_module"]
+    exec(cells[1], names)
+    given, source = [], next(cell for cell in cells if "t, x_t = " in cell)
+    hook = names["animator"].video_unet.register_forward_pre_hook(lambda unet, args: given.append((int(args[1]), args[0][:1])))
+    exec(source[:source.index("size = ")], names)
+    hook.remove()
+    assert any(t == int(names["t"]) and torch.equal(x, names["x_t"]) for t, x in given)
+
+
 @pytest.mark.parametrize("lesson, learns", [("04_domain_adapter", "trained"), ("05_training_the_motion_module", "modules")])
 def test_a_training_cell_that_is_run_again_begins_again(repo, tmp_path, lesson, learns):
     """Also when an interrupt left an alpha turned down: what it trains is fresh, and the same as the first time."""
