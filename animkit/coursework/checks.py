@@ -64,7 +64,7 @@ def fold(answer: Callable[[Tensor], Tensor]) -> None:
 def unfold(answer: Callable[[Tensor, int], Tensor]) -> None:
     """answer(y, f) -> clips b c f h w from a batch of images (b f) c h w."""
     y = _randn(B * F, C, H, W)
-    compare("your clips", answer(y.clone(), F), rearrange(y, "(b f) c h w -> b c f h w", f=F), "b c f h w", {
+    compare("your result", answer(y.clone(), F), rearrange(y, "(b f) c h w -> b c f h w", f=F), "b c f h w", {
         "a plain reshape to b c f h w takes channels for frames: split (b f) into b and f first, then move f behind c.":
             y.reshape(B, C, F, H, W),
         "the batch is (b f), not (f b): you put frames of one clip into different clips.":
@@ -102,7 +102,7 @@ def frame_change(answer: Callable[[Tensor], float]) -> None:
 def rows_for_time(answer: Callable[[Tensor, int], Tensor]) -> None:
     """answer(x, f) -> (b h w) f c from the image layers' (b f) c h w."""
     x = _randn(B * F, C, H, W)
-    compare("your rows", answer(x.clone(), F), rearrange(x, "(b f) c h w -> (b h w) f c", f=F), "(b h w) f c", {
+    compare("your result", answer(x.clone(), F), rearrange(x, "(b f) c h w -> (b h w) f c", f=F), "(b h w) f c", {
         "a plain reshape keeps the numbers in their order: rows would mix places and channels. Name the axes, then "
         "move them (rearrange, or reshape and permute).": x.reshape(B * H * W, F, C),
         "the batch is (b f), not (f b): your rows mix the frames of different clips.":
@@ -183,7 +183,7 @@ def zero_init(answer: Callable[[nn.Module], None]) -> None:
         raise Wrong("nothing has changed: set the module's own weights, in place (nn.init.zeros_ does so).")
     if more:
         raise Wrong(f"you also changed {more[0]}{f' and {len(more) - 1} others' if more[1:] else ''}: zero the output "
-                    "layer alone (temporal_transformer.proj_out), or what is behind it has nothing to learn from.")
+                    "layer alone (temporal_transformer.proj_out); zeroed layers before it give it nothing to learn from.")
     if bool((out.weight == 0).all()) and bool((out.bias != 0).any()):
         raise Wrong("proj_out.weight is zero and its bias is not: every channel is still shifted by a constant.")
     compare("module(x)", y, x, "(b f) c h w", {}, tolerance=1e-6, b=B, f=F)
@@ -382,7 +382,7 @@ def zoom_path(answer: Callable[[int, float], list[float]]) -> None:
     for frames, amount in ((5, 0.4), (16, 0.3)):
         right = torch.tensor([crop.scale for crop in crop_path("zoom in", frames, amount)], dtype=torch.float64)
         t = torch.arange(frames, dtype=torch.float64) / (frames - 1)
-        compare(f"the sizes for {frames} frames and amount {amount}", answer(frames, amount), right, "f", {
+        compare(f"the list of sizes for {frames} frames and amount {amount}", answer(frames, amount), right, "f", {
             "this zooms the wrong way: the window must shrink, so that what is in it grows.": right.flip(0),
             "this zooms the wrong way: sizes above 1 leave the picture.": 1 / right,
             "the size falls by equal steps: let it fall by equal factors, (1 - amount)^t, or the zoom seems to speed up.":
@@ -503,7 +503,7 @@ def training_bytes(answer: Callable[[int, int], int]) -> None:
     """answer(frozen, trained) -> bytes for so many parameters: frozen in bfloat16; trained, their gradients and Adam's two
     averages in float32."""
     for a, b in ((860, 417), (1000, 30)):
-        compare(f"the bytes for {a} frozen and {b} trained", answer(a, b), torch.tensor(2 * a + 16 * b), "", {
+        compare(f"the number of bytes for {a} frozen and {b} trained", answer(a, b), torch.tensor(2 * a + 16 * b), "", {
             "what is frozen needs no gradient and nothing of Adam's.": 16 * a + 16 * b,
             "Adam keeps two averages for each trained number, 4 bytes each.": 2 * a + 8 * b,
             "4 bytes a trained number are missing: weight, gradient and two averages are 4 each.": 2 * a + 12 * b,
@@ -516,7 +516,7 @@ def gpu_days(answer: Callable[..., float]) -> None:
     clips, epochs, batch, gpus, seconds = 10_000_000, 3, 5, 7, 1.5  # no product of some is that of others
     steps = clips * epochs / (batch * gpus)
     days = steps * seconds / 86400
-    compare("the days", answer(clips, epochs, batch, gpus, seconds), torch.tensor(days, dtype=torch.float64), "", {
+    compare("the number of days", answer(clips, epochs, batch, gpus, seconds), torch.tensor(days, dtype=torch.float64), "", {
         "that is in seconds: a day has 86,400.": days * 86400, "that is in hours.": days * 24,
         "the batch is missing: a step takes `batch` clips on each GPU.": days * batch,
         "more GPUs must take less time: divide by their number.": days * gpus * gpus,

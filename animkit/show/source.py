@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +54,7 @@ def beside(thing: Any, equations: Mapping[str, str]) -> Source:
         found = _find(lines, piece, thing, file)
         if len(found) > 1:
             raise AnimkitError(f"{piece!r} is in {len(found)} lines of {_name(thing)} ({file}): give a longer piece")
-        code = lines[found[0]].strip()
+        code = re.sub(" {3,}", "  ", lines[found[0]].strip())  # spaces that line comments up would not fit a table
         rows.append(f"| ${_no_pipe(tex)}$ | {start + found[0]} | ``{code.replace('|', chr(92) + '|')}`` |")
         text.append(f"{tex}\n    {start + found[0]}: {code}")
     head = f"| equation | line | `{_name(thing)}` in *{file}* |\n|---|---|---|"

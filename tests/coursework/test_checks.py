@@ -185,8 +185,8 @@ WRONG = [
     ("training_bytes", lambda a, b: 4 * a + 16 * b, "bfloat16"),
     ("gpu_days", lambda c, e, b, g, s: c * e / b / g * s, "seconds"), ("gpu_days", lambda c, e, b, g, s: c * e / b * s / 86400, "GPU-days"),
     ("gpu_days", lambda c, e, b, g, s: c * e / g * s / 86400, "batch"),
-    ("gpu_days", lambda c, e, b, g, s: c * s / (g * e) / 86400, "the days"),
-    ("gpu_days", lambda c, e, b, g, s: c * s / b ** 2 / 86400, "the days"),
+    ("gpu_days", lambda c, e, b, g, s: c * s / (g * e) / 86400, "the number of days"),
+    ("gpu_days", lambda c, e, b, g, s: c * s / b ** 2 / 86400, "the number of days"),
 ]
 
 

@@ -14,6 +14,7 @@ import torch
 from animkit import notebooks
 from animkit.coursework import checks, control_checks
 from animkit.coursework.verdict import Verdict
+from animkit.show.knob import Knob
 from run_cells import SMALLEST, html, run_cells
 
 LESSONS = list(SMALLEST)
@@ -207,6 +208,8 @@ def test_each_runs_at_its_smallest_in_this_process(name, repo, tmp_path):
     folder = {"out": str(tmp_path / "out")} if "out" in notebooks.parameters(source) else {}
     _, shown = run_cells(source, **SMALLEST[name] | folder)
     assert all(things[-1].state == "to do" for id, things in shown.items() if id.startswith("answer-"))
+    for turned in (thing for things in shown.values() for thing in things if isinstance(thing, Knob)):
+        assert len(set(turned.slider.options)) == len(turned.slider.options), "each value once, or a step of the slider does nothing"
     page = "".join(html(thing) for things in shown.values() for thing in things)
     images, films = re.findall(r"<img[^>]*>", page), re.findall(r"<video[^>]*>", page)
     assert len(images) >= 4 and all(re.search(r'alt="[^"]{10,}', image) for image in images)
@@ -234,6 +237,20 @@ def test_lesson_07_takes_the_motion_loras_that_06_left_and_nothing_else_there(re
     names = {"Path": Path, "samples": SimpleNamespace(names=list), "motion_lora": ""}
     exec(compile(tree, "07", "exec"), names)
     assert [file.name for file in names["shot_files"]()] == ["zoom_in-8.safetensors"]
+
+
+def test_lesson_03_looks_into_a_call_that_the_sampler_made(repo):
+    """The call that it repeats with a recorder on has the time and the latents of one of the sampling's own."""
+    cells = [c.source for c in nbformat.read(repo / "notebooks" / "03_motion_module.ipynb", as_version=4).cells if c.cell_type == "code"]
+    names = {"__name__": "__main__"}
+    exec(cells[0], names)
+    names |= SMALLEST["03_motion_module"]
+    exec(cells[1], names)
+    given, source = [], next(cell for cell in cells if "t, x_t = " in cell)
+    hook = names["animator"].video_unet.register_forward_pre_hook(lambda unet, args: given.append((int(args[1]), args[0][:1])))
+    exec(source[:source.index("size = ")], names)
+    hook.remove()
+    assert any(t == int(names["t"]) and torch.equal(x, names["x_t"]) for t, x in given)
 
 
 @pytest.mark.parametrize("lesson, learns", [("04_domain_adapter", "trained"), ("05_training_the_motion_module", "modules")])

@@ -37,6 +37,13 @@ def test_a_decorated_function_is_shown_from_its_own_file():
     assert "animkit/base.py" in source(decode).markdown and "vae.decode" in source(decode).text
 
 
+def test_a_line_loses_the_spaces_that_line_up_its_comment():
+    """Inline code keeps them, and a table that a page has no room for is cut."""
+    from animkit.animator import sample
+    said = beside(sample, {"x = scheduler.step(": "x"}).markdown
+    assert "[0]  # x_t -> x_{t-1}`` |" in said
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda: beside(TemporalAttention.forward, {"no such piece": "x"}), "has changed"),
     (lambda: beside(TemporalAttention.forward, {"rearrange": "x"}), "in 2 lines .*longer piece"),
