@@ -14,6 +14,7 @@ import torch
 from animkit import notebooks
 from animkit.coursework import checks, control_checks
 from animkit.coursework.verdict import Verdict
+from animkit.show.widgets import Playground
 from run_cells import SMALLEST, html, run_cells
 
 LESSONS = list(SMALLEST)
@@ -173,6 +174,15 @@ def run(book, n, code) -> Verdict:
     return eval(ast.unparse(check), space)
 
 
+def test_parameters_of_one_name_are_of_one_kind_in_all_notebooks(repo):
+    """`animkit site -p NAME VALUE` gives them to every notebook that has them."""
+    kinds = {}
+    for path in sorted((repo / "notebooks").glob("*.ipynb")):
+        for name, declared in notebooks.parameters(path).items():
+            kinds.setdefault(name, {}).setdefault(declared["type"], []).append(path.stem)
+    assert {name: found for name, found in kinds.items() if len(found) > 1} == {}
+
+
 def test_solutions_are_right_and_stubs_are_to_do(book):
     for n in exercises(book):
         assert run(book, n, None).state == "to do", n
@@ -205,12 +215,20 @@ def test_each_runs_at_its_smallest_in_this_process(name, repo, tmp_path):
     """The others without a kernel and its imports; in kernels they run when slow."""
     source = repo / "notebooks" / f"{name}.ipynb"
     folder = {"out": str(tmp_path / "out")} if "out" in notebooks.parameters(source) else {}
-    _, shown = run_cells(source, **SMALLEST[name] | folder)
+    names, shown = run_cells(source, **SMALLEST[name] | folder)
     assert all(things[-1].state == "to do" for id, things in shown.items() if id.startswith("answer-"))
     page = "".join(html(thing) for things in shown.values() for thing in things)
     images, films = re.findall(r"<img[^>]*>", page), re.findall(r"<video[^>]*>", page)
     assert len(images) >= 4 and all(re.search(r'alt="[^"]{10,}', image) for image in images)
     assert all(re.search(r'title="[^"]{10,}', film) for film in films)
+    for play in (thing for things in shown.values() for thing in things if isinstance(thing, Playground)):
+        sliders, made = {part: slider.value for part, slider in play.alphas.items()}, play.clip.settings["alpha"]
+        assert {part: sliders[part] for part in made} == made, "the sliders stand as they did for the clip beside them"
+    if name == "07_animate_anything":  # its playground's cell, run again, has the same controls
+        first, cell_of = names["playground_of_mine"], cell(nbformat.read(source, as_version=4), "playground").source
+        exec(cell_of, names)
+        again = names["playground_of_mine"]
+        assert again.guided == first.guided != {} and [*again.alphas] == [*first.alphas]
 
 
 @pytest.mark.slow
