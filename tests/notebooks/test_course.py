@@ -238,6 +238,19 @@ def test_each_runs_at_its_smallest(name, repo, tmp_path):
     execute(name, repo, tmp_path)
 
 
+def test_memory_of_a_training_is_counted_with_fused_attention(repo, monkeypatch):
+    """As lesson 09 says: no scores are drawn up, 0.5 GB here, and gradients that are there already are not counted."""
+    monkeypatch.syspath_prepend(str(repo / "benchmarks"))
+    from memory_table import peak
+    q = torch.empty(1, 8, 4096, 64, device="meta", requires_grad=True)
+
+    def step():
+        torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
+
+    step()
+    assert 0.02 < peak(step) < 0.06
+
+
 def test_lesson_07_takes_the_motion_loras_that_06_left_and_nothing_else_there(repo, tmp_path, monkeypatch):
     book = nbformat.read(repo / "notebooks" / "07_animate_anything.ipynb", as_version=4)
     tree = ast.parse(next(c.source for c in book.cells if "def shot_files" in c.source))
