@@ -211,6 +211,15 @@ def test_a_file_in_a_folders_place_is_refused(tmp_path, capsys):
     assert "file cannot be made a folder (File exists)" in capsys.readouterr().err
 
 
+def test_a_run_that_is_refused_leaves_the_plan_of_the_running_one(tmp_path, capsys):
+    """Jobs on other nodes read it when they begin."""
+    (tmp_path / "plan.json").write_text("the running one's")
+    with workflow.locked(tmp_path, "held"):
+        assert cli.main(["reproduce", SMALLEST, "--out", str(tmp_path / "out"), "--work", str(tmp_path), "--dry-run"]) == 2
+    assert "Another run works in" in capsys.readouterr().err
+    assert (tmp_path / "plan.json").read_text() == "the running one's"
+
+
 def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
     words = ["reproduce", SMALLEST, "--preset", "smoke", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
