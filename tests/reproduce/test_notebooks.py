@@ -431,9 +431,8 @@ def test_two_side_by_side_that_are_killed_go_on_where_they_were(tmp_path):
     assert (tmp_path / "out" / "report.html").exists()
 
 
-@needs_weights
-def test_a_terminated_run_takes_its_notebooks_along(tmp_path):
-    """`kill` and clusters send SIGTERM to the one process that they know; the lock is free again, and no kernel stays."""
+def begun(tmp_path):
+    """A run whose first notebook has its kernel: -> its process, and all that it started."""
     command = [sys.executable, "-m", "animkit", "reproduce", SMALLEST, "--out", str(tmp_path / "out"), "--work",
                str(tmp_path / "work"), "--threads", "1"]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -444,11 +443,33 @@ def test_a_terminated_run_takes_its_notebooks_along(tmp_path):
     while not started():
         assert first.poll() is None, (tmp_path / "work" / "snakemake.log").read_text()[-3000:]
         time.sleep(0.1)
-    family = psutil.Process(first.pid).children(recursive=True)
+    return first, psutil.Process(first.pid).children(recursive=True)
+
+
+@needs_weights
+def test_a_terminated_run_takes_its_notebooks_along(tmp_path):
+    """`kill` and clusters send SIGTERM to the one process that they know; the lock is free again, and no kernel stays."""
+    first, family = begun(tmp_path)
     first.terminate()
     assert first.wait(timeout=60) == 128 + signal.SIGTERM
     gone, alive = psutil.wait_procs(family, timeout=30)
     assert len(family) >= 3 and not alive
+    with workflow.locked(tmp_path / "work", "held"):
+        pass
+
+
+@needs_weights
+@pytest.mark.slow
+def test_what_a_killed_run_left_running_keeps_others_out(tmp_path):
+    """SIGKILL takes one process alone: its Snakemake goes on, and a second one beside it would write the same files."""
+    first, family = begun(tmp_path)
+    first.kill()
+    first.wait()
+    with pytest.raises(AnimkitError, match="held"):
+        workflow.locked(tmp_path / "work", "held")
+    for part in family:
+        part.terminate()
+    assert not psutil.wait_procs(family, timeout=30)[1]
     with workflow.locked(tmp_path / "work", "held"):
         pass
 
