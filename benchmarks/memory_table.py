@@ -49,16 +49,27 @@ class Peak(TorchDispatchMode):
         return out
 
 
+class FusedAttention(torch.autograd.Function):
+    """What a fused attention kernel leaves: its output and one number a row, kept for the way back; on meta, torch would
+    draw up every score."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        out, row = torch.empty_like(q), q.new_empty(q.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, out, row)
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return tuple(map(torch.empty_like, ctx.saved_tensors[:3]))
+
+
 def fused_attention(q, k, v, *args, **kwargs):
-    """What a fused attention kernel leaves: its output and one number a row; on meta, torch would draw up every
-    score."""
-    q.new_empty(q.shape[:-1], dtype=torch.float32)
-    return torch.empty_like(q)
+    return FusedAttention.apply(q, k, v)
 
 
-@torch.no_grad()
 def peak(run: Callable[[], object]) -> float:
-    """The most gigabytes that are alive at once while run() works, its inputs and weights apart."""
+    """The most gigabytes that are alive at once while run() works, its inputs, weights and their gradients apart."""
     with Peak() as counter, patch("torch.nn.functional.scaled_dot_product_attention", fused_attention):
         run()
     return counter.peak / GB
@@ -68,6 +79,7 @@ def weights(module: torch.nn.Module) -> float:
     return sum(t.nbytes for t in module.state_dict().values()) / GB
 
 
+@torch.no_grad()
 def measure(base: str, motion: str, frames: int, side: int) -> dict[str, float]:
     """Gigabytes in half precision (SDXL's VAE in single): the parts' weights, and the peaks of one guided step and of
     decoding."""

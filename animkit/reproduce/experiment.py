@@ -21,7 +21,7 @@ from animkit.reproduce.drawing import found_seconds, shipped
 from animkit.training.history import History
 from animkit.training.loop import known_before
 from animkit.training.plumbing import fast_precision
-from animkit.world import LOOKS
+from animkit.world import LOOKS, SHOTS
 
 PRESETS = ("smoke", "laptop", "paper")  # does it run; the answer on two cores; the paper's amounts
 
@@ -120,6 +120,7 @@ class Experiment:
             raise AnimkitError(f"{self.notebook} has the claims {', '.join(self.claims)}, a verdict is one of "
                                f"{', '.join(VERDICTS)}; got {claim!r}, {verdict!r}.")
         if verdict == "not run":
+            said = said if measured is None else f"no clip gave a number; {said}"  # as chance, of one prompt alone
             measured = None
             if not said:
                 raise AnimkitError(f"{claim!r} was not run: say why.")
@@ -215,7 +216,8 @@ class Verdicts:
 
 
 def check(notebook: str, name: str, value: Any, presets: Sequence[Any]) -> None:
-    """AnimkitError for a value that is not of the kind of the presets' values, too small, or a look that is none."""
+    """AnimkitError for a value that is not of the kind of the presets' values, too small, no shot type, or no look that
+    ships."""
     kinds = {type(known) for known in presets if known is not None}
     kind = float if float in kinds else next(iter(kinds), type(value))
     wanted = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list"}
@@ -226,8 +228,10 @@ def check(notebook: str, name: str, value: Any, presets: Sequence[Any]) -> None:
         raise AnimkitError(f"{name} is {value}: {notebook} needs 1 at least.")
     if isinstance(value, (int, float)) and kind is float and not (0 < value < float("inf") or name == "guided" and value == 0):
         raise AnimkitError(f"{name} is {value}: {notebook} needs {'0 or ' * (name == 'guided')}a number above 0.")
-    if name in ("look", "other") and value not in LOOKS:
-        raise AnimkitError(f"{name} is {value!r}, which is no look of the world; it has: {', '.join(LOOKS)}.")
+    if name in ("look", "other") and value not in (ship := [look for look in LOOKS if shipped(f"looks/{look}")]):
+        raise AnimkitError(f"{name} is {value!r}, which is no look that ships; there are: {', '.join(ship)}.")
+    if name == "shot" and value not in SHOTS:
+        raise AnimkitError(f"{name} is {value!r}, which is no shot type; there are: {', '.join(SHOTS)}.")
 
 
 # What the report reads of each part of results.json.

@@ -250,7 +250,6 @@ def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
     from tqdm.auto import tqdm
     notebooks.needs("snakemake")
     work = make_folder(plan.work)
-    write_text(work / "plan.json", json.dumps(asdict(plan)))
     cores = str(jobs * plan.threads)
     again = [f"{plan.out}/{name}/results.json" for name in plan.outdated()]
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(FOLDER / "Snakefile"), "--directory", str(work),
@@ -259,9 +258,11 @@ def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
                *(["--dry-run"] if dry else []), *further]
     busy = f"Another run works in {work}: wait for it, or give --work."
     # Snakemake's own lock would outlive a run that is killed
-    with locked(work, busy), _terminable(), open(work / "snakemake.log", "a", 1, encoding="utf-8") as log:
+    with locked(work, busy) as lock, _terminable(), open(work / "snakemake.log", "a", 1, encoding="utf-8") as log:
+        write_text(work / "plan.json", json.dumps(asdict(plan)))  # a running one's jobs read theirs on their nodes
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                   errors="replace", env=os.environ | _cache(work))
+                                   errors="replace", env=os.environ | _cache(work),
+                                   pass_fds=(lock.fileno(),) if os.name == "posix" else ())  # held as long as either lives
         try:
             said = "all"
             with tqdm(total=len(plan.names) + 1, desc="experiments", unit="notebook", disable=dry) as bar:

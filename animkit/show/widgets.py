@@ -54,7 +54,7 @@ class Playground(widgets.VBox):
                                                  description=f"alpha {name}", continuous_update=False, **wide)
                        for name, alpha in alphas.items()}
         first = max(guided.values(), default=0.0)
-        self.weight = widgets.FloatSlider(first, min=0, max=max(10, first), step=0.5, description="guidance",
+        self.weight = widgets.FloatSlider(first, min=0, max=max(10, first), step=0.5, description="guided",
                                           tooltip=f"towards {', '.join(guided)}", continuous_update=False, **wide)
         self.run = widgets.Button(description="Animate", button_style="primary", tooltip="Draw a clip so")
         self.bar = widgets.IntProgress(0, 0, 1, description="steps", **wide)

@@ -112,6 +112,7 @@ def test_the_experiment_measures_what_it_claims(experiment, folder, tmp_path):
                              "control", "control, night"]
     assert claims["mask"]["measured"]["value"] == pytest.approx(methods["control"]["IoU"]["value"], abs=1e-3)
     assert methods["really rendered"]["follows"]["n"] and results["parameters"]["prompts"] == 2
+    assert results["parameters"]["controlnet"] == folder.name, "the report names no folder of its maker's"
     assert all(t.things[0].colour != s.things[0].colour and t.things[0].colour in p
                for s, t, p in zip(names["sources"], names["targets"], names["asked"]))
     assert (tmp_path / "out" / "clip.mp4").stat().st_size and (tmp_path / "out" / "figure.png").stat().st_size

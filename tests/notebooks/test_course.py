@@ -15,6 +15,7 @@ from animkit import notebooks
 from animkit.coursework import checks, control_checks
 from animkit.coursework.verdict import Verdict
 from animkit.show.knob import Knob
+from animkit.show.widgets import Playground
 from run_cells import SMALLEST, html, run_cells
 
 LESSONS = list(SMALLEST)
@@ -174,6 +175,15 @@ def run(book, n, code) -> Verdict:
     return eval(ast.unparse(check), space)
 
 
+def test_parameters_of_one_name_are_of_one_kind_in_all_notebooks(repo):
+    """`animkit site -p NAME VALUE` gives them to every notebook that has them."""
+    kinds = {}
+    for path in sorted((repo / "notebooks").glob("*.ipynb")):
+        for name, declared in notebooks.parameters(path).items():
+            kinds.setdefault(name, {}).setdefault(declared["type"], []).append(path.stem)
+    assert {name: found for name, found in kinds.items() if len(found) > 1} == {}
+
+
 def test_solutions_are_right_and_stubs_are_to_do(book):
     for n in exercises(book):
         assert run(book, n, None).state == "to do", n
@@ -206,7 +216,7 @@ def test_each_runs_at_its_smallest_in_this_process(name, repo, tmp_path):
     """The others without a kernel and its imports; in kernels they run when slow."""
     source = repo / "notebooks" / f"{name}.ipynb"
     folder = {"out": str(tmp_path / "out")} if "out" in notebooks.parameters(source) else {}
-    _, shown = run_cells(source, **SMALLEST[name] | folder)
+    names, shown = run_cells(source, **SMALLEST[name] | folder)
     assert all(things[-1].state == "to do" for id, things in shown.items() if id.startswith("answer-"))
     for turned in (thing for things in shown.values() for thing in things if isinstance(thing, Knob)):
         assert len(set(turned.slider.options)) == len(turned.slider.options), "each value once, or a step of the slider does nothing"
@@ -214,6 +224,14 @@ def test_each_runs_at_its_smallest_in_this_process(name, repo, tmp_path):
     images, films = re.findall(r"<img[^>]*>", page), re.findall(r"<video[^>]*>", page)
     assert len(images) >= 4 and all(re.search(r'alt="[^"]{10,}', image) for image in images)
     assert all(re.search(r'title="[^"]{10,}', film) for film in films)
+    for play in (thing for things in shown.values() for thing in things if isinstance(thing, Playground)):
+        sliders, made = {part: slider.value for part, slider in play.alphas.items()}, play.clip.settings["alpha"]
+        assert {part: sliders[part] for part in made} == made, "the sliders stand as they did for the clip beside them"
+    if name == "07_animate_anything":  # its playground's cell, run again, has the same controls
+        first, cell_of = names["playground_of_mine"], cell(nbformat.read(source, as_version=4), "playground").source
+        exec(cell_of, names)
+        again = names["playground_of_mine"]
+        assert again.guided == first.guided != {} and [*again.alphas] == [*first.alphas]
 
 
 @pytest.mark.slow
@@ -221,6 +239,19 @@ def test_each_runs_at_its_smallest_in_this_process(name, repo, tmp_path):
 @pytest.mark.parametrize("name", [name for name in HERE if name != "02_inflation"])
 def test_each_runs_at_its_smallest(name, repo, tmp_path):
     execute(name, repo, tmp_path)
+
+
+def test_memory_of_a_training_is_counted_with_fused_attention(repo, monkeypatch):
+    """As lesson 09 says: no scores are drawn up, 0.5 GB here, and gradients that are there already are not counted."""
+    monkeypatch.syspath_prepend(str(repo / "benchmarks"))
+    from memory_table import peak
+    q = torch.empty(1, 8, 4096, 64, device="meta", requires_grad=True)
+
+    def step():
+        torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
+
+    step()
+    assert 0.02 < peak(step) < 0.06
 
 
 def test_lesson_07_takes_the_motion_loras_that_06_left_and_nothing_else_there(repo, tmp_path, monkeypatch):

@@ -78,6 +78,8 @@ def test_a_forgotten_claim_is_refused_and_leaves_no_file(run, tmp_path):
     assert not (tmp_path / "out" / "results.json").exists()
     run.not_run("coarse", "no weights")
     assert "**not run**: no weights" in run.finish({})._repr_markdown_()
+    run.judge("coarse", Interval(None, None, None, 0), "not run", "share of clips")
+    assert "**not run**: no clip gave a number; share of clips" in run.finish({})._repr_markdown_()
 
 
 def test_what_was_not_used_is_not_reported(run, tmp_path):
@@ -134,7 +136,7 @@ def test_what_is_not_there_is_refused(tmp_path, change, message):
     ("retrain", "false", "retrain is 'false': domain_adapter needs True or False"), ("retrain", 1, "True or False"),
     ("prompts", "20", "prompts is '20': domain_adapter needs a whole number"), ("prompts", 2.5, "a whole number"),
     ("prompts", 10.0, "a whole number"), ("prompts", True, "a whole number"), ("prompts", 0, "needs 1 at least"),
-    ("look", 3, "look is 3: domain_adapter needs text"), ("look", "nolook", "no look of the world; it has: .*ink"),
+    ("look", 3, "look is 3: domain_adapter needs text"), ("look", "nolook", "no look that ships; there are: .*ink"),
     ("budget", "half", "a number"), ("budget", True, "a number"), ("alphas", 1.0, "a list"),
     ("budget", -1.0, "budget is -1.0: domain_adapter needs a number above 0"), ("budget", 0.0, "above 0"),
     ("budget", 0, "above 0"), ("budget", float("nan"), "above 0"), ("budget", float("inf"), "above 0"),

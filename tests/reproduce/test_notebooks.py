@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import psutil
 import pytest
 
-from animkit import cli, notebooks, samples
+from animkit import cli, metrics, notebooks, reproduce, samples
 from animkit.errors import AnimkitError
 from animkit.pages import WIDGET, network_loads
 from animkit.reproduce import CLAIMS, workflow
@@ -109,6 +111,24 @@ def test_notebooks_hold_no_classes_and_only_short_functions(name):
             assert node.end_lineno - node.lineno < 8, f"{node.name} belongs into the package"
 
 
+def judged(name, **names):
+    """Claim -> verdict by a notebook's own cell, of numbers that are given to it."""
+    verdicts = {}
+    run = SimpleNamespace(judge=lambda claim, measured, verdict, said="": verdicts.update({claim: verdict}))
+    source_of = next(cell.source for cell in source(name).cells if cell.id == "verdicts")
+    exec(source_of, {"np": np, "metrics": metrics, "reproduce": reproduce, "run": run, **names})
+    return verdicts
+
+
+@pytest.mark.parametrize("left, verdict", [((0, 0, 0, 0), "undecided"), ((1, 1, 0, 0), "holds"), ((1, 0, 1, 1), "does not hold")])
+def test_where_there_is_no_motion_no_level_is_said_to_carry_it(left, verdict):
+    """left: the share of 20 clips with the named motion, with all levels and without each."""
+    found = dict(zip(("all levels", "without level 0", "without level 1", "without level 2"), left))
+    measures = {name: {"named motion": np.full(20, float(share)), "another's motion": np.zeros(20)}
+                for name, share in found.items()}
+    assert judged("motion_modules_per_resolution", measures=measures, levels=(0, 1, 2)) == {"coarse": verdict}
+
+
 # ---- the plan
 
 def dry_run(tmp_path, *further):
@@ -135,7 +155,9 @@ def test_a_dry_run_plans_every_notebook_and_the_report(tmp_path, capsys):
     (["control", "--set", "comparison.promts=3"], "given to comparison, which is not among the notebooks to run"),
     (["--jobs", "0"], "at least 1"), (["--seed", "-1"], "seed is -1: it is 0 or more"),
     (["--set", "comparison.prompts=0"], "prompts is 0: comparison needs 1 at least"),
-    (["--set", "comparison.look=typo"], "look is 'typo', which is no look"),
+    (["--set", "comparison.look=typo"], "look is 'typo', which is no look that ships; there are: "),
+    (["--set", "control.other=flat"], "other is 'flat', which is no look that ships; there are: "),  # the base's own
+    (["--set", "motion_lora_efficiency.shot=pan-right"], "shot is 'pan-right', which is no shot type; there are: zoom in"),
     (["--set", "train_miniature.budget=-1"], "budget is -1.0: train_miniature needs a number above 0"),
     (["--set", "train_miniature.budget=1e999"], "budget is inf: train_miniature needs a number above 0"),
     (["--set", "qualitative.guided=-2"], "guided is -2.0: qualitative needs 0 or a number above 0"),
@@ -152,6 +174,14 @@ def test_settings_reach_their_notebook_alone():
     assert plan.parameters("comparison")["prompts"] == 7
     assert plan.parameters("noise_schedule") == {"preset": "laptop", "seed": 2, "out": f"{plan.out}/noise_schedule",
                                                  "work": plan.work}
+
+
+def test_every_parameter_is_a_setting():
+    """One that is none would be read by nobody."""
+    for name in THERE:
+        own = set(notebooks.parameters(workflow.FOLDER / f"{name}.ipynb")) - set(workflow.COMMON)
+        assert own <= set(workflow.presets_of(name)["smoke"]), name
+    assert workflow.Plan("smoke", given={"train_miniature": {"stills": "6"}}).parameters("train_miniature")["stills"] == 6
 
 
 def test_guidance_of_0_is_a_setting_and_none_is_the_presets():
@@ -209,6 +239,15 @@ def test_a_file_in_a_folders_place_is_refused(tmp_path, capsys):
     assert "file is no folder: choose another place for the results." in capsys.readouterr().err
     assert cli.main([*words, "--out", str(tmp_path / "out"), "--work", str(tmp_path / "file")]) == 2
     assert "file cannot be made a folder (File exists)" in capsys.readouterr().err
+
+
+def test_a_run_that_is_refused_leaves_the_plan_of_the_running_one(tmp_path, capsys):
+    """Jobs on other nodes read it when they begin."""
+    (tmp_path / "plan.json").write_text("the running one's")
+    with workflow.locked(tmp_path, "held"):
+        assert cli.main(["reproduce", SMALLEST, "--out", str(tmp_path / "out"), "--work", str(tmp_path), "--dry-run"]) == 2
+    assert "Another run works in" in capsys.readouterr().err
+    assert (tmp_path / "plan.json").read_text() == "the running one's"
 
 
 def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
@@ -392,9 +431,8 @@ def test_two_side_by_side_that_are_killed_go_on_where_they_were(tmp_path):
     assert (tmp_path / "out" / "report.html").exists()
 
 
-@needs_weights
-def test_a_terminated_run_takes_its_notebooks_along(tmp_path):
-    """`kill` and clusters send SIGTERM to the one process that they know; the lock is free again, and no kernel stays."""
+def begun(tmp_path):
+    """A run whose first notebook has its kernel: -> its process, and all that it started."""
     command = [sys.executable, "-m", "animkit", "reproduce", SMALLEST, "--out", str(tmp_path / "out"), "--work",
                str(tmp_path / "work"), "--threads", "1"]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -405,11 +443,33 @@ def test_a_terminated_run_takes_its_notebooks_along(tmp_path):
     while not started():
         assert first.poll() is None, (tmp_path / "work" / "snakemake.log").read_text()[-3000:]
         time.sleep(0.1)
-    family = psutil.Process(first.pid).children(recursive=True)
+    return first, psutil.Process(first.pid).children(recursive=True)
+
+
+@needs_weights
+def test_a_terminated_run_takes_its_notebooks_along(tmp_path):
+    """`kill` and clusters send SIGTERM to the one process that they know; the lock is free again, and no kernel stays."""
+    first, family = begun(tmp_path)
     first.terminate()
     assert first.wait(timeout=60) == 128 + signal.SIGTERM
     gone, alive = psutil.wait_procs(family, timeout=30)
     assert len(family) >= 3 and not alive
+    with workflow.locked(tmp_path / "work", "held"):
+        pass
+
+
+@needs_weights
+@pytest.mark.slow
+def test_what_a_killed_run_left_running_keeps_others_out(tmp_path):
+    """SIGKILL takes one process alone: its Snakemake goes on, and a second one beside it would write the same files."""
+    first, family = begun(tmp_path)
+    first.kill()
+    first.wait()
+    with pytest.raises(AnimkitError, match="held"):
+        workflow.locked(tmp_path / "work", "held")
+    for part in family:
+        part.terminate()
+    assert not psutil.wait_procs(family, timeout=30)[1]
     with workflow.locked(tmp_path / "work", "held"):
         pass
 

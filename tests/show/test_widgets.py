@@ -114,6 +114,7 @@ def test_one_slider_weighs_the_guidance_towards_all_parts_at_work(monkeypatch):
         play = widgets.playground(toy, "a bird", guided={"pan left": 6.0, "zoom in": 6.0})
     assert toy.calls[-1][4:] == ({"pan left": 6.0, "zoom in": 6.0},)
     assert play.weight.value == 6 and play.weight in shown_controls(play)
+    assert play.weight.description == "guided", "the guidance that a clip tells beneath it is the text's"
     play.alphas["pan left"].value, play.weight.value = 0.5, 4.0
     play.run.click()
     assert toy.calls[-1][4:] == ({"pan left": 4.0, "zoom in": 4.0},)
