@@ -181,15 +181,30 @@ class Course:
             there = ", ".join(sorted(file.name for file in handed.glob("*.ipynb"))) or "no notebook"
             return f"{student} handed in {there}; {missing[0]} is wanted: give the file that name, in {handed}"
         key, digest = f"{student}/{assignment}", _digest(handed)
-        if not again and self._seen().get(key) == digest and done.is_dir() and any(done.iterdir()):
+        given, seen = self._given(assignment, student), self._seen()
+        marked = not again and bool(given) and seen.get(key) == digest and done.is_dir() and any(done.iterdir())
+        if marked and seen.get(f"{key} given") == given:
             return None
         try:
-            self._run("autograde", "Autograde", assignment, student)
+            if not marked:
+                self._run("autograde", "Autograde", assignment, student)
             self._run("generate_feedback", "GenerateFeedback", assignment, student, template="feedback")
         except AnimkitError as error:
-            return f"{student}: {error}; no mark is given. Mend it in {handed}, where it stays as you leave it, and grade again"
+            return f"{student}: {error}; it was not marked. Mend it in {handed}, where it stays as you leave it, and grade again"
         self._see(key, digest)
+        self._see(f"{key} given", self._given(assignment, student))
         return None
+
+    def _given(self, assignment: str, student: str) -> str:
+        """The points and comments that the student's page shows, as a digest: a reader's come after the tests'. "" for none."""
+        with self._gradebook() as book:
+            try:
+                notebooks = book.find_submission(assignment, student).notebooks
+            except import_module("nbgrader.api").MissingEntry:
+                return ""
+            given = sorted([(each.name, each.score) for notebook in notebooks for each in notebook.grades]
+                           + [(each.name, each.comment or "") for notebook in notebooks for each in notebook.comments], key=str)
+        return hashlib.sha256(repr(given).encode()).hexdigest()
 
     def marks(self, assignment: str) -> Iterator[Mark]:
         """Every exercise of every student that was marked, as the gradebook has it now, points given by hand among them."""

@@ -154,6 +154,16 @@ def test_an_answer_that_ends_python_is_named_and_has_no_mark(tmp_path, capsys):
     assert rows(folder / "grades.csv") == []
 
 
+def test_without_its_gradebook_all_is_marked_anew(tmp_path):
+    folder = write_course(tmp_path)
+    cli.main(["course", "release", str(folder)])
+    hand_in(folder, "ada", "return x + x")
+    for _ in range(2):
+        assert cli.main(["course", "grade", str(folder)]) == 0
+        assert [r["points"] for r in rows(folder / "grades.csv")] == ["3"]
+        (folder / "gradebook.db").unlink()
+
+
 def change(folder, student, changed):
     """ada's answer, its cells changed."""
     file = hand_in(folder, student, "return x + x")
@@ -223,13 +233,22 @@ def test_a_folder_that_the_notebook_reads_is_handed_in_beside_it(graded, outcome
         assert {r["student"]: r["points"] for r in rows(graded / "grades.csv")}["ray"] == points
 
 
-def test_points_given_by_hand_are_in_the_table(graded, outcome):
-    course = Course(graded)
+def test_points_and_comments_given_by_hand_are_in_the_table_and_on_the_page(graded, outcome):
+    course, page = Course(graded), graded / "feedback" / "ada" / "1_double" / "double.html"
     with course._gradebook() as book:
         grade = book.find_grade("why", "double", "1_double", "ada")
         grade.manual_score, grade.needs_manual_grade = 2, False
+        book.find_comment("why", "double", "1_double", "ada").manual_comment = "Well put."
         book.db.commit()
     assert {m.exercise: m.points for m in course.marks("1_double") if m.student == "ada"} == {"double-tests": 3, "why": 2}
+    assert "Well put." not in page.read_text(encoding="utf-8")
+    ran = (graded / "autograded" / "ada" / "1_double" / "double.ipynb").stat().st_mtime_ns
+    for changed in (True, False):
+        before = page.stat().st_mtime_ns
+        cli.main(["course", "grade", str(graded)])
+        assert "Well put." in page.read_text(encoding="utf-8") and (page.stat().st_mtime_ns != before) == changed
+    assert (graded / "autograded" / "ada" / "1_double" / "double.ipynb").stat().st_mtime_ns == ran, "not run again"
+    assert {m.exercise: m.by_hand for m in course.marks("1_double") if m.student == "ada"}["why"] is False
 
 
 def test_nbgraders_own_command_works_in_the_folder(graded):
