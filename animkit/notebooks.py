@@ -95,7 +95,7 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike, given: Mappi
             with tempfile.TemporaryDirectory(prefix="animkit-") as sockets:
                 papermill.execute_notebook(str(notebook), str(output), values, kernel_name="python3",
                                            cwd=str(notebook.parent), progress_bar=progress, log_output=False,
-                                           start_timeout=120, execution_timeout=cell_timeout, config=_own_sockets(sockets))
+                                           start_timeout=120, execution_timeout=cell_timeout, config=own_sockets(sockets))
             return output
         except papermill.PapermillExecutionError as error:
             raise AnimkitError(f"the cell of {notebook.name} that begins {error.source.strip().splitlines()[0]!r} failed "
@@ -112,7 +112,7 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike, given: Mappi
     raise AssertionError("unreachable")
 
 
-def _own_sockets(folder: str):
+def own_sockets(folder: str):
     """Kernel settings: sockets in a folder of its own, since kernels started side by side take each other's ports."""
     Config = needs("traitlets.config").Config
     if os.name != "posix" or len(os.path.join(folder, "k-99")) > 100:  # a socket's path has 103 bytes, on Linux 107

@@ -255,7 +255,7 @@ def one_random_frame(answer: Callable[[Tensor, torch.Generator], Tensor]) -> Non
     """answer(z, generator) -> b c 1 h w: of each clip of z (b c f h w) one frame, drawn by the generator."""
     b = 12
     z = torch.arange(b * F).reshape(b, 1, F, 1, 1).expand(b, C, F, H, W).double().clone()  # clip k, frame j: k f + j
-    seen, alike = set(), 0
+    seen, alike, drawn = set(), 0, set()
     for seed in range(20):
         got = as_tensor("your result", answer(z.clone(), torch.Generator().manual_seed(seed)))
         if got.shape != (b, C, 1, H, W):
@@ -268,11 +268,14 @@ def one_random_frame(answer: Callable[[Tensor, torch.Generator], Tensor]) -> Non
             raise Wrong(f"row {k} holds a frame of clip {int(clip[k])}: clips must keep their places, or captions go astray.")
         seen |= {int(j) for j in frame}
         alike += len(set(frame.tolist())) == 1
+        drawn.add(tuple(frame.tolist()))
     if alike == 20:
         raise Wrong("all clips of a batch get the same frame number: draw one for each clip."
                     if len(seen) > 1 else f"always frame {seen.pop()}: draw it at random.")
     if missing := set(range(F)) - seen:
         raise Wrong(f"frame {min(missing)} never comes up: all f frames, 0 to f - 1, must be equally likely.")
+    if len(drawn) == 1:
+        raise Wrong("20 generators, and always the same frames: draw them at random, with generator=.")
     a, again = (answer(z.clone(), torch.Generator().manual_seed(3)) for _ in range(2))
     if not torch.equal(torch.as_tensor(a), torch.as_tensor(again)):
         raise Wrong("the same generator gives other frames the second time: pass generator= to every draw.")
@@ -313,6 +316,9 @@ def stage2_draw(answer: Callable[[Tensor, int, torch.Generator], tuple[Tensor, T
     again = answer(z.clone(), T, torch.Generator().manual_seed(0))
     if not torch.equal(as_tensor("t", again[0]), t) or not torch.equal(as_tensor("eps", again[1]), eps):
         raise Wrong("the same generator gives other numbers the second time: pass generator= to every draw.")
+    other = answer(z.clone(), T, torch.Generator().manual_seed(1))
+    if torch.equal(as_tensor("t", other[0]), t) or torch.equal(as_tensor("eps", other[1]), eps):
+        raise Wrong("another generator gives the same numbers: pass generator= to every draw, and set no seed yourself.")
 
 
 class _Predictor(nn.Module):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import glob
 import hashlib
 import json
 import logging
@@ -19,6 +20,8 @@ import os
 import re
 import shutil
 import sys
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -27,9 +30,12 @@ from typing import Any
 
 from ..errors import AnimkitError
 from ..files import write_atomically
+from ..notebooks import own_sockets
 
 SEEN = ".seen.json"  # in the course's folder: what was copied and marked
 SECONDS = 600  # for one cell; nbgrader's own limit is 30
+SANITIZE = [*(f"nbgrader.preprocessors.{step}" for step in ("ClearOutput", "DeduplicateIds", "OverwriteKernelspec")),
+            "animkit.coursework.put_back.PutBack", "nbgrader.preprocessors.CheckCellMetadata"]  # nbgrader's, but for PutBack
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class Course:
             raise AnimkitError(f"coursework needs nbgrader ({error}): pip install 'animkit[course]'") from error
         self.config = traitlets.Config()
         self.config.Execute.timeout = SECONDS
-        self.config.OverwriteCells.add_missing_cells = True     # a deleted test counts as failed, not as never asked
+        self.config.OverwriteCells.add_missing_cells = True     # a deleted test counts as failed, not as never asked,
+        self.config.Autograde.sanitize_preprocessors = SANITIZE  # also where its answer is deleted
         self.config.IgnorePattern.enabled = True                # nbgrader takes a warning in a test's cell for a failure
         self.config.IgnorePattern.pattern = "(?s).*"
         if (self.folder / "nbgrader_config.py").is_file():      # what the course says itself goes first
@@ -110,28 +117,44 @@ class Course:
         """Who handed it in. What lies in submitted/STUDENT/ itself is first copied to its assignment: a notebook by its
         name, other files, such as results that it reads, to all that the student hands in."""
         for student in self._students():
-            place, loose = student / assignment, [f for f in student.iterdir() if f.is_file() and f.name[0] != "."]
-            own = [f for f in loose if f.suffix == ".ipynb" and (self.source / assignment / f.name).exists()]
-            if own or place.is_dir():
+            loose = [file for file in _visible(student) if file.relative_to(student).parts[0] not in self.assignments()]
+            own = [f for f in loose if f.suffix == ".ipynb" and f.parent == student
+                   and (self.source / assignment / f.name).exists()]
+            if own or (student / assignment).is_dir():
                 for file in own + [f for f in loose if f.suffix != ".ipynb"]:
-                    self._copy(file, place / file.name)
+                    self._copy(file, student, assignment)
         return [student.name for student in self._students() if (student / assignment).is_dir()]
 
     def strays(self) -> list[str]:
-        """A sentence for each notebook in submitted/STUDENT/ whose name no assignment has."""
-        names = {file.name for file in self.source.glob("*/*.ipynb")}
-        return [f"{file.parent.name} handed in {file.name}, and no assignment has a notebook of that name; rename it in "
-                f"{file.parent} to one of: {', '.join(sorted(names))}"
-                for student in self._students() for file in sorted(student.glob("*.ipynb")) if file.name not in names]
+        """A sentence for each notebook in submitted/ that no assignment takes, and for each student without one."""
+        names, submitted, said = {file.name for file in self.source.glob("*/*.ipynb")}, self._place("submitted"), []
+        for file in _visible(submitted):
+            student, *folders = file.relative_to(submitted).parent.parts or [""]
+            if file.suffix != ".ipynb" or folders and folders[0] in self.assignments():
+                continue
+            if not student:
+                said.append(f"{file} belongs to no student: put it into submitted/STUDENT/")
+            elif folders:
+                said.append(f"{student} handed in {file.name} in the folder {'/'.join(folders)}, which no assignment has as its "
+                            f"name; put it into {submitted / student}")
+            elif file.name not in names:
+                said.append(f"{student} handed in {file.name}, and no assignment has a notebook of that name; rename it in "
+                            f"{file.parent} to one of: {', '.join(sorted(names))}")
+        for student in self._students():
+            files = _visible(student)
+            if not any(file.suffix == ".ipynb" for file in files):
+                said.append(f"{student.name} handed in {', '.join(file.name for file in files) or 'nothing'}, and no notebook")
+        return said
 
     def _students(self) -> list[Path]:
         return sorted(p for p in self._place("submitted").glob("*") if p.is_dir() and p.name[0] != ".")
 
-    def _copy(self, file: Path, place: Path) -> None:
+    def _copy(self, file: Path, student: Path, assignment: str) -> None:
         """Unless it was copied before: what a teacher mended in its place since then stays."""
-        key, digest = f"{file.relative_to(self.folder)} to {place.parent.name}", _digest(file)
+        place = student / assignment / file.relative_to(student)
+        key, digest = f"{file.relative_to(self.folder)} to {assignment}", _digest(file)
         if not place.exists() or self._seen().get(key) != digest:
-            place.parent.mkdir(exist_ok=True)
+            place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, place)
             self._see(key, digest)
 
@@ -151,25 +174,46 @@ class Course:
     def grade(self, assignment: str, student: str, again: bool = False) -> str | None:
         """Run one submission against the tests; None, or a sentence that says why there is no mark."""
         handed, done = (self._place(what) / student / assignment for what in ("submitted", "autograded"))
+        if glob.escape(student) != student:
+            return f"{student}: nbgrader takes [, * and ? in the name of a folder for a pattern; rename {handed.parent}"
         missing = [file.name for file in (self.source / assignment).glob("*.ipynb") if not (handed / file.name).exists()]
         if missing:
             there = ", ".join(sorted(file.name for file in handed.glob("*.ipynb"))) or "no notebook"
             return f"{student} handed in {there}; {missing[0]} is wanted: give the file that name, in {handed}"
         key, digest = f"{student}/{assignment}", _digest(handed)
-        if not again and self._seen().get(key) == digest and done.is_dir() and any(done.iterdir()):
+        given, seen = self._given(assignment, student), self._seen()
+        marked = not again and bool(given) and seen.get(key) == digest and done.is_dir() and any(done.iterdir())
+        if marked and seen.get(f"{key} given") == given:
             return None
         try:
-            self._run("autograde", "Autograde", assignment, student)
+            if not marked:
+                self._run("autograde", "Autograde", assignment, student)
             self._run("generate_feedback", "GenerateFeedback", assignment, student, template="feedback")
         except AnimkitError as error:
-            return f"{student}: {error}"
+            return f"{student}: {error}; it was not marked. Mend it in {handed}, where it stays as you leave it, and grade again"
         self._see(key, digest)
+        self._see(f"{key} given", self._given(assignment, student))
         return None
 
+    def _given(self, assignment: str, student: str) -> str:
+        """The points and comments that the student's page shows, as a digest: a reader's come after the tests'. "" for none."""
+        with self._gradebook() as book:
+            try:
+                notebooks = book.find_submission(assignment, student).notebooks
+            except import_module("nbgrader.api").MissingEntry:
+                return ""
+            given = sorted([(each.name, each.score) for notebook in notebooks for each in notebook.grades]
+                           + [(each.name, each.comment or "") for notebook in notebooks for each in notebook.comments], key=str)
+        return hashlib.sha256(repr(given).encode()).hexdigest()
+
     def marks(self, assignment: str) -> Iterator[Mark]:
-        """Every exercise of every student, as the gradebook has it now, points given by hand among them."""
+        """Every exercise of every student that was marked, as the gradebook has it now, points given by hand among them."""
         with self._gradebook() as book:
             for submission in book.assignment_submissions(assignment):
+                unmarked = all(grade.auto_score is None and grade.manual_score is None
+                               for notebook in submission.notebooks for grade in notebook.grades)
+                if unmarked and not (self._place("autograded") / submission.student.id / assignment).is_dir():
+                    continue  # nbgrader stopped at it; the gradebook has its name all the same
                 for notebook in submission.notebooks:
                     for grade in notebook.grades:
                         yield Mark(submission.student.id, assignment, grade.cell.name, float(grade.score or 0),
@@ -198,7 +242,10 @@ class Course:
             setattr(app, name, value)
         app.log.setLevel(logging.INFO)
         app.log.propagate = False
-        result = import_module("nbgrader.utils").capture_log(app)
+        with tempfile.TemporaryDirectory(prefix="animkit-") as sockets, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # SQLAlchemy's, of nbgrader's code
+            app.config.merge(own_sockets(sockets))
+            result = import_module("nbgrader.utils").capture_log(app)
         if result["success"]:
             return
         if "KeyboardInterrupt" in result.get("error", "").splitlines()[-1:]:
@@ -227,6 +274,12 @@ def _csv(rows: list[tuple]) -> Callable[[str], None]:
         with open(path, "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
     return write
+
+
+def _visible(folder: Path) -> list[Path]:
+    """All files below, but for those whose name, or whose folder's, begins with a dot."""
+    return sorted(file for file in folder.rglob("*")
+                  if file.is_file() and not any(part[0] == "." for part in file.relative_to(folder).parts))
 
 
 def _digest(path: Path) -> str:

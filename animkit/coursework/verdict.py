@@ -3,7 +3,7 @@ import html
 import linecache
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Literal
@@ -59,7 +59,7 @@ def exercise(name: str, right: str) -> Callable:
                 return Verdict(name, "wrong", f"give the function itself, without calling it, not `{answer!r:.60}`.")
             try:
                 with torch.random.fork_rng(devices=[]):
-                    check(answer)
+                    check(_untouched(answer))
             except Wrong as wrong:
                 return Verdict(name, "wrong", str(wrong))
             except Exception as error:  # whatever a student's code may raise
@@ -71,6 +71,27 @@ def exercise(name: str, right: str) -> Callable:
         checked.exercise = name
         return checked
     return decorate
+
+
+def _untouched(answer: Callable) -> Callable:
+    """answer, but Wrong if it changes a tensor that it was given: the caller would go on with other numbers."""
+    def called(*given):
+        before = [tensor.clone() for tensor in _tensors(given)]
+        got = answer(*given)
+        if not all(map(torch.equal, _tensors(given), before)):
+            raise Wrong("your function changes what it was given, in place (`x += y`, or a method whose name ends in `_`), "
+                        "and whoever calls it goes on with other numbers: make a new tensor, `x = x + y`.")
+        return got
+    return called
+
+
+def _tensors(given: Iterable) -> Iterator[Tensor]:
+    """Those among what is given, and in its lists and tuples."""
+    for one in given:
+        if isinstance(one, Tensor):
+            yield one
+        elif isinstance(one, (list, tuple)):
+            yield from _tensors(one)
 
 
 def _where(answer: Callable, error: Exception) -> str:
@@ -103,8 +124,9 @@ def compare(what: str, got: Any, expected: Tensor, axes: str, mistakes: Mapping[
     if off.any():
         index = tuple(off.nonzero()[0].tolist())
         share = f", and {100 * off.double().mean():.0f} % of all values differ" if off.numel() > 1 else ""
-        raise Wrong(f"{what} is {got[index].item():.4g}{_place(index, axes, sizes)}; expected "
-                    f"{expected[index].item():.4g}{share}.")
+        is_, wanted = got[index].item(), expected[index].item()
+        digits = 4 if f"{is_:.4g}" != f"{wanted:.4g}" else 8  # half precision differs later
+        raise Wrong(f"{what} is {is_:.{digits}g}{_place(index, axes, sizes)}; expected {wanted:.{digits}g}{share}.")
 
 
 def as_tensor(what: str, got: Any) -> Tensor:

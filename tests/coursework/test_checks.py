@@ -124,6 +124,7 @@ WRONG = [
     ("temporal_attention", lambda *a: attention(*a, scale=1), "not divided"),
     ("temporal_attention", lambda x, p, *a: attention(x, 0 * p, *a), "no positions at all"),
     ("temporal_attention", lambda x, p, q, k, v: (q(x + p).mT @ k(x + p)).softmax(-1), "shape"),
+    ("temporal_attention", lambda x, *a: attention(x.add_(a[0]), 0 * a[0], *a[1:]), "in place"),
     ("zero_init", zero_all, "also changed .*proj_in|also changed .*norm"),
     ("zero_init", zero_and_freeze, "no longer asks for a gradient"),
     ("zero_init", lambda m: nn.init.zeros_(m.temporal_transformer.proj_out.weight), "bias"),
@@ -133,6 +134,7 @@ WRONG = [
     ("lora_update", lambda x, w, a, b, al: al * x @ (w + b @ a).T, "scales W x"),
     ("lora_update", lambda x, w, a, b, al: al * x @ (b @ a).T, "W x is missing"),
     ("lora_update", lambda x, w, a, b, al: x @ (w + b @ a).T, "no effect"),
+    ("lora_update", lambda x, w, a, b, al: x @ w.add_(al * b @ a).T, "in place"),
     ("lora_numbers", lambda i, o, r: r * i, "A alone"),
     ("lora_numbers", lambda i, o, r: i * o, "whole layer"),
     ("lora_numbers", lambda i, o, r: r * i * r * o, "add"),
@@ -145,11 +147,15 @@ WRONG = [
     ("one_random_frame", lambda z, g: z.mean(2, keepdim=True), "mixes"),
     ("one_random_frame", lambda z, g: random_frame(z.flip(0), g), "row 0 holds a frame of clip 11"),
     ("one_random_frame", lambda z, g: random_frame(z, None), "generator="),
+    ("one_random_frame", lambda z, g: z[torch.arange(12), :, torch.arange(12) % 4].unsqueeze(2), "always the same frames"),
+    ("one_random_frame", lambda z, g: random_frame(z, torch.manual_seed(0)), "always the same frames"),
     ("stage2_draw", lambda z, T, g: (torch.randint(0, T, (len(z) * z.shape[2],), generator=g), draw(z, T, g)[1]), "every frame"),
     ("stage2_draw", lambda z, T, g: (draw(z, T, g)[0], draw(z, T, g)[1][:, :, :1].expand(z.shape)), "same noise"),
     ("stage2_draw", lambda z, T, g: (torch.randint(1, T, (len(z),), generator=g), draw(z, T, g)[1]), "never was 0"),
     ("stage2_draw", lambda z, T, g: (draw(z, T, g)[0], torch.rand(z.shape, generator=g)), "uniform"),
     ("stage2_draw", lambda z, T, g: draw(z, T, None), "generator="),
+    ("stage2_draw", lambda z, T, g: (torch.arange(len(z)) % T, draw(z, T, g)[1]), "another generator"),
+    ("stage2_draw", lambda z, T, g: draw(z, T, torch.manual_seed(0)), "another generator"),
     ("stage2_loss", lambda m, z, x, t, e, a: loss(m, z, x, t, e, a ** 2), "square roots|the loss is"),
     ("stage2_loss", lambda m, z, x, t, e, a: loss(m, z, x, t, e, 1 - a), "exchanged"),
     ("stage2_loss", lambda m, z, x, t, e, a: loss(m, z, x, t, e, a) * z.numel(), "sum"),
@@ -166,6 +172,7 @@ WRONG = [
     ("compose_loras", lambda x, w, l: sum(x @ (w + al * b @ a).T for a, b, al in l) if l else x @ w.T, "once for every"),
     ("compose_loras", lambda x, w, l: compose(x, w, [(a, b, 1) for a, b, _ in l]), "no effect"),
     ("compose_loras", lambda x, w, l: compose(x, w, l[-1:]), "only the last"),
+    ("compose_loras", lambda x, w, l: compose(x, w, [(a, b.mul_(al), 1) for a, b, al in l]), "in place"),
     ("compose_loras", lambda x, w, l: compose(x, w, [(a, b, al / 2) for a, b, al in l]), "mean"),
     ("relative_change", lambda w, a, b, al: al * (b @ a).norm() / w.norm(), "negative"),
     ("relative_change", lambda w, a, b, al: abs(al) * b.norm() * a.norm() / w.norm(), "norm of a product"),
@@ -250,3 +257,5 @@ def test_compare_names_the_first_wrong_frame():
     with pytest.raises(Wrong, match=r"at row 1 \(b 0, frame 1\), c 0"):
         compare("x", torch.tensor([[0.], [9.]]), torch.zeros(2, 1), "(b f) c", b=1, f=2)
     compare("x", right.numpy(), right, "b f c")
+    with pytest.raises(Wrong, match=r"x is 1\.0004 at n 0; expected 1\.0001\."):  # and not "is 1; expected 1"
+        compare("x", torch.tensor([1.0004]).double().round(decimals=6), torch.tensor([1.0001]).double().round(decimals=6), "n")

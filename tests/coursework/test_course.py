@@ -1,5 +1,6 @@
 """release, solutions, grade: a round trip through nbgrader on a tiny course, right and wrong submissions."""
 import csv
+import re
 
 import nbformat
 import pytest
@@ -14,7 +15,7 @@ pytest.importorskip("nbgrader", reason="nbgrader is missing: pip install 'animki
 
 @pytest.fixture(scope="module")
 def graded(tmp_path_factory):
-    """A course after all three commands: ada is right, bob wrong, cyd did nothing, dan's kernel dies, eve lost a test."""
+    """A course after release and solutions: ada is right, bob wrong, cyd did nothing, eve lost a test."""
     folder = write_course(tmp_path_factory.mktemp("course"))
     assert cli.main(["course", "release", str(folder)]) == 0
     assert cli.main(["course", "solutions", str(folder)]) == 0
@@ -72,7 +73,8 @@ def test_what_cannot_be_graded_is_said_and_does_not_stop_the_rest(graded, outcom
     code, said = outcome
     assert code == 1
     assert "fay handed in double (1).ipynb; double.ipynb is wanted" in said
-    assert "gus: nbgrader could not do 1_double" in said
+    assert "gus: nbgrader could not do 1_double" in said and f"Mend it in {graded / 'submitted' / 'gus'}" in said
+    assert "gus" not in {r["student"] for r in rows(graded / "grades.csv") + rows(graded / "exercises.csv")}
     assert "ada 1_double 3 5 0" in said
 
 
@@ -143,6 +145,62 @@ def test_a_file_that_the_notebook_reads_is_handed_in_beside_it(graded, outcome, 
         assert {r["student"]: r["points"] for r in rows(graded / "grades.csv")}[student] == "0"
 
 
+def test_an_answer_that_ends_python_is_named_and_has_no_mark(tmp_path, capsys):
+    folder = write_course(tmp_path)
+    cli.main(["course", "release", str(folder)])
+    hand_in(folder, "dan", "import os; os._exit(1)")
+    assert cli.main(["course", "grade", str(folder)]) == 1
+    assert re.search(r"dan: nbgrader could not do 1_double: .*Kernel died", capsys.readouterr().out)
+    assert rows(folder / "grades.csv") == []
+
+
+def test_without_its_gradebook_all_is_marked_anew(tmp_path):
+    folder = write_course(tmp_path)
+    cli.main(["course", "release", str(folder)])
+    hand_in(folder, "ada", "return x + x")
+    for _ in range(2):
+        assert cli.main(["course", "grade", str(folder)]) == 0
+        assert [r["points"] for r in rows(folder / "grades.csv")] == ["3"]
+        (folder / "gradebook.db").unlink()
+
+
+def change(folder, student, changed):
+    """ada's answer, its cells changed."""
+    file = hand_in(folder, student, "return x + x")
+    notebook = nbformat.read(file, as_version=4)
+    notebook.cells = changed(notebook.cells)
+    nbformat.write(notebook, file)
+
+
+def named(cells, *names):
+    return [c for c in cells if c.metadata.get("nbgrader", {}).get("grade_id") in names]
+
+
+def without_metadata(cells):
+    for c in cells:
+        c.metadata.clear()
+    return cells
+
+
+def marked_otherwise(cells):
+    for c in named(cells, "double-tests"):
+        c.metadata.nbgrader.update(grade=False, solution=True, locked=False, points=100)
+        c.source = "pass"
+    return cells
+
+
+@pytest.mark.parametrize("student, changed, points", [
+    ("Zoë Ö'Neill", lambda cells: cells, "3"),
+    ("deleted", lambda cells: [c for c in cells if c not in named(cells, "double", "double-tests")], "0"),
+    ("copied", lambda cells: [*cells, *(nbformat.from_dict({**c, "id": "copied"}) for c in named(cells, "double-tests"))], "3"),
+    ("dropped", without_metadata, "3"), ("forged", marked_otherwise, "3")])
+def test_cells_that_were_deleted_copied_or_lost_their_marks_are_marked_all_the_same(graded, outcome, student, changed, points):
+    change(graded, student, changed)
+    cli.main(["course", "grade", str(graded)])
+    row = {r["student"]: r for r in rows(graded / "grades.csv")}[student]
+    assert (row["points"], row["of"]) == (points, "5")
+
+
 def test_a_notebook_that_no_assignment_knows_is_named(tmp_path, capsys):
     folder = write_course(tmp_path)
     (folder / "submitted" / "kim").mkdir(parents=True)
@@ -152,13 +210,45 @@ def test_a_notebook_that_no_assignment_knows_is_named(tmp_path, capsys):
     assert "kim handed in double-final.ipynb, and no assignment" in said.out + said.err
 
 
-def test_points_given_by_hand_are_in_the_table(graded, outcome):
-    course = Course(graded)
+def test_what_lies_in_the_wrong_place_is_named(tmp_path, capsys):
+    folder = write_course(tmp_path)
+    for name in ("double.ipynb", "lea/1_duble/double.ipynb", "max/double.zip", "ned [late]/double.ipynb",
+                 "ned [late]/.ipynb_checkpoints/a.ipynb"):
+        (folder / "submitted" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "submitted" / name).write_text("{}")
+    assert cli.main(["course", "grade", str(folder)]) == 1
+    said = capsys.readouterr().out
+    assert f"{folder / 'submitted' / 'double.ipynb'} belongs to no student" in said
+    assert "lea handed in double.ipynb in the folder 1_duble" in said and f"put it into {folder / 'submitted' / 'lea'}" in said
+    assert "max handed in double.zip, and no notebook" in said
+    assert f"rename {folder / 'submitted' / 'ned [late]'}" in said and "a.ipynb" not in said
+
+
+def test_a_folder_that_the_notebook_reads_is_handed_in_beside_it(graded, outcome):
+    hand_in(graded, "ray", "return int(open('results/run/factor.txt').read()) * x", loose=True)
+    (graded / "submitted" / "ray" / "results" / "run").mkdir(parents=True)
+    for factor, points in (("2", "3"), ("3", "0")):  # and handed in anew, it is marked anew
+        (graded / "submitted" / "ray" / "results" / "run" / "factor.txt").write_text(factor)
+        cli.main(["course", "grade", str(graded)])
+        assert {r["student"]: r["points"] for r in rows(graded / "grades.csv")}["ray"] == points
+
+
+def test_points_and_comments_given_by_hand_are_in_the_table_and_on_the_page(graded, outcome):
+    course, page = Course(graded), graded / "feedback" / "ada" / "1_double" / "double.html"
     with course._gradebook() as book:
         grade = book.find_grade("why", "double", "1_double", "ada")
         grade.manual_score, grade.needs_manual_grade = 2, False
+        book.find_comment("why", "double", "1_double", "ada").manual_comment = "Well put."
         book.db.commit()
     assert {m.exercise: m.points for m in course.marks("1_double") if m.student == "ada"} == {"double-tests": 3, "why": 2}
+    assert "Well put." not in page.read_text(encoding="utf-8")
+    ran = (graded / "autograded" / "ada" / "1_double" / "double.ipynb").stat().st_mtime_ns
+    for changed in (True, False):
+        before = page.stat().st_mtime_ns
+        cli.main(["course", "grade", str(graded)])
+        assert "Well put." in page.read_text(encoding="utf-8") and (page.stat().st_mtime_ns != before) == changed
+    assert (graded / "autograded" / "ada" / "1_double" / "double.ipynb").stat().st_mtime_ns == ran, "not run again"
+    assert {m.exercise: m.by_hand for m in course.marks("1_double") if m.student == "ada"}["why"] is False
 
 
 def test_nbgraders_own_command_works_in_the_folder(graded):
@@ -186,7 +276,6 @@ def test_a_source_that_fails_its_own_tests_is_named(tmp_path):
 def test_bad_folders_are_refused_in_one_sentence(tmp_path, change, message, capsys):
     change(tmp_path)
     assert cli.main(["course", "grade", str(tmp_path)]) == 2
-    import re
     assert re.search(message, capsys.readouterr().err)
 
 

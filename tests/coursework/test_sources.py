@@ -44,7 +44,11 @@ WRONG = {
             ("v = to_v(x)\n    x = x + positions\n"
              "    return (to_q(x) @ to_k(x).mT / math.sqrt(x.shape[-1])).softmax(-1) @ v", "V without positions"),
             ("return (to_q(x) @ to_k(x).mT / math.sqrt(x.shape[-1])).softmax(-1) @ to_v(x)", "no positions"),
-            ("x = x + positions\n    return (to_q(x) @ to_k(x).mT).softmax(-1) @ to_v(x)", "sqrt")]),
+            ("x = x + positions\n    return (to_q(x) @ to_k(x).mT).softmax(-1) @ to_v(x)", "sqrt"),
+            ("x += positions\n    q, k, v = to_q(x), to_k(x), to_v(x)\n"
+             "    return (q @ k.mT / math.sqrt(x.shape[-1])).softmax(-1) @ v", "in place"),
+            ("x = x + positions\n    return nn.functional.scaled_dot_product_attention(to_q(x), to_k(x), to_v(x))",
+             "scaled_dot_product_attention is torch's own")]),
         "zero": ("zero-test", [
             ("for p in module.parameters():\n        nn.init.zeros_(p)", "you also changed"),
             ("nn.init.zeros_(module.temporal_transformer.proj_out.weight)", "bias is not"),
@@ -56,6 +60,7 @@ WRONG = {
             ("return x @ weight.T + alpha * (alpha * x @ down.T @ up.T)", "twice"),
             ("return alpha * (x @ weight.T + x @ down.T @ up.T)", "scales W x too"),
             ("return x @ weight.T + x @ down.T @ up.T", "no effect"),
+            ("weight += alpha * up @ down\n    return x @ weight.T", "in place"),
             ("return alpha * (x @ down.T @ up.T)", "W x is missing")]),
         "numbers": ("numbers-test", [("return rank * d_in", "A alone"), ("return d_in * d_out", "whole layer"),
                                      ("return rank * d_in * rank * d_out", "beside each other")]),
@@ -66,6 +71,7 @@ WRONG = {
         "frame": ("frame-test", [
             ("return z[:, :, :1]", "always frame 0"), ("return z.mean(2, keepdim=True)", "mixes"),
             ("k = int(torch.randint(0, z.shape[2], (1,), generator=generator))\n    return z[:, :, k:k + 1]", "same frame number"),
+            ("return z[torch.arange(len(z)), :, torch.arange(len(z)) % z.shape[2]].unsqueeze(2)", "always the same frames"),
             ("k = torch.randint(0, z.shape[2] - 1, (len(z),), generator=generator)\n"
              "    return z[torch.arange(len(z)), :, k].unsqueeze(2)", "never comes up")]),
         "train": ("train-test", [
@@ -73,7 +79,10 @@ WRONG = {
             ("return torch.randn(rank, x.shape[1]), torch.randn(weight.shape[0], rank)", "up is zero"),
             ("g = generator\n    return 0.1 * torch.randn(rank, x.shape[1], generator=g), torch.zeros(weight.shape[0], rank)",
              "still 100% of what it was"),
-            ("down, up = torch.randn(rank, x.shape[1]), torch.zeros(weight.shape[0], rank)\n"
+            ("down = 0.1 * torch.randn(rank, x.shape[1], generator=generator)\n"
+             "    return down, torch.zeros(len(weight), rank, requires_grad=True)", "without gradients"),
+            ("return torch.randn(rank, x.shape[1]), torch.zeros(weight.shape[0], rank)", "with generator=generator"),
+            ("down, up = torch.randn(rank, x.shape[1], generator=generator), torch.zeros(weight.shape[0], rank)\n"
              "    if steps:\n        weight += 1\n    return down, up", "frozen weight was changed")])},
     "3_motion_lora": {
         "zoom": ("zoom-test", [
@@ -99,6 +108,81 @@ WRONG = {
 }
 
 
+# assignment -> answer cell -> right answers in other styles than the source's
+RIGHT = {
+    "1_motion_module": {
+        "fold": ["return torch.stack([x[b, :, f] for b in range(len(x)) for f in range(x.shape[2])])",
+                 "return x.transpose(1, 2).flatten(0, 1).double()", "return rearrange(x.numpy(), 'b c f h w -> (b f) c h w')"],
+        "unfold": ["return torch.stack(y.split(f)).transpose(1, 2)",
+                   "return y.unflatten(0, (-1, f)).permute(0, 2, 1, 3, 4).double()"],
+        "apply": ["return torch.stack([layer(frame) for frame in x.unbind(2)], 2)",
+                  "clips = [torch.cat([layer(frame[None]) for frame in clip.transpose(0, 1)]) for clip in x]\n"
+                  "    return torch.stack(clips).permute(0, 2, 1, 3, 4)"],
+        "positions": ["pe = torch.zeros(frames, c)\n    for p in range(frames):\n        for i in range(c // 2):\n"
+                      "            pe[p, 2 * i] = math.sin(p / 10000 ** (2 * i / c))\n"
+                      "            pe[p, 2 * i + 1] = math.cos(p / 10000 ** (2 * i / c))\n    return pe",
+                      "turn = torch.exp(torch.arange(0, c, 2) * (-math.log(10000.0) / c))\n"
+                      "    angle, pe = torch.outer(torch.arange(frames).float(), turn), torch.zeros(frames, c)\n"
+                      "    pe[:, 0::2], pe[:, 1::2] = angle.sin(), angle.cos()\n    return pe.double()"],
+        "attention": ["y = x + positions[None]\n    s = torch.einsum('nfc,ngc->nfg', to_q(y), to_k(y)) * x.shape[-1] ** -0.5\n"
+                      "    e = torch.exp(s - s.amax(-1, keepdim=True))\n"
+                      "    return torch.einsum('nfg,ngc->nfc', e / e.sum(-1, keepdim=True), to_v(y))",
+                      "out = []\n    for row in x:\n        row = row + positions\n"
+                      "        q, k, v = to_q(row), to_k(row), to_v(row)\n"
+                      "        out.append(torch.softmax(q @ k.t() / math.sqrt(len(k[0])), 1) @ v)\n    return torch.stack(out)",
+                      "y = x + positions\n    q, k, v = (layer(y).numpy() for layer in (to_q, to_k, to_v))\n"
+                      "    w = 2.718281828459045 ** (q @ k.swapaxes(1, 2) / q.shape[-1] ** 0.5)\n"
+                      "    return (w / w.sum(-1, keepdims=True)) @ v"],
+        "zero": ["with torch.no_grad():\n        for p in module.temporal_transformer.proj_out.parameters():\n"
+                 "            p.zero_()",
+                 "out = module.temporal_transformer.proj_out\n    out.weight = nn.Parameter(torch.zeros_like(out.weight))\n"
+                 "    out.bias.data.fill_(0)"]},
+    "2_domain_adapter": {
+        "update": ["return x @ (weight + alpha * up @ down).T", "return (x.double() @ (weight + alpha * up @ down).T.double())",
+                   "return x.numpy() @ (weight + alpha * up @ down).numpy().T",
+                   "return nn.functional.linear(x, weight) + alpha * nn.functional.linear(nn.functional.linear(x, down), up)"],
+        "numbers": ["return sum(nn.Linear(a, b, bias=False).weight.numel() for a, b in ((d_in, rank), (rank, d_out)))"],
+        "where": ["import re\n    return re.search(r'\\.attn[12]\\.(to_[qkv]|to_out\\.0)$', path)"],
+        "frame": ["b, c, f, h, w = z.shape\n    k = torch.stack([torch.randperm(f, generator=generator)[0] for _ in range(b)])\n"
+                  "    return z.gather(2, k.view(b, 1, 1, 1, 1).expand(b, c, 1, h, w))",
+                  "chosen = [int(torch.rand((), generator=generator) * z.shape[2]) for _ in z]\n"
+                  "    return torch.stack([clip[:, j:j + 1] for clip, j in zip(z, chosen)])"],
+        "train": ["a, b = nn.Linear(x.shape[1], rank, bias=False), nn.Linear(rank, len(weight), bias=False)\n"
+                  "    nn.init.normal_(a.weight, std=0.01, generator=generator)\n    nn.init.zeros_(b.weight)\n"
+                  "    optimizer = torch.optim.Adam([*a.parameters(), *b.parameters()], lr=0.05)\n    for _ in range(steps):\n"
+                  "        optimizer.zero_grad()\n        nn.functional.mse_loss(x @ weight.T + b(a(x)), target).backward()\n"
+                  "        optimizer.step()\n    return a.weight.data, b.weight.data",
+                  "a = ((torch.rand(rank, x.shape[1], generator=generator) - 0.5) * 0.2).requires_grad_()\n"
+                  "    b = torch.zeros(len(weight), rank, requires_grad=True)\n"
+                  "    optimizer = torch.optim.Adam([a, b], lr=0.05)\n"
+                  "    while steps > 0:\n        optimizer.zero_grad()\n"
+                  "        loss = ((x @ (weight + b @ a).T - target) ** 2).sum(-1).mean()\n"
+                  "        loss.backward()\n        optimizer.step()\n        steps -= 1\n    return a.detach(), b.detach()"]},
+    "3_motion_lora": {
+        "zoom": ["return torch.logspace(0, math.log10(1 - amount), frames)",
+                 "sizes = [1.0]\n    for _ in range(frames - 1):\n"
+                 "        sizes.append(sizes[-1] * (1 - amount) ** (1 / (frames - 1)))\n    return sizes",
+                 "import numpy as np\n    return np.geomspace(1, 1 - amount, frames)"],
+        "cut": ["s = len(picture)\n    i = [min(s - 1, int(size * (j + 0.5) + (1 - size) * s / 2)) for j in range(s)]\n"
+                "    return picture.view(-1, 3)[[s * row + column for row in i for column in i]].view(s, s, 3)",
+                "picture = picture.permute(2, 0, 1)[None]\n"
+                "    grid = nn.functional.affine_grid(size * torch.eye(2, 3)[None], picture.shape, align_corners=False)\n"
+                "    window = nn.functional.grid_sample(picture, grid, 'nearest', 'border', align_corners=False)\n"
+                "    return window[0].permute(1, 2, 0)",
+                "s = len(picture)\n    n = max(1, round(size * s / 2)) * 2 if size < 1 else s\n    a = (s - n) // 2\n"
+                "    window = picture[a:a + n, a:a + n].permute(2, 0, 1)[None]\n"
+                "    return nn.functional.interpolate(window, (s, s), mode='nearest')[0].permute(1, 2, 0)"],
+        "shot": ["return torch.stack(list(map(cut, video, zoom_in(len(video), amount))))",
+                 "out = video.clone()\n    for j, size in enumerate(zoom_in(video.shape[0], amount)):\n"
+                 "        out[j] = cut(video[j], size)\n    return out"],
+        "compose": ["for down, up, alpha in loras:\n        weight = weight + alpha * up @ down\n    return x @ weight.T",
+                    "y = x.double() @ weight.double().T\n    for a, b, alpha in loras:\n"
+                    "        y += alpha * (x @ a.T @ b.T)\n    return y"],
+        "size": ["return abs(alpha) * torch.linalg.matrix_norm(up @ down) / torch.linalg.matrix_norm(weight)",
+                 "return float((((alpha * up @ down) ** 2).sum() / (weight ** 2).sum()) ** 0.5)"]},
+}
+
+
 # Of assignment 4: what a student's `results` has other than these, and a piece of what its test says.
 RESULTS = {"question": "why?", "varied": "alpha", "held": {"steps": 4}, "metric": "change", "seeds": [0, 1, 2],
            "numbers": {"alpha 0": [3.0, 2.5, 2.0], "alpha 1": [1.0, 1.5, 0.5]}}
@@ -106,7 +190,10 @@ WRONG_RESULTS = [
     ({"seeds": [0, 0, 0]}, "three different seeds"), ({"numbers": {"alpha 1": [1.0, 1.5, 0.5]}}, "two settings"),
     ({"numbers": {"alpha 0": [3.0], "alpha 1": [1.0, 1.5, 0.5]}}, "'alpha 0' has 1 numbers for 3 seeds"),
     ({"numbers": {"alpha 0": [3.0, 2.5, float("nan")], "alpha 1": [1.0, 1.5, 0.5]}}, "not finite"),
-    ({"numbers": {"alpha 0": [1.0, 1.5, 0.5], "alpha 1": [1.0, 1.5, 0.5]}}, "nothing was varied"), ({"held": {}}, "what was held")]
+    ({"numbers": {"alpha 0": [1.0, 1.5, 0.5], "alpha 1": [1.0, 1.5, 0.5]}}, "nothing was varied"),
+    ({"held": {}}, "nothing of held"),
+    ({"question": "", "metric": ""}, "nothing of question, metric"),
+    ({"numbers": {"alpha 0": 2.5, "alpha 1": 1.0}}, "'alpha 0' has 1 numbers for 3 seeds: list one a seed")]
 
 
 def source(repo, assignment):
@@ -202,6 +289,16 @@ def test_planted_wrong_answers_get_no_points_and_are_told_why(repo, assignment, 
     raised = run(wanted, until=test)
     assert type(raised.get(test)) is AssertionError, raised
     assert re.search(told, str(raised[test])), str(raised[test])
+
+
+@pytest.mark.parametrize("assignment, answer, body", [(assignment, answer, body) for assignment, answers in RIGHT.items()
+                                                      for answer, bodies in answers.items() for body in bodies])
+def test_right_answers_get_their_points_whatever_their_style(repo, assignment, answer, body):
+    cells = source(repo, assignment).cells
+    for cell in cells:
+        if nbgrader(cell).get("grade_id") == answer:
+            cell.source = REGION.sub(lambda m: f"{m[1]}{body}", cell.source)
+    assert run(cells, until=WRONG[assignment][answer][0]) == {}
 
 
 def test_the_experiment_is_told_what_its_results_lack(repo):
