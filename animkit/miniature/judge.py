@@ -51,7 +51,7 @@ class Judge:
         return {a: [NAMES[a][k] for k in nearest(self.clip, self.tokenizer, images, a)] for a in attributes}
 
     def motion(self, clips: np.ndarray, among: tuple[str, ...] = KINDS) -> list[str]:
-        """What each clip (n 16 h w 3, uint8) shows: one of the ten motions, "still", "incoherent"; among: the only answers allowed."""
+        """What each clip (n 16 h w 3, uint8) shows: one of the ten motions, "still" or "incoherent"; among: the only answers."""
         return [KINDS[k] for k in self.eye.which(clips, among=among)]
 
     @torch.no_grad()
