@@ -35,7 +35,7 @@ PHRASES = {
 
 
 WEIGHTS = {"object": 3.0}  # shapes are learned last
-COLOURLESS = ("ink", "blueprint", "sepia")  # no one can tell colours in these looks, so no one is asked
+COLOURLESS = ("ink", "blueprint", "sepia")  # colours cannot be seen in these looks, so they are not asked for
 
 
 class ImageText(nn.Module):

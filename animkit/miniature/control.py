@@ -98,7 +98,7 @@ class Steered(nn.Module):
 class Control(Denoising):
     """batch, loss and validate for fit: the base's own objective, on latents n c h w, text n m d and depth n H W.
 
-    Half of the captions are dropped, as in the ControlNet paper, so that the picture itself says what there is.
+    Half of the captions are dropped, as in the ControlNet paper, so that depth alone must tell what there is.
     """
 
     def __init__(self, latents: Tensor, text: Tensor, empty: Tensor, depth: Tensor, size: int = 32, drop: float = 0.5):

@@ -109,7 +109,7 @@ class Recipe:
     budget: float = 1.0
     seconds: float | None = None
     more: int | None = None
-    samples: Path = Path("data_samples")  # where `assemble` puts the results, and what the zoo stands on
+    samples: Path = Path("data_samples")  # where `assemble` puts the results, and what the zoo starts from
     batch: int | None = None
     lr: float | None = None
     count: int | None = None

@@ -104,7 +104,7 @@ def above_zero(**options: float | None) -> None:
 
 
 def _scaled(part: Part, config: Path, budget: float, run: Path, more: int | None) -> list[str]:
-    """The overrides that a budget and `more` ask for; none where all is as the config says."""
+    """The overrides that a budget and `more` ask for; none if all is as in the config."""
     from ..training.config import load_config
     whole = load_config(config, part.train, part.settings)
     steps = max(1, round(whole.training.steps * budget))

@@ -21,7 +21,7 @@ class Claim(NamedTuple):
     rule: str
 
 
-# Notebook -> its claims, in the order of the report. The words are ours; the paper's numbers are its own.
+# Notebook -> its claims, in the order of the report. The words are ours; `paper` has the paper's numbers.
 CLAIMS: dict[str, dict[str, Claim]] = {
     "train_miniature": {
         "object": Claim("ours", "The miniature draws the object that is named", "-", "share of stills, 90 % or more"),

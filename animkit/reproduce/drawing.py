@@ -19,7 +19,7 @@ from animkit.show.clip import Clip
 
 
 def shipped(name: str) -> Path | None:
-    """The file or folder `name` (or name.safetensors) among the samples, None where it does not ship."""
+    """The file or folder `name` (or name.safetensors) among the samples, None if it does not ship."""
     for each in (name, f"{name}.safetensors"):
         try:
             return samples.path(each)

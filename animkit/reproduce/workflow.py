@@ -180,7 +180,7 @@ def write_report(out: str | Path) -> Path:
     executed = notebooks.execute(FOLDER / "report.ipynb", out / "report.ipynb", {"results": there}, progress=False)
     nbformat = notebooks.needs("nbformat")
     nb = nbformat.read(executed, as_version=4)
-    for part in (nb, *nb.cells):                       # nor has papermill's notes on it
+    for part in (nb, *nb.cells):                       # papermill's notes on it go too
         part.metadata.pop("papermill", None)
         part.metadata.pop("execution", None)
     write_text(executed, nbformat.writes(nb))
