@@ -1,5 +1,4 @@
-"""One door for every weights file: open_checkpoint says what it is, and what it returns goes into VideoUNet or
-Animator."""
+"""One function for every weights file: open_checkpoint says what it is; its result goes into VideoUNet or Animator."""
 from animkit.checkpoints.door import open_checkpoint
 from animkit.checkpoints.save import save_checkpoint
 

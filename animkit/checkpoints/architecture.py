@@ -1,6 +1,6 @@
-"""Configs of Stable Diffusion's parts: the full-size ones that the kit carries, and those that weights themselves show.
+"""Configs of Stable Diffusion's parts: those of full size, which come with the kit, and those read off the weights.
 
-What tensors do not show (heads, scheduler, tokenizer) stands in architectures/*.json, so nothing is asked of a hub.
+What tensors do not show (scheduler, tokenizer) is in architectures/*.json, or a rule gives it (heads): no hub is asked.
 """
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def architecture(version: str) -> dict[str, Any]:
 
 
 def count(state: Mapping[str, Tensor], before: str) -> int:
-    """How many numbers follow `before` in the names: count(state, "down_blocks.") -> 4."""
+    """How many different numbers follow `before` in the names: count(state, "down_blocks.") -> 4."""
     return len({name[len(before):].split(".")[0] for name in state if name.startswith(before)})
 
 
 def unet_config(state: Mapping[str, Tensor], pooled: int | None = None) -> dict[str, Any]:
-    """UNet2DConditionModel's config, read off its weights (also a ControlNet's share of it). pooled: the second text
-    encoder's width, which SDXL's added condition holds beside six embedded sizes."""
+    """UNet2DConditionModel's config, read off its weights (or a ControlNet's part of it). pooled: the second text encoder's
+    width; SDXL's added condition is as wide as this and six embedded sizes together."""
     down = range(count(state, "down_blocks."))
     widths = [state[f"down_blocks.{i}.resnets.0.conv2.weight"].shape[0] for i in down]
     cross = [count(state, f"down_blocks.{i}.attentions.") > 0 for i in down]
@@ -89,8 +89,7 @@ def vae_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def text_config(state: Mapping[str, Tensor], full: Mapping[str, Any]) -> dict[str, Any]:
-    """CLIP's text config, read off its weights (names without `text_model.`); `full`: the full-size one, for the
-    rest."""
+    """CLIP's text config, read off its weights (names without `text_model.`); full: the full-size config, for the rest."""
     vocabulary, c = state["embeddings.token_embedding.weight"].shape
     config = {**full, "vocab_size": vocabulary, "hidden_size": c, "num_attention_heads": max(1, c // 64),
               "max_position_embeddings": len(state["embeddings.position_embedding.weight"]),
@@ -102,12 +101,12 @@ def text_config(state: Mapping[str, Tensor], full: Mapping[str, Any]) -> dict[st
 
 
 def own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json without the library's own notes in it."""
+    """A config.json without what the library adds for itself, such as _class_name."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def or_damaged(path: Path, part: str, read: Callable[..., dict], *arguments: Any) -> dict[str, Any]:
-    """read(*arguments), which looks at the weights of a part; AnimkitError if they lack what it looks at."""
+    """read(*arguments), which reads the weights of a part; AnimkitError if they lack what it needs."""
     try:
         return read(*arguments)
     except AnimkitError:

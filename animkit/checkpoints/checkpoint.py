@@ -20,14 +20,13 @@ IN_FOLDER = ("diffusion_pytorch_model", "pytorch_lora_weights", "adapter_model",
 
 
 def named_by_folder(path: Path) -> bool:
-    """Whether a weights file has one of the names that all such files have, so that its folder says what it is."""
+    """Whether a weights file has a usual name (IN_FOLDER), so that only its folder's name says what it is."""
     return path.name.split(".")[0] in IN_FOLDER
 
 
 @dataclass(eq=False)  # by identity, so that {checkpoint: alpha} works
 class Checkpoint:
-    """A recognised file. `weights`: its tensors under the file's own names, wrappers taken off, lazily read, in the
-    file's dtype."""
+    """A recognised file. `weights`: its tensors under the file's own names, without wrappers, read lazily, in its dtype."""
 
     path: Path
     weights: dict[str, Tensor]
@@ -37,15 +36,15 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     strict: bool = True
-    _given: set[int] = field(default_factory=set, repr=False)  # where the tensors lie that a model has already
+    _given: set[int] = field(default_factory=set, repr=False)  # addresses of tensors that a model already has
 
     def __repr__(self) -> str:
         return f"<{self.describe()}>"
 
     @property
     def name(self) -> str:
-        """What the part is called once inserted, unless another name is asked for: the file's own, without its ending,
-        or its folder's where all such files have the same; in the hub's cache, the model's."""
+        """The part's name once inserted, if no other is given: the file's, without its ending. If that is a usual name
+        (IN_FOLDER), the folder's; in the hub's cache, the model's."""
         folder = Path(os.path.abspath(self.path)).parent  # not resolve(): in the hub's cache every file is a link
         if folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--"):
             folder = Path(folder.parent.parent.name.split("--")[-1])  # models--ORG--NAME/snapshots/HASH
@@ -54,7 +53,7 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """How many learned numbers the weights hold: sinusoidal positions and a LoRA's alphas are none."""
+        """How many learned numbers the weights hold; sinusoidal positions and a LoRA's alphas are not learned."""
         return sum(
             tensor.numel() for name, tensor in self.weights.items() if not name.endswith((".pe", ".alpha", ".scale"))
         )
@@ -72,20 +71,19 @@ class Checkpoint:
     def build(self, video_unet: nn.Module | None = None) -> nn.Module:
         """The part that these weights make, ready for VideoUNet.insert; AnimkitError if it does not fit that UNet.
 
-        It holds the file's tensors, where their dtype is the model's: once it was trained, open the file again for what
-        was in it.
+        Where the dtype is the model's, it holds this checkpoint's own tensors: after training it, open the file again for
+        the original ones.
         """
         raise AnimkitError(f"{self.path}: a {self.kind} is not inserted into a UNet by itself.")
 
     def _hand_out(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors themselves the first time, so that nothing is held twice; copies later, so that two models never
-        share."""
+        """The tensors themselves the first time, which saves memory; copies later, so that two models never share."""
         handed = {name: t.clone() if t.data_ptr() in self._given else t for name, t in weights.items()}
         self._given |= {tensor.data_ptr() for tensor in weights.values()}
         return handed
 
     def _say_left_out(self, what: str) -> None:
-        """For a UNet alone, which takes only its own part of a file."""
+        """Warn that a UNet alone takes only its own part of a file."""
         warnings.warn(f"{self.path.name}: {what} not used by a UNet alone; insert it into an Animator to have it too.",
                       stacklevel=4)
 
@@ -107,7 +105,7 @@ def first_ten(names: list[str]) -> str:
 
 
 def check_numbers(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Raises AnimkitError where a weight is made of other than real numbers, or of none."""
+    """Raises AnimkitError if a weight is not of floating-point numbers, or is empty."""
     for name, tensor in state.items():
         if not tensor.is_floating_point() or not tensor.numel():
             kind = str(tensor.dtype).removeprefix("torch.") if tensor.numel() else "no numbers"
@@ -128,9 +126,9 @@ def check_fit(
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """State, which fits, into module without a second copy: the module takes the tensors over as they are."""
+    """Load state, which fits, into module without a second copy: the module takes these very tensors."""
     module.load_state_dict(state, assign=True)
-    # assign=True makes parameters that want gradients of whatever stood there; the file's dtype stays
+    # assign=True keeps the file's dtype, and requires_grad as the parameters had it before
     module.requires_grad_(True).eval()
 
 
@@ -143,8 +141,8 @@ def make_module(
     dtype: torch.dtype | None,
     beside: bool = False,
 ) -> nn.Module:
-    """The part on no memory of its own, then the file's tensors in their places, cast one at a time if another dtype
-    is asked. beside: the config was not read off the weights but lies beside them, and may ask for anything."""
+    """The part, built without memory and then filled with the file's tensors, which are cast one at a time if another
+    dtype is asked for. beside: the config comes from a file beside the weights, so its sizes are checked first."""
     from accelerate import init_empty_weights
 
     check_numbers(path, state)
@@ -152,13 +150,13 @@ def make_module(
         check_sizes(path, config, state)
     with torch.device("meta"):  # shapes alone: what does not fit is refused before any memory is taken
         shapes = _construct(path, part, model, config)
-    if any(name.startswith("text_model.") for name in shapes.state_dict()):  # transformers has it with and without
+    if any(name.startswith("text_model.") for name in shapes.state_dict()):  # the prefix depends on the version of transformers
         state = {
             name if name.startswith("text_projection") else f"text_model.{name}": tensor
             for name, tensor in state.items()
         }
     check_fit(path, shapes, state, "its structure is not that of Stable Diffusion 1.x, 2.x or XL.")
-    with init_empty_weights():  # once more, for what is in no file: CLIP counts its places in a buffer
+    with init_empty_weights():  # again, for buffers that are in no file: CLIP's position_ids
         module = _construct(path, part, model, config)
     fill(module, {name: tensor.to(dtype or tensor.dtype) for name, tensor in state.items()})
     return module
@@ -167,5 +165,5 @@ def make_module(
 def _construct(path: Path, part: str, model: type, config: Any) -> nn.Module:
     try:
         return model.from_config(config) if hasattr(model, "from_config") else model(config)
-    except Exception as error:  # whatever a library says of settings that contradict each other
+    except Exception as error:  # libraries raise many kinds of errors for settings that contradict each other
         raise AnimkitError(f"{path}: no {part} can be made by its config ({short(error)}); fetch both again.") from None

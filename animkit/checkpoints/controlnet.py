@@ -55,7 +55,7 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
     diffusers = any("controlnet_down_blocks." in name for name in weights)
     if not diffusers and not any(name.startswith(("control_model.", "input_hint_block.")) for name in weights):
         return None
-    if "difference" in weights:  # a marker, in files of weights less those of Stable Diffusion 1.5
+    if "difference" in weights:  # marks a file of differences from Stable Diffusion 1.5's weights
         raise AnimkitError(f"{path}: this ControlNet holds differences from its base's weights, not weights; take its "
                            "ordinary version (control_v11p_... without diff in its name).")
     if "lora_controlnet" in weights:

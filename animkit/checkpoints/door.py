@@ -1,5 +1,4 @@
-"""open_checkpoint: from a path to what it is, without being told. Wrappers come off, then each format's file is asked
-in turn."""
+"""open_checkpoint tells from a file's content what it is: it takes wrappers off, then asks the file of each format."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -24,9 +23,9 @@ def open_checkpoint(path: str | Path, *, strict: bool = True) -> Checkpoint:
     """What a weights file (or a folder with one) is, and its weights; it goes into VideoUNet.insert or Animator.insert.
 
     Motion modules (v1, v2, v3, SDXL, AnimateLCM, diffusers' MotionAdapter), MotionLoRAs, domain adapters and LoRAs
-    (reference, diffusers, PEFT, kohya naming), Stable Diffusion 1.x, 2.x, XL in one file, UNets, ControlNets;
+    (reference, diffusers, PEFT, kohya naming), Stable Diffusion 1.x, 2.x, XL in one file, UNets, VAEs, ControlNets;
     .safetensors, .ckpt, .pt, .bin. strict=False lets a LoRA leave out layers that the model lacks (a v2 MotionLoRA's
-    middle block on v1 or v3), said once. Nothing of the file is executed. Raises AnimkitError, which says what the
+    middle block on v1 or v3), with a warning. Nothing of the file is executed. Raises AnimkitError, which says what the
     file is if it is not one of these.
     """
     if not isinstance(path, (str, Path)):
@@ -61,8 +60,8 @@ def _is_dir(path: Path) -> bool:
 
 
 def unwrap(path: Path, contents: Any) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors inside `state_dict` and `module.` wrappers, or inside the only table that there is, and the entries
-    beside them that hold tensors too; numbers, configs and optimisers' lists are dropped."""
+    """(tensors by name, names of other entries that hold tensors too), without wrappers such as `state_dict` and
+    `module.`, or from the only table that has tensors. Numbers, configs and optimisers' lists are dropped."""
     beside: list[str] = []
     for _ in range(4):
         wrapper = _wrapper(contents) if isinstance(contents, Mapping) else None
@@ -92,7 +91,7 @@ def unwrap(path: Path, contents: Any) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _wrapper(contents: Mapping) -> Any:
-    """The key of the table that holds the weights; None if they lie here, or in one of several tables."""
+    """The key of the table that holds the weights; None if they are at this level, or if several tables have tensors."""
     known = next((key for key in WRAPPERS if isinstance(contents.get(key), Mapping) and contents[key]), None)
     if known is not None or "string_to_param" in contents or any(map(torch.is_tensor, contents.values())):
         return known
@@ -124,8 +123,7 @@ def _deep_tensors(table: Mapping, seen: set[int]) -> bool:
 
 
 def _config_beside(path: Path) -> dict:
-    """The config.json (or PEFT's adapter_config.json) of a file that lies in a diffusers folder under a diffusers
-    name."""
+    """The config.json (or PEFT's adapter_config.json) beside a file with a usual name (IN_FOLDER); {} if there is none."""
     if not named_by_folder(path):
         return {}
     return next((read_config(path.parent / name) for name in ("config.json", "adapter_config.json")

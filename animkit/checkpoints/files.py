@@ -1,7 +1,7 @@
-"""Reading a weights file that a stranger made: what its headers promise is checked before any memory is taken.
+"""Reads weights files from sources that cannot be trusted: the sizes in them are checked before any memory is taken.
 
-Both containers are mapped into memory, not read: a tensor costs nothing until it is used, keeps the file's dtype, and
-a write to it never reaches the file.
+safetensors files and torch's zip files are mapped into memory, not read: a tensor costs nothing until it is used,
+keeps the file's dtype, and a write to it never reaches the file.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from animkit.checkpoints.pickles import CONVERT, Outline, read_outline
 from animkit.errors import AnimkitError
 
-# Bytes per element of the dtypes that torch can hold; safetensors knows others (F4, F6), for which torch has no place.
+# Bytes per element of the dtypes that torch can hold; safetensors has others (F4, F6) that torch lacks.
 ITEMSIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
             "U64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "C64": 8}
 MAX_HEADER = 100_000_000  # the safetensors format's own limit
@@ -24,10 +24,9 @@ AGAIN = "download it again and compare its size with the source's"
 
 
 def read_file(path: str | Path) -> tuple[dict, dict[str, str]]:
-    """(contents, metadata) of a `.safetensors`, `.ckpt`, `.pt`, `.pth` or `.bin` file, told by its bytes, not its name.
+    """(contents, metadata) of a `.safetensors`, `.ckpt`, `.pt`, `.pth` or `.bin` file; its bytes tell the format, not its name.
 
-    contents: what the file holds, tensors lazily read, in the file's dtype. Raises AnimkitError for whatever is not
-    one.
+    contents: what the file holds; tensors are read lazily, in the file's dtype. Raises AnimkitError for any other file.
     """
     path = Path(path)
     if not path.exists():
@@ -92,7 +91,7 @@ def _looks_like_safetensors(head: bytes) -> bool:
 
 # ---------------------------------------------------------------------------------------------------- safetensors
 def check_safetensors_header(path: Path, size: int) -> dict:
-    """The JSON header, after its length, every dtype, shape and offset have been held against the file's size."""
+    """The JSON header, once its length, every dtype, shape and offset are checked against the file's size."""
     with open(path, "rb") as f:
         length = struct.unpack("<Q", f.read(8))[0]
         if length > MAX_HEADER or length < 2:
@@ -159,13 +158,13 @@ def _read_zip(path: Path, size: int) -> dict:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            # zipfile has seen the central directory; the sizes in it are what torch would allocate.
+            # torch would allocate the sizes that the central directory states.
             for entry in entries:
                 if entry.header_offset + entry.compress_size > size or (
                         entry.compress_type == zipfile.ZIP_STORED and entry.file_size != entry.compress_size):
                     raise AnimkitError(f"{path}: the file is cut short or damaged: record {entry.filename!r} claims "
                                        f"{entry.file_size:,} bytes of a file of {size:,}; {AGAIN}.")
-            names = [entry.filename.lower() for entry in entries]  # torch finds them in any case
+            names = [entry.filename.lower() for entry in entries]  # torch ignores upper and lower case
             if len(set(names)) < len(names) or sum(name.split("/")[-1] == "data.pkl" for name in names) > 1:
                 raise AnimkitError(f"{path}: it has two records of one name, so that the one looked at need not be the "
                                    f"one that is loaded: the file is damaged or made to do harm; {AGAIN}.")
@@ -216,14 +215,14 @@ def _torch_load(path: Path, mmap: bool) -> dict:
     import pickle
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    # the outline has passed, so torch is stricter than we are: it has the last word
+    # the outline has passed, so torch is stricter than our check: torch decides
     except pickle.UnpicklingError as error:
         raise AnimkitError(f"{path}: torch will not read it as plain weights ({short(error)}). {CONVERT}") from None
-    except Exception as error:  # torch raises whatever the damaged bytes lead to
+    except Exception as error:  # damaged bytes make torch raise any kind of error
         raise AnimkitError(f"{path}: the file is damaged ({short(error)}); {AGAIN}.") from None
 
 
 def short(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
+    """The first line of an error's message, at most 160 characters; its type if there is no message."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line if len(line) <= 160 else line[:157] + "..."

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints a table for each file; 1 if one of them is nothing that animkit can use, else 0."""
+    """Prints a table for each file; returns 1 if animkit cannot use one of them, else 0."""
     from animkit.checkpoints import open_checkpoint
 
     failed = 0
@@ -33,12 +33,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _harmless(text: str) -> str:
-    """Names come from strangers, and some letters are commands to a terminal."""
+    """The text without characters that are commands to a terminal: names in files cannot be trusted."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)
 
 
 def table(checkpoint: Checkpoint, tensors: bool = False) -> str:
-    """What a checkpoint is, as lines of a name and a value."""
+    """What a checkpoint is: lines, each with a name and a value."""
     weights = checkpoint.weights
     found = ((re.match(r".*?(down|mid|up|input|middle|output)_blocks?", name), name) for name in weights)
     blocks = Counter(match[0] if match else name.split(".")[0] for match, name in found)

@@ -1,5 +1,4 @@
-"""Where a layer of diffusers' UNet stands in the original latent-diffusion code, which numbers its blocks in one
-row."""
+"""Names of the layers of diffusers' UNet in the original latent-diffusion code, which numbers its blocks in one row."""
 from __future__ import annotations
 
 from torch import nn
@@ -18,8 +17,7 @@ OUTSIDE = {
 
 
 def to_ldm_name(path: str, layers_per_block: int, unet: nn.Module) -> str:
-    """down_blocks.1.attentions.0.proj_in -> input_blocks.4.1.proj_in; a name without a counterpart comes back as it
-    is."""
+    """down_blocks.1.attentions.0.proj_in -> input_blocks.4.1.proj_in; a name without a counterpart stays as it is."""
     for diffusers, original in OUTSIDE.items():
         if path == diffusers or path.startswith(f"{diffusers}."):
             return original + path[len(diffusers):]
@@ -35,7 +33,7 @@ def to_ldm_name(path: str, layers_per_block: int, unet: nn.Module) -> str:
         if part == "downsamplers":
             return ".".join([f"input_blocks.{(i + 1) * row}.0.op", *rest[1:]])
         return _join(f"input_blocks.{1 + i * row + j}.{int(part == 'attentions')}", part, rest)
-    if part == "upsamplers":  # stands behind the attention, if the block has one
+    if part == "upsamplers":  # comes after the attention, if the block has one
         last = 2 if getattr(unet.up_blocks[i], "attentions", None) is not None else 1
         return ".".join([f"output_blocks.{i * row + layers_per_block}.{last}", *rest])
     return _join(f"output_blocks.{i * row + j}.{int(part == 'attentions')}", part, rest)

@@ -1,9 +1,7 @@
-"""LoRAs on disk: the same pair of matrices under five namings (reference, first diffusers, diffusers/PEFT, kohya,
-animkit).
+"""LoRAs on disk: the same pair of matrices in five namings (reference, first diffusers, diffusers/PEFT, kohya, animkit).
 
-Every naming is brought to (model, layer, half); the layer is then looked up among the layers that the model really
-has, so that no widths and no block counts are assumed. kohya and PEFT multiply by their alpha / rank: that is `scale`
-in animkit.lora.
+Every name is read as (model, layer, half). The layer is then looked up among the layers that the model really has, so
+no widths or block counts are assumed. kohya and PEFT multiply by their alpha / rank, which animkit.lora calls `scale`.
 """
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from animkit.errors import AnimkitError
 from animkit.lora import Attachment, LoRA
 from animkit.motion_module import MotionModules
 
-# (how a tensor's name ends, whose naming it is), most telling first; <h> is which half
+# (how a tensor's name ends, whose naming that is), the most specific first; <h>: which half
 ENDS = [
     (r"(?:\.processor)?\.(?P<to>to_q|to_k|to_v|to_out)_lora\.(?P<h>down|up)\.weight", "reference"),
     (r"\.lora_linear_layer\.(?P<h>down|up)\.weight", "diffusers"),
@@ -60,10 +58,10 @@ OTHER_KINDS = {
     "boft": "BOFT",
     "lora_transformer_": "LoRA for a diffusion transformer",
 }
-OTHER_BASES = {"double_blocks": "Flux", "joint_blocks": "Stable Diffusion 3"}  # these models themselves: refusals.py
+OTHER_BASES = {"double_blocks": "Flux", "joint_blocks": "Stable Diffusion 3"}  # LoRAs for these; the models: refusals.py
 PROJECTION = re.compile(r"(attn[12]_to_(?:q|k|v|out))(?:_0)?$")  # where a domain adapter has its layers (4.1)
 MIDDLE = "mid_block.motion_modules.0"
-# what the metadata of animkit's own files says a LoRA is
+# `kind` in the metadata of animkit's own files -> the checkpoint's kind
 SAID = {"domainadapter": "domain adapter", "motionlora": "MotionLoRA", "look": "LoRA"}
 
 
@@ -84,13 +82,12 @@ class Layer:
 
 
 def flat(name: str) -> str:
-    """kohya writes underscores for dots, and so cannot be taken apart again; every name is compared in this form."""
+    """Underscores for dots, as kohya writes names. This cannot be undone, so all names are compared in this form."""
     return name.replace(".", "_")
 
 
 def parse(path: Path, weights: Mapping[str, Tensor], metadata: Mapping, config: Mapping = {}) -> tuple[dict, str]:
-    """({model: {flat layer name: Layer}}, naming); AnimkitError if a half or an alpha is missing, or a tensor is no
-    LoRA's."""
+    """({model: {flat layer name: Layer}}, naming); AnimkitError if a half or alpha is missing, or a tensor is not a LoRA's."""
     models: dict[str, dict[str, Layer]] = {}
     unknown, seen, formats = (
         [],
@@ -105,7 +102,7 @@ def parse(path: Path, weights: Mapping[str, Tensor], metadata: Mapping, config: 
         layer = key[:match.start()] + (f".{match['to']}" if "to" in match.groupdict() else "")
         layer = re.sub(r"^(base_model\.model\.|module\.)+", "", layer)
         model, rest = next(((model, layer[len(p):]) for p, model in MODELS if layer.startswith(p)), ("unet", layer))
-        if model == "unet" and rest.startswith("text_model."):  # PEFT's, of a text encoder alone
+        if model == "unet" and rest.startswith("text_model."):  # a file of PEFT's with a text encoder alone
             model = "text_encoder"
         formats[format] = formats.get(format, 0) + 1
         half = seen[match["h"]]
@@ -148,8 +145,7 @@ def parse(path: Path, weights: Mapping[str, Tensor], metadata: Mapping, config: 
 
 
 def _scale_of_peft(path: Path, models: Mapping, metadata: Mapping, config: Mapping) -> None:
-    """PEFT keeps alpha and rank outside the tensors: in adapter_config.json, or in the metadata that diffusers
-    writes."""
+    """PEFT keeps alpha and rank outside the tensors: in adapter_config.json, or in the metadata that diffusers writes."""
     what = "lora_adapter_metadata"
     said = read_table(path, metadata[what], f"its metadata ({what})") if what in metadata else {}
     for model, layers in models.items():
@@ -165,8 +161,8 @@ def _scale_of_peft(path: Path, models: Mapping, metadata: Mapping, config: Mappi
 
 
 def _is_of(path: Path, pattern: str, name: str) -> bool:
-    """Whether a layer's name is, or ends in, what alpha_pattern says, by PEFT's rule, which takes it as a regular
-    expression. One that a stranger wrote may run for ever: nothing in it may repeat."""
+    """Whether a layer's name matches, or ends in a match of, an entry of alpha_pattern. PEFT takes it as a regular
+    expression. One from a file that cannot be trusted may run for ever, so nothing in it may repeat."""
     if not re.fullmatch(r"\^?(?:[\w-]|\\?\.)+\$?", pattern):
         raise AnimkitError(f"{path}: its setting alpha_pattern has {pattern!r:.80}, which is no layer's name; save the "
                            "LoRA with one alpha, or with its layers' names written out.")
@@ -174,8 +170,8 @@ def _is_of(path: Path, pattern: str, name: str) -> bool:
 
 
 class PartialLoRA(LoRA):
-    """A LoRA whose `optional` layers act where the model has them: a v2 MotionLoRA, opened with strict=False, whose
-    middle block has a place in v2 and none in v1 and v3. It stays whole, and may be moved from one to the other."""
+    """A LoRA whose `optional` layers act only where the model has them: a v2 MotionLoRA, opened with strict=False, whose
+    middle block v1 and v3 do not have. It keeps all its layers, so it can be moved between v2 and v1 or v3."""
 
     path: Path
     optional: frozenset[str] = frozenset()
@@ -197,13 +193,13 @@ class PartialLoRA(LoRA):
 
 
 class LoRACheckpoint(Checkpoint):
-    """A LoRA file of any naming; build() gives the LoRA for a UNet, build_text() that for a text encoder."""
+    """A LoRA file of any naming; build() gives the LoRA for a UNet, build_text() the LoRA for a text encoder."""
 
     models: dict[str, dict[str, Layer]]
 
     def build(self, video_unet: nn.Module | None = None, text_too: bool = False) -> LoRA:
-        """The LoRA for a UNet and the motion modules in it. text_too: build_text() is asked as well, so nothing need
-        be said of the layers that a UNet leaves out. Raises AnimkitError if it does not fit."""
+        """The LoRA for a UNet and the motion modules in it. text_too: build_text() is called too, so there is no warning
+        about the layers that a UNet leaves out. Raises AnimkitError if it does not fit."""
         if video_unet is None:
             raise AnimkitError(
                 f"{self.path}: a LoRA is built for a UNet, whose layers give its names; pass one to build()."
@@ -220,8 +216,7 @@ class LoRACheckpoint(Checkpoint):
         return self._build("unet", [unet, *([motion] if motion is not None else [])])
 
     def build_text(self, text_encoder: nn.Module, which: str = "text_encoder") -> LoRA | None:
-        """The LoRA for a text encoder ("text_encoder", or SDXL's second, "text_encoder_2"); None if the file has
-        none."""
+        """The LoRA for a text encoder ("text_encoder", or SDXL's second, "text_encoder_2"); None if the file has none."""
         return self._build(which, [text_encoder]) if which in self.models else None
 
     def on_text(self) -> list[str]:
@@ -273,8 +268,8 @@ class LoRACheckpoint(Checkpoint):
 
 
 def _middle_block(roots: list[nn.Module]) -> dict[str, tuple[str, None]]:
-    """Every flat name of the layers that a motion module in the middle block would have -> (its path, None); {} where
-    there is one, or no motion module at all."""
+    """Flat names of the layers that a motion module in the middle block would have -> (path, None); {} if the model has
+    one there, or has no motion modules."""
     motion = next((root for root in roots if isinstance(root, MotionModules)), None)
     if motion is None or MIDDLE in motion.sites:
         return {}
@@ -287,7 +282,7 @@ def _middle_block(roots: list[nn.Module]) -> dict[str, tuple[str, None]]:
 
 
 def _in_shape_of(half: Tensor, target: nn.Module | None) -> Tensor:
-    """A 1x1 convolution's halves for a Linear and the other way round: Stable Diffusion 1 and 2 differ in just this."""
+    """A 1x1 convolution's half for a Linear, or the reverse: Stable Diffusion 1 and 2 differ in just this."""
     if target is None:
         return half
     if target.weight.ndim == 2 and half.ndim == 4 and half.shape[2:] == (1, 1):
@@ -296,7 +291,7 @@ def _in_shape_of(half: Tensor, target: nn.Module | None) -> Tensor:
 
 
 def aliases(roots: Iterable[nn.Module]) -> dict[str, tuple[str, nn.Module]]:
-    """Every flat name that some naming gives to a Linear or convolution of `roots` -> (its path, the layer)."""
+    """Every flat name that any naming gives a Linear or convolution of `roots` -> (its path, the layer)."""
     table: dict[str, tuple[str, nn.Module]] = {}
     for root in roots:
         per_block = getattr(getattr(root, "config", None), "layers_per_block", None)
@@ -309,7 +304,7 @@ def aliases(roots: Iterable[nn.Module]) -> dict[str, tuple[str, nn.Module]]:
                 names.append(to_diffusers_name(path))
             elif isinstance(per_block, int):
                 names.append(to_ldm_name(path, per_block, root))
-            if "self_attn." in path or ".mlp." in path:  # CLIP: transformers has dropped `text_model.`, files have not
+            if "self_attn." in path or ".mlp." in path:  # CLIP: files have `text_model.`, new transformers not
                 names = [*names, path if path.startswith("text_model.") else f"text_model.{path}"]
                 for new, old in (("q_proj", "to_q"), ("k_proj", "to_k"), ("v_proj", "to_v"), ("out_proj", "to_out")):
                     names += [name[:-len(new)] + old for name in names if name.endswith(f".{new}")]
@@ -322,7 +317,7 @@ def aliases(roots: Iterable[nn.Module]) -> dict[str, tuple[str, nn.Module]]:
 def recognise(
     path: Path, weights: dict[str, Tensor], metadata: Mapping, config: Mapping, strict: bool
 ) -> Checkpoint | None:
-    """A LoRACheckpoint if these are a LoRA's weights; names what looks like one and is something else."""
+    """A LoRACheckpoint if these are a LoRA's weights, else None. AnimkitError for what only looks like one: it says what."""
     for sign, kind in OTHER_KINDS.items():
         if any(sign in name for name in weights):
             raise AnimkitError(

@@ -1,5 +1,4 @@
-"""Motion modules on disk: the reference release's naming and diffusers' MotionAdapter, which is the same under other
-names."""
+"""Motion modules on disk: as the reference release has them, or as diffusers' MotionAdapter, the same in other names."""
 from __future__ import annotations
 
 import json
@@ -20,7 +19,7 @@ from animkit.temporal_transformer import sinusoidal_positions
 END = ".temporal_transformer.proj_in.weight"
 PE = re.compile(r"(.*\.transformer_blocks\.\d+)\.attention_blocks\.(\d+)\.pos_encoder\.pe$")
 SITE = re.compile(r"(?:(?:down|up)_blocks\.\d{1,3}|mid_block)\.motion_modules\.\d{1,3}")
-# A module without positions in its file takes as many sinusoidal ones: they are computed, not learned.
+# How many sinusoidal positions a module gets whose file has none: they are computed, not learned.
 LCM_POSITIONS = 64
 # reference release -> diffusers, below motion_modules.N
 NAMES = {"temporal_transformer.": "", ".attention_blocks.0.": ".attn1.", ".attention_blocks.1.": ".attn2.",
@@ -28,15 +27,14 @@ NAMES = {"temporal_transformer.": "", ".attention_blocks.0.": ".attn1.", ".atten
 
 
 def to_diffusers_name(name: str) -> str:
-    """down_blocks.0.motion_modules.0.temporal_transformer....attention_blocks.0.to_q -> ....attn1.to_q, as
-    MotionAdapter says."""
+    """down_blocks.0.motion_modules.0.temporal_transformer....attention_blocks.0.to_q -> ....attn1.to_q: MotionAdapter's."""
     for reference, diffusers in NAMES.items():
         name = f"{name}.".replace(reference, diffusers)[:-1]
     return name
 
 
 def to_reference_name(name: str) -> str:
-    """The way back."""
+    """The inverse of to_diffusers_name."""
     name = re.sub(r"(motion_modules\.\d+)\.(?!temporal_transformer\.)", r"\1.temporal_transformer.", name)
     for reference, diffusers in list(NAMES.items())[1:]:
         name = f"{name}.".replace(diffusers, reference)[:-1]
@@ -44,10 +42,9 @@ def to_reference_name(name: str) -> str:
 
 
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Reference names -> MotionAdapter's, whose block keeps one set of positions where the reference keeps one an
-    attention.
+    """Reference names -> MotionAdapter's. Its block keeps one set of positions, the reference's one for each attention.
 
-    Raises AnimkitError if the two differ, for then diffusers cannot say the same.
+    Raises AnimkitError if a block's two sets differ, since diffusers cannot keep both.
     """
     new: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -79,13 +76,12 @@ def to_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def sites_of(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Reference-named weights -> {"down_blocks.0.motion_modules.0": 320, ...}."""
-    return {name.removesuffix(END): len(tensor) if tensor.ndim else 0  # 0: a damaged file's, refused by recognise
+    return {name.removesuffix(END): len(tensor) if tensor.ndim else 0  # 0: damaged, refused by recognise
             for name, tensor in state.items() if name.endswith(END)}
 
 
 def read_off(state: Mapping[str, Tensor]) -> dict:
-    """The config that reference-named weights show: version, positions, and heads and norm groups by the release's
-    rule."""
+    """The config that reference-named weights show: version, kind, positions; heads and norm groups by the release's rule."""
     sites = sites_of(state)
     places = {tensor.shape[1] for name, tensor in state.items() if name.endswith("pos_encoder.pe") and tensor.ndim == 3}
     kind = "conv" if any(".conv.weight" in name for name in state) else "attention"
@@ -111,7 +107,7 @@ class MotionModuleCheckpoint(Checkpoint):
     """A motion module file of any naming; build() gives MotionModules that fit a UNet."""
 
     def state(self) -> dict[str, Tensor]:
-        """The weights under the reference's names, positions filled in where the file has none."""
+        """The weights under the reference's names, with positions added if the file has none."""
         state = to_reference(self.weights) if self.format == "diffusers" else dict(self.weights)
         if self.config["kind"] == "attention" and not any(name.endswith(".pe") for name in state):
             for site, c in sites_of(state).items():
@@ -140,12 +136,12 @@ class MotionModuleCheckpoint(Checkpoint):
                     f"this is a {self.version} motion module for widths {', '.join(map(str, _widths(sites)))}.",
                 )
         config = dict(self.config)
-        # The release's structures are three; SDXL's and LCM's differ from these in widths and positions only.
+        # The release has three structures; SDXL's and LCM's differ from these in widths and positions only.
         config["version"] = (
             self.config["version"] if self.config["version"] in ("v1", "v2", "v3") else "v2" if mid else "v3"
         )
         check_numbers(self.path, state)
-        with torch.device("meta"):  # shapes alone, so that nothing is held twice, and a misfit never takes memory
+        with torch.device("meta"):  # shapes alone: no memory is taken twice, and none for a misfit
             try:
                 modules = MotionModules(sites, **config)
             except AnimkitError as error:
@@ -161,8 +157,7 @@ def _widths(sites: Mapping[str, int]) -> list[int]:
 
 
 def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config: Mapping) -> Checkpoint | None:
-    """A MotionModuleCheckpoint if these are a motion module's weights; config: a config.json beside them, {} without
-    one."""
+    """A MotionModuleCheckpoint if these are a motion module's weights, else None; config: of the config.json beside them."""
     if any("pos_encoder.positional_encoding" in name or ".temporal_attentions." in name for name in weights):
         raise AnimkitError(
             f"{path}: this is a HotShot-XL motion module; its temporal layers have another structure (8 frames, other "
@@ -188,7 +183,7 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
     others = sum("motion_modules." not in name for name in weights)
     if others:
         notes.append(f"{others} other tensors (the image UNet around it) are left out")
-    ours = config.get("_class_name") == "MotionModules"  # else the metadata may still say what a MotionAdapter cannot
+    ours = config.get("_class_name") == "MotionModules"  # if not, the metadata may have what MotionAdapter's lacks
     own = _own_config(metadata) or (config if ours else None)
     format = "reference" if any(".temporal_transformer." in name for name in motion) else "diffusers"
     state = motion if format == "reference" else to_reference(motion)
@@ -225,14 +220,14 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
 
 
 def _possible(site: str, shape: tuple[int, ...]) -> bool:
-    """Whether a motion module may stand here with a proj_in of this shape: c c, so that its file holds more numbers
-    than its c positions, computed where there are none in the file, would take."""
+    """Whether a motion module can be at this site with a proj_in of this shape. It must be c c, so that a small file
+    cannot ask for a huge c: positions of width c are computed if the file has none."""
     return bool(SITE.fullmatch(site)) and len(shape) == 2 and shape[0] == shape[1] > 0
 
 
 def _one_set(path: Path, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of motion modules, without what stands before their names, and a note if a second set (the running
-    average of training, "ema") was left out; AnimkitError if it cannot be told which of two sets is meant."""
+    """(tensors of motion modules, without the prefix of their names; notes). A second set is left out, with a note, if it
+    is training's running average ("ema"). AnimkitError if it is unclear which of two sets is meant."""
     sets: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights.items():
         if "motion_modules." in name:
@@ -251,14 +246,14 @@ def _one_set(path: Path, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
 
 
 def _checked(path: Path, own: Mapping) -> dict:
-    """The settings of our own config, each of them a possible one."""
+    """The settings of our own config, each checked. Raises AnimkitError for an impossible one."""
     options = {"version": tuple(VERSIONS), "kind": ("attention", "conv"), "norm": ("reference", "diffusers")}
     return {key: choice(path, key, own[key], known) for key, known in options.items() if key in own} | {
         key: whole(path, own, key, 1) for key in ("positions", "heads", "norm_groups") if key in own}
 
 
 def _own_config(metadata: Mapping) -> dict | None:
-    """What animkit's own files say of themselves, in their safetensors metadata."""
+    """The config in the safetensors metadata of animkit's own files; None in other files."""
     try:
         config = json.loads(metadata.get("config", "null"))
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""From the original latent-diffusion naming to diffusers', by diffusers' own renaming, held to lose nothing."""
+"""From the original latent-diffusion naming to diffusers', by diffusers' own renaming, checked to lose nothing."""
 from __future__ import annotations
 
 import re
@@ -20,7 +20,7 @@ TEXT = {
         "text_encoder_2": "conditioner.embedders.1.model.",
     },
 }
-# What training and other programs leave in such files, and no part of the model is made of.
+# What training and other programs leave in such files and no part of the model uses.
 REST = re.compile(
     r"(model_ema\.|loss\.|first_stage_model\.loss\.|denoiser\.|.*\.position_ids$|.*\.(logit_scale|attn_mask)$|"
     r"(sqrt_|log_one_minus_)?(recip(m1)?_)?(one_minus_)?alphas_cumprod|betas$|alphas_cumprod_prev$|"
@@ -36,8 +36,7 @@ def layers_per_block(weights: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _one_to_one(path: Path, part: str, source: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """diffusers' renaming drops what it does not know, without a word; a renaming is complete when every tensor is
-    still there."""
+    """Raises AnimkitError if the renaming lost a tensor: diffusers silently drops what it does not know."""
     kept = {tensor.data_ptr() for tensor in state.values()}
     lost = [name for name, tensor in source.items() if tensor.data_ptr() not in kept]
     if lost:
@@ -81,12 +80,12 @@ def text_state(path: Path, weights: Mapping[str, Tensor], version: str, part: st
 
 
 def _open_clip(path: Path, source: Mapping[str, Tensor], version: str, prefix: str) -> dict[str, Tensor]:
-    """OpenCLIP's names, whose q, k and v are one tensor, so that _one_to_one cannot count them -> transformers'."""
+    """OpenCLIP's names -> transformers'. Its q, k and v are one tensor, so _one_to_one cannot compare the two."""
     known = {prefix + name for name in ldm.DIFFUSERS_TO_LDM_MAPPING["openclip"]["layers"].values()}
     lost = [name for name in source if name not in known and not name.startswith(f"{prefix}transformer.")]
     if lost:
         raise misfit(path, "the text encoder of Stable Diffusion", left_over=lost)
-    if version == "sd2":  # conditions on the last layer but one, and what trainers save may have just these
+    if version == "sd2":  # uses all layers but the last, and trainers may save just these
         layers, used = count(source, f"{prefix}transformer.resblocks."), architecture("sd2")["text_encoder"]
         projection = f"{prefix}text_projection"
         if layers > used["num_hidden_layers"] or (layers < used["num_hidden_layers"] and projection in source):
@@ -108,8 +107,7 @@ def _renamed(path: Path, part: str, rename: Callable[[], dict]) -> dict[str, Ten
 def controlnet_state(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any(name.startswith("controlnet_down_blocks.") for name in weights):
         return dict(weights)
-    # a whole SD beside it (as the first ControlNets came) is not the ControlNet's; diffusers strips the prefix only
-    # from some
+    # a whole SD in the same file, as in the first ControlNets, is left out; diffusers strips the prefix of some names only
     source = {
         n.removeprefix("control_model."): t for n, t in weights.items() if n.startswith("control_model.")
     } or dict(weights)

@@ -1,7 +1,7 @@
-"""What a torch pickle asks for, read without granting it: no import, no call, no tensor.
+"""Reads what a torch pickle asks for without doing it: no import, no call, no tensor.
 
-A pickle is a program. This reader runs it with every name replaced by an inert note, and so learns the tensors' shapes
-and whether the storages that the file really has can hold them, before torch (with weights_only=True) takes any memory.
+A pickle is a program. This reader runs it with a harmless stand-in for all that it imports. So it learns the tensors' shapes,
+and whether the file's storages can really hold them, before torch (with weights_only=True) takes any memory.
 """
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _tensor(storage, offset, size, stride, *_rest):
     if any(type(n) is not int or not 0 <= n < LARGEST for n in (offset, *size, *stride)):
         raise ValueError("a tensor with a size that is no natural number")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride)) if all(size) else -1
-    # the second: a stride of 0 makes any number of numbers out of one, and they would take memory once they are used
+    # the second: with a stride of 0 one number fills a tensor of any size, which would take memory once it is used
     if last >= storage.numel or math.prod(size) > storage.numel:
         raise ValueError(f"a tensor of shape {tuple(size)} in a storage of {storage.numel} numbers")
     return None
@@ -84,7 +84,7 @@ class _Bounded:
 
 
 class _Reader(pickle._Unpickler):
-    """Python's own pickle machine, with nothing to call, and only the instructions that torch.save writes."""
+    """Python's own unpickler, with nothing to call, and only the instructions that torch.save writes."""
 
     dispatch = {code: function for code, function in pickle._Unpickler.dispatch.items() if code not in {
         # no persistent ids as text, no classes by name, no extensions, no buffers from outside
@@ -196,8 +196,7 @@ class _Refused(Exception):
 
 @dataclass
 class Outline:
-    """The storages a pickle asks for, in bytes; `available`: those that the file has (None: told later, by their
-    order)."""
+    """The storages that a pickle asks for, in bytes; available: those in the file (None: only their sum is checked, later)."""
 
     available: dict[str, int] | None = None
     storages: dict[str, int] = field(default_factory=dict)
@@ -241,6 +240,6 @@ def _run(path: Path, reader: _Reader):
         ) from None
     except MemoryError:
         raise AnimkitError(f"{path}: its pickle asks for more memory than there is: the file is damaged.") from None
-    except Exception as error:  # a damaged pickle leads anywhere: every way ends in this sentence
+    except Exception as error:  # a damaged pickle leads to any kind of error: all end in this sentence
         what = str(error) or type(error).__name__
         raise AnimkitError(f"{path}: its pickle is cut short or damaged ({what[:160]}); download it again.") from None

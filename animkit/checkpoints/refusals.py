@@ -61,8 +61,8 @@ def not_inserted(path: Path, what: str) -> AnimkitError:
 
 
 def _textual_inversion(weights: Mapping[str, Tensor]) -> bool:
-    """Whether each tensor is a word's embedding: under the word itself (learned_embeds.bin), or, as SDXL has two, under
-    its text encoder's name."""
+    """Whether each tensor is a word's embedding, named by the word (learned_embeds.bin) or, for SDXL's two text encoders,
+    by the encoder."""
     if not all(tensor.ndim in (1, 2) for tensor in weights.values()):
         return False
     if all(name in ("clip_l", "clip_g") or re.fullmatch(r"<[^<>]+>(_\d+)?", name) for name in weights):

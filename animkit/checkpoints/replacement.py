@@ -1,5 +1,4 @@
-"""A personalised model that is a whole set of weights (a full fine-tune), as a part that is inserted, scaled and taken
-off:
+"""A personalised model with all weights of its own (a full fine-tune), as a part that is inserted, scaled and removed:
 
     W + sum_k alpha_k (W_k - W)        alpha = 1 is the personalised model itself, exactly; 0 the base, exactly
 """
@@ -16,14 +15,13 @@ from animkit.checkpoints.checkpoint import check_numbers, misfit
 from animkit.errors import AnimkitError
 from animkit import lora as low_rank
 
-# parameter -> (its own tensor, {key of a replacement at work: (tensor, alpha)}). Keys, not the replacements, which
-# know their model: what is registered must not keep alive what it is registered by.
+# parameter -> (its own tensor, {key of a replacement at work: (tensor, alpha)}). Keys, not the replacements: these refer
+# to their model, and so an entry would keep its own parameter alive.
 _REPLACED = WeakIdKeyDictionary()
 
 
 class Replacement(nn.Module):
-    """Weights that take the place of a model's own; `attach` as animkit.lora.LoRA has it. Not parameters: they are
-    data."""
+    """Weights that replace a model's own; `attach` as in animkit.lora.LoRA. They are data, not parameters."""
 
     def __init__(self, path: Path, state: Mapping[str, Tensor]):
         super().__init__()

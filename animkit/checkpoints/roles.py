@@ -1,5 +1,4 @@
-"""Files given by their roles (motion module, domain adapter, looks, MotionLoRAs), opened and held against those
-roles."""
+"""Files given by role (motion module, domain adapter, looks, MotionLoRAs), opened and checked for that role."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -13,8 +12,7 @@ from animkit.checkpoints.door import open_checkpoint
 from animkit.errors import AnimkitError
 from animkit.insertion import checked_alpha
 
-# role -> (the kinds of file that can take it, what to call it); in the order of insertion: MotionLoRAs need motion
-# modules
+# role -> (the kinds of file that can take it, what to call it), in the order of insertion: MotionLoRAs need motion modules
 ROLES = {"motion": (("motion module",), "a motion module"),
          "adapter": (("domain adapter", "LoRA"), "a domain adapter"),
          "looks": (("LoRA", "domain adapter", "base model", "UNet"), "a look"),
@@ -24,7 +22,7 @@ ROLES = {"motion": (("motion module",), "a motion module"),
 def open_roles(strict: bool = True, **given: Any) -> dict[str, tuple[Checkpoint, float]]:
     """{name: (checkpoint, alpha)} in the order of insertion.
 
-    Each role: a path, a list of paths, {path: alpha}, or None. Raises AnimkitError for a file in another's place.
+    Each role: a path, a list of paths, {path: alpha}, or None. Raises AnimkitError for a file in the wrong role.
     """
     parts = []
     for role, (kinds, what) in ROLES.items():

@@ -1,5 +1,4 @@
-"""Saving what was trained here so that other programs load it: the reference release's names, diffusers', kohya's, or
-our own."""
+"""Saves what was trained here so that other programs load it: in the reference's, diffusers', kohya's or our naming."""
 from __future__ import annotations
 
 import json
@@ -21,14 +20,14 @@ LORA_FORMATS = ("reference", "diffusers", "kohya", "animkit")
 
 def save_checkpoint(part: MotionModules | LoRA, path: str | Path, format: str = "reference", *, kind: str | None = None,
                     text_encoder: LoRA | None = None) -> Path:
-    """Writes motion modules or a LoRA as other programs expect them; -> the path. Tensors go out bit for bit, in their
-    dtype.
+    """Writes motion modules or a LoRA as other programs expect them; -> the path. Tensors keep their bits and dtype; only a
+    LoRA's scale, if it is not 1, is multiplied into `up` where a naming has no place for it (reference, diffusers).
 
     MotionModules: "reference" (a .ckpt as released, or .safetensors) or "diffusers" (a MotionAdapter's folder).
     LoRA: "reference" (AnimateDiff's), "diffusers" (PEFT names), "kohya" (with alpha) or "animkit" (.safetensors, or
-    .ckpt). kind: "domain adapter" or "MotionLoRA", kept in a .safetensors file's metadata, where names alone cannot
-    tell. text_encoder: the LoRA of the text encoder that belongs to a look. The file is written beside its place, then
-    renamed. Raises AnimkitError.
+    .ckpt). kind: "domain adapter", "MotionLoRA" or "look", kept in a .safetensors file's metadata, since names alone
+    may not tell. text_encoder: the LoRA of the text encoder that belongs to a look. The file appears only when it is
+    complete. Raises AnimkitError for what the format cannot hold, or a path of the wrong kind.
     """
     path = Path(path)
     if isinstance(part, MotionModules):
@@ -78,7 +77,7 @@ def _save_motion(modules: MotionModules, path: Path, format: str) -> Path:
 
 
 def _adapter_config(modules: MotionModules) -> dict:
-    """The config of diffusers' MotionAdapter with these sites; AnimkitError where it cannot have such."""
+    """The config of diffusers' MotionAdapter with these sites; AnimkitError if it cannot have them."""
     if modules.kind != "attention":
         raise AnimkitError("diffusers knows no motion modules of convolutions; save them with save_pretrained.")
     levels: dict[int, list[int]] = {}
@@ -110,11 +109,11 @@ def _name_lora(lora: LoRA, format: str, model: str) -> dict[str, Tensor]:
             name = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}[model] + path.removeprefix(
                 "text_model."
             ).replace(".", "_")
-            # to the fourth decimal: alpha is what someone chose, and scale = alpha / rank has rounded it
+            # to the fourth decimal: someone chose alpha, and scale = alpha / rank has rounded it
             weights |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up,
                         f"{name}.alpha": torch.tensor(round(scale * len(down), 4), dtype=torch.float32)}
             continue
-        if scale != 1:  # these namings have no alpha: W + up @ down is all they say
+        if scale != 1:  # these namings have no alpha, only W + up @ down
             up = up * scale
         if format == "diffusers":
             path = f"text_model.{path}" if model == "text_encoder" and not path.startswith("text_model.") else path
@@ -148,5 +147,5 @@ def _write(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, str
 def _pickle(tensors: Mapping[str, Tensor], file: str) -> None:
     try:
         torch.save(tensors, file)
-    except RuntimeError as error:  # what torch makes of a full disk
+    except RuntimeError as error:  # torch's error for a full disk
         raise OSError(f"torch could not save it ({error})") from error

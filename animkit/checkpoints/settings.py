@@ -1,5 +1,4 @@
-"""Settings that strangers wrote beside weights (config.json) or into their metadata: read with care, sizes checked
-before use."""
+"""Settings that others wrote beside weights (config.json) or into their metadata: checked, sizes above all, before use."""
 from __future__ import annotations
 
 import json
@@ -18,7 +17,7 @@ AGAIN = "fetch it again, with what lies beside it."
 
 
 def read_table(path: Path, text: str, what: str) -> dict:
-    """The table that a JSON text holds; `what` the text is, for the message. Raises AnimkitError."""
+    """The table in a JSON text; what: the text's name in the message. Raises AnimkitError."""
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -40,7 +39,7 @@ def read_config(path: Path) -> dict:
 
 
 def whole(path: Path, table: Mapping, key: str, default: int) -> int:
-    """A natural number of sane size; a list of the same number over and over is that number. Raises AnimkitError."""
+    """A whole number from 1 to MOST; a list that repeats one number counts as that number. Raises AnimkitError."""
     value = table.get(key, default)
     if isinstance(value, list) and value and all(one == value[0] for one in value):
         value = value[0]

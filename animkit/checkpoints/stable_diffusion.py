@@ -27,7 +27,7 @@ from animkit.errors import AnimkitError
 
 
 class UNetCheckpoint(Checkpoint):
-    """The UNet of a whole model, or a UNet alone; inserted, it takes the place of the base's, by alpha."""
+    """The UNet of a whole model, or a UNet alone; inserted, it replaces the base's, as far as alpha says."""
 
     def unet_state(self) -> dict[str, Tensor]:
         return dict(self.weights) if self.format == "diffusers" else unet_state(self.path, self.weights)
@@ -50,18 +50,18 @@ class UNetCheckpoint(Checkpoint):
 
 
 class BaseModelCheckpoint(UNetCheckpoint):
-    """A whole Stable Diffusion in one file; as a look, its UNet and text encoders act, and the VAE stays the base's."""
+    """A whole Stable Diffusion in one file; as a look, its UNet and text encoders act, but the base's VAE stays."""
 
     def build(self, video_unet: nn.Module | None = None, text_too: bool = False) -> Replacement:
-        """As UNetCheckpoint's. text_too: build_text() is asked as well, so nothing need be said of what is left out."""
+        """As UNetCheckpoint's. text_too: build_text() is called too, so there is no warning about what is left out."""
         if not text_too and any(self.parts[part] for part in TEXT[self.version]):
             self._say_left_out("its text encoder is")
         return super().build(video_unet)
 
     def check_prediction(self, base: str) -> None:
-        """AnimkitError if this model predicts something else than a base does ("epsilon" or "v_prediction")."""
+        """AnimkitError if this model does not predict what a base predicts ("epsilon" or "v_prediction")."""
         own, marked = self.config["prediction"], self.config["marked"]
-        if own != base and (marked or self.version != "sd2"):  # of SD 2 both are common: without a mark nothing is known
+        if own != base and (marked or self.version != "sd2"):  # SD 2 has both: without a mark, no one knows
             raise AnimkitError(
                 f"{self.path}: this model's prediction is {own!r} and the base's is {base!r}; their weights do not mix: "
                 "give it as the base, not as a look."
@@ -116,7 +116,7 @@ class BaseModelCheckpoint(UNetCheckpoint):
         """Every part of a diffusers pipeline, in the file's dtype or in `dtype`.
 
         tokenizer: a CLIP tokenizer, or a folder that has one. vae: in place of the file's own. prediction: "epsilon" or
-        "v_prediction" if the file was trained otherwise than its version commonly is (SD 2.0-base: "epsilon"). Raises
+        "v_prediction", if it is not what models of its version usually predict (SD 2.0-base: "epsilon"). Raises
         AnimkitError if a part is missing.
         """
         from diffusers import DDIMScheduler
@@ -151,8 +151,7 @@ class BaseModelCheckpoint(UNetCheckpoint):
         return made
 
     def pipeline(self, dtype: torch.dtype | None = None, **options: Any) -> Any:
-        """A StableDiffusionPipeline, or a StableDiffusionXLPipeline, without a safety checker; options as for
-        components()."""
+        """A StableDiffusionPipeline or StableDiffusionXLPipeline without a safety checker; options as for components()."""
         from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
         parts = self.components(dtype, **options)
@@ -164,7 +163,7 @@ class BaseModelCheckpoint(UNetCheckpoint):
 
 
 class VAECheckpoint(Checkpoint):
-    """A VAE alone. The factor that scales its latents is in no tensor: a config beside it has it, or its version."""
+    """A VAE alone. The factor that scales its latents is not in the tensors: it comes from a config beside, or the version."""
 
     def vae(self, dtype: torch.dtype | None = None, version: str = "sd1") -> nn.Module:
         """An AutoencoderKL with these weights; version: "sd1" (2.x's is the same) or "sdxl", if no config is there."""
@@ -198,8 +197,7 @@ def _vae(
 
 
 def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config: Mapping) -> Checkpoint | None:
-    """A checkpoint of a whole Stable Diffusion or one of its parts; refuses, by name, the models that cannot be
-    animated."""
+    """A checkpoint of a whole Stable Diffusion or a part of it, else None. AnimkitError for models that cannot be animated."""
     refuse(path, weights)
     if any(name.startswith(UNET) for name in weights):
         version = version_of(weights)

@@ -1,5 +1,4 @@
-"""CLIP's tokenizer without a network: from a folder, the hub's cache, or the vocabulary that some pip packages
-carry."""
+"""CLIP's tokenizer without a network: from a folder, the hub's cache, or the vocabulary that some pip packages have."""
 from __future__ import annotations
 
 import gzip
@@ -15,13 +14,13 @@ HUB = (("openai/clip-vit-large-patch14", ""), ("stable-diffusion-v1-5/stable-dif
        ("runwayml/stable-diffusion-v1-5", "tokenizer"), ("stabilityai/stable-diffusion-2-1", "tokenizer"),
        ("stabilityai/stable-diffusion-xl-base-1.0", "tokenizer"))
 PACKAGES = (("open_clip", "bpe_simple_vocab_16e6.txt.gz"), ("clip", "bpe_simple_vocab_16e6.txt.gz"))
-MERGES = 49152 - 256 - 2  # of the file's merges, as many as CLIP's vocabulary of 49408 has room for
+MERGES = 49152 - 256 - 2  # as many of the file's merges as CLIP's vocabulary of 49408 has room for
 
 
 def clip_tokenizer(folder: str | Path | None = None, pad_token: str = "<|endoftext|>") -> Any:
-    """CLIP's tokenizer for 77 tokens. folder: one with vocab.json and merges.txt (or tokenizer.json), or one that has a
-    `tokenizer` folder. Without it, and if it has none: the environment's ANIMKIT_TOKENIZER, the hub's cache, pip
-    packages.
+    """CLIP's tokenizer for 77 tokens. folder: where vocab.json and merges.txt (or tokenizer.json) are, or in a subfolder
+    `tokenizer`. If none is given or it has none, the next are tried: the folder that the environment's ANIMKIT_TOKENIZER
+    names, the hub's cache, pip packages.
 
     Raises AnimkitError that says what was tried.
     """
@@ -58,8 +57,7 @@ def _has_tokenizer(folder: Path) -> bool:
 
 
 def _in_cache(name: str, subfolder: str) -> Path | None:
-    """The cached folder of a hub's tokenizer. Looked for by hand: transformers 5 makes up an empty tokenizer if there
-    is none."""
+    """The cached folder of a hub's tokenizer, or None. Searched here: transformers 5 makes an empty one if there is none."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in ("vocab.json", "tokenizer.json"):
@@ -74,7 +72,7 @@ def _from_folder(folder: Path, pad_token: str) -> Any:
 
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # whatever transformers and the tokenizers library say of damaged files
+    except Exception as error:  # the libraries raise many kinds of errors for damaged files
         raise AnimkitError(
             f"{folder}: its tokenizer cannot be read ({short(error)}); fetch it again."
         ) from None
@@ -84,8 +82,7 @@ def _from_folder(folder: Path, pad_token: str) -> Any:
 
 
 def _from_bpe(path: Path, pad_token: str) -> Any:
-    """OpenAI's bpe_simple_vocab_16e6.txt.gz: a heading, then the merges; the vocabulary follows from them in this
-    order."""
+    """From OpenAI's bpe_simple_vocab_16e6.txt.gz: a heading, then the merges, whose order gives the vocabulary."""
     from transformers import CLIPTokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 

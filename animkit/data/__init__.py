@@ -1,4 +1,4 @@
-"""Data for training: clips out of videos, tables and streams; camera moves; latents and text computed once.
+"""Data for training: clips from videos, tables and streams; camera moves; latents and text computed once.
 
     clips = VideoClips("results_2M_train.csv", videos="videos/", size=256, frames=16, stride=4)
     texts = cache_text(tokenizer, text_encoder, clips.table["caption"], "cache/")

@@ -1,4 +1,4 @@
-"""Micro-batches as a pure function of the step, so that a killed run goes on exactly where it was."""
+"""Micro-batches as a pure function of the step, so that a killed run continues exactly where it stopped."""
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,12 +16,12 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Batches:
-    """The batch(k, generator) of `training.loop.fit` over any items with len() and get(index, epoch) -> dict.
+    """The batch(k, generator) of `training.loop.fit`, from any items with len() and get(index, epoch) -> dict.
 
-    Micro-step k holds the positions k * size ... of an endless row of shuffled epochs: each item once an epoch, batches
-    running on from one into the next. Several processes share a batch of world * size as one process would see it. The
-    generator is not drawn from. workers > 1 fetches the items of a batch side by side in threads (decoders release
-    Python's lock).
+    Shuffled epochs follow one another without end; micro-step k takes the `size` items from position k * size. So each
+    item comes once per epoch, and a batch may reach into the next epoch. Several processes take the parts of one batch
+    of world * size. The generator is not used. workers > 1: threads fetch a batch's items in parallel (decoders release
+    Python's lock). Raises AnimkitError for no items or a size below 1.
     """
 
     def __init__(self, items, size: int, seed: int = 0, workers: int = 1):
@@ -48,7 +48,7 @@ class Batches:
 
 
 def collate(items: list[dict]) -> dict:
-    """Dicts of one item each -> a dict of the batch: tensors stacked along b, the rest as lists."""
+    """One dict per item -> one dict for the batch: tensors stacked along b, all else in lists."""
     columns = {key: [item[key] for item in items] for key in items[0]}
     return {key: torch.stack(column) if torch.is_tensor(column[0]) else column for key, column in columns.items()}
 

@@ -1,8 +1,8 @@
-"""Latents and text embeddings computed once: base, VAE and text encoder are frozen, so every epoch would find the same.
+"""Latents and text embeddings computed once: base, VAE and text encoder are frozen, so every epoch would give the same.
 
-A cache is one safetensors file, fp16, memory-mapped when it is read. Its name holds a hash of all that it depends on
-(videos, settings, weights), so a stale one is never taken; it is written beside its place and renamed, so a half one
-never is either.
+A cache is one safetensors file in fp16, memory-mapped when it is read. Its name contains a hash of all that it depends
+on (videos, settings, weights), so a stale cache is never used. It is written under a temporary name and then renamed,
+so an incomplete cache is never used either.
 """
 import hashlib
 import json
@@ -28,8 +28,8 @@ from animkit.prompts import as_read
 class LatentCache:
     """Latents read from a cache, for `Batches`: get(i, epoch) is {"latents": c f h w, "caption": str, "index": int}.
 
-    After with_text(texts) items have "text" n d too. Clips whose video was bad are not in it: `index` is the place in
-    the source.
+    After with_text(texts) each item also has "text" n d. Clips whose video could not be used are left out; `index` is
+    the clip's place in the source.
     """
 
     def __init__(self, path: str | Path):
@@ -37,7 +37,7 @@ class LatentCache:
             self.latents = file.get_tensor("latents")  # rows c f h w, fp16; memory-mapped: pages are read when touched
             rows, self.captions = file.get_tensor("rows").tolist(), _from_bytes(file.get_tensor("captions"))
         self.path, self.texts = Path(path), None
-        self._rows: dict[int, list[int]] = {}  # of each clip, those of its views that could be read
+        self._rows: dict[int, list[int]] = {}  # index of a clip -> rows of its views that could be read
         for row, (index, _) in enumerate(rows):
             self._rows.setdefault(index, []).append(row)
         self.indices, self.views = sorted(self._rows), 1 + max(view for _, view in rows)
@@ -50,7 +50,7 @@ class LatentCache:
         return self
 
     def get(self, i: int, epoch: int = 0) -> dict:
-        """Clip i; the views that were cached take turns over the epochs."""
+        """Clip i; each epoch takes the next of its cached views, in turn."""
         index = self.indices[i]
         row = self._rows[index][epoch % len(self._rows[index])]
         item = {"latents": self.latents[row].float(), "caption": self.captions[row], "index": index}
@@ -81,10 +81,10 @@ def cache_latents(vae: nn.Module, clips: Any, folder: str | Path, *, views: int 
     """Latents of clips, (mode of the encoder's posterior - shift) * scale, computed unless `folder` has them already.
 
     clips: VideoClips, Images, TensorClips, or anything with len(), get(i, epoch) and fingerprint(). views: how many
-    random windows and crops of each clip to take. workers > 1 reads the clips that come next in threads. Raises
-    AnimkitError for latents that are not finite, a full disk, a damaged cache.
+    random windows and crops of each clip to take. workers > 1: threads read the next clips ahead. Raises AnimkitError
+    for latents that are not finite or differ in size, no usable clip, a full disk, a damaged cache.
     """
-    # a decoder that was trained on leaves the latents what they are
+    # without the decoder: training it further does not change the latents
     key = _digest(clips.fingerprint(), views, fingerprint_of(vae, without=("decoder.", "post_quant_conv.")))
     path = Path(folder) / f"latents-{key}.safetensors"
     if not path.exists():
@@ -97,7 +97,7 @@ def cache_text(tokenizer: Any, text_encoder: nn.Module, captions: Sequence[str],
                at_once: int = 64, quiet: bool = False) -> TextCache:
     """The text encoder's last hidden states of the captions and of "", computed unless `folder` has them already."""
     captions = sorted({"", *captions})
-    length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)  # some name no limit
+    length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)  # some tokenizers state no limit
     ids = tokenizer([as_read(caption, tokenizer) for caption in captions], padding="max_length", max_length=length,
                     truncation=True, return_tensors="pt").input_ids  # b n
     key = _digest(captions, hashlib.sha256(ids.numpy().tobytes()).hexdigest(), fingerprint_of(text_encoder))
@@ -123,10 +123,10 @@ def encode(vae: nn.Module, video: Tensor, frames_at_once: int = 16) -> Tensor:
 
 
 def fingerprint_of(module: nn.Module, without: tuple[str, ...] = ()) -> str:
-    """A hash of a model's configuration and weights, wherever they lie; without: beginnings of names of weights."""
+    """A hash of a model's config and weights, in whatever folder they are; without: prefixes of names to leave out."""
     config = getattr(module, "config", {})
-    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # of transformers, of diffusers
-    config = {name: value for name, value in config.items() if not name.startswith("_")}  # _name_or_path: its folder
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)  # transformers', or diffusers'
+    config = {name: value for name, value in config.items() if not name.startswith("_")}  # such as _name_or_path, its folder
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(module.state_dict().items()):
         if name.startswith(without):
@@ -136,13 +136,13 @@ def fingerprint_of(module: nn.Module, without: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
-_HEADER = 1024  # bytes kept free for the header, which is known only when all is written; spaces fill it up
+_HEADER = 1024  # bytes reserved for the header, which is known only when all rows are written; spaces fill it up
 
 
 def _write_latents(path: str, vae, clips, views: int, frames_at_once: int, workers: int, quiet: bool) -> None:
-    """Rows are written as they come, so that a set larger than memory can be cached.
+    """Writes each row as soon as it is computed, so that a set larger than memory can be cached.
 
-    The format: the header's length in 8 bytes, a JSON header (it may end in spaces), the tensors' bytes without gaps.
+    The safetensors format: the header's length in 8 bytes, a JSON header (it may end in spaces), the tensors' bytes without gaps.
     """
     rows, captions, shape = [], [], None
     with open(path, "wb") as file:
@@ -212,7 +212,7 @@ def _digest(*parts: Any) -> str:
 
 
 def _to_bytes(captions: list[str]) -> Tensor:
-    """Captions as a tensor: in the header of a large set they would be larger than a header may be."""
+    """Captions as a tensor: those of a large set are more than a safetensors header may hold."""
     return torch.frombuffer(bytearray(json.dumps(captions).encode()), dtype=torch.uint8)
 
 

@@ -18,10 +18,10 @@ class Images:
     """Captioned images resized and cropped: images[i] is {"image": c h w in -1 .. 1, "caption": str, "index": int}.
 
     source: a folder (see `tables.image_table`) or a Dataset with `image` and `caption`. size: side, or
-    (height, width), in pixels. What is transparent in them is white.
-    crop: "centre" or "random". flip: mirror half of them; off unless asked for, since captions may speak of left and
-    right. What get(i, epoch) gives is a function of (seed, epoch, i). Raises AnimkitError for an image that cannot be
-    read, naming it.
+    (height, width), in pixels. Transparent parts become white.
+    crop: "centre" or "random". flip: mirror half of the images; off by default, since captions may say left or right.
+    get(i, epoch) depends on the settings and (seed, epoch, i) alone. Raises AnimkitError, which names the image, for one
+    that cannot be read.
     """
 
     def __init__(self, source: str | Path | Dataset, *, size: int | tuple[int, int] = 512, crop: str = "centre",
@@ -41,7 +41,7 @@ class Images:
         return self.get(index)
 
     def get(self, index: int, epoch: int = 0) -> dict:
-        """Image `index` as it is in this epoch."""
+        """Image `index` with the crop and flip of this epoch."""
         try:
             row = self.table[index]
             pixels = torch.from_numpy(np.array(to_rgb(row["image"]))).permute(2, 0, 1)  # h w c -> c h w

@@ -1,4 +1,4 @@
-"""Clips streamed out of WebDataset shards (tar files): for sets that no disk holds."""
+"""Clips streamed out of WebDataset shards (tar files): for sets too large for the disk."""
 import glob
 import re
 import weakref
@@ -25,11 +25,11 @@ def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100,
     """Samples of WebDataset shards as a stream: `video` (encoded bytes: nothing is decoded), `caption`, `key`, `shard`.
 
     shards: tar files or addresses, as a list, a glob pattern, or with a range such as clips-{000..127}.tar. A sample is
-    a video with .txt, or .json with "caption" or "text", of the same name. shuffle: samples held (encoded) to draw
-    from, and the shards in random order; 0: in order. Of `world` processes this one, `rank`, gets its share, and so
-    does each worker of a torch DataLoader over it: every sample exactly once among them. With a multiple of `world`
-    shards none is read twice. Raises AnimkitError for shards that are absent or damaged, or hold no video or no
-    caption.
+    a video with a caption of the same name: .txt, or .json with "caption" or "text". shuffle: the shards come in random
+    order, and a buffer of so many (encoded) samples is drawn from; 0: in order. Process `rank` of `world` gets its
+    share, split again among the workers of a torch DataLoader: together they get every sample exactly once. If the
+    number of shards is a multiple of `world`, each shard is read by one process alone. Raises AnimkitError for shards
+    that are absent or damaged, or have no video or no caption.
     """
     patterns = [shards] if isinstance(shards, (str, Path)) else shards
     files = [file for pattern in patterns for file in _expanded(str(pattern))]
@@ -48,7 +48,7 @@ def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100,
         text = sample[caption]
         if isinstance(text, dict):
             both = [text.get(name) for name in ("caption", "text")]
-            text = next((t for t in both if t), next((t for t in both if t is not None), None))  # "" where neither says more
+            text = next((t for t in both if t), next((t for t in both if t is not None), None))  # "" if neither says more
         return {"video": (sample[video] or {}).get("bytes"), "caption": text,
                 "key": sample["__key__"], "shard": sample["__url__"]}
 
@@ -59,11 +59,11 @@ def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100,
 
 
 class StreamClips:
-    """The batch(k, generator) of `training.loop.fit` over WebDataset shards; settings: open_shards and ClipRecipe.
+    """The batch(k, generator) of `training.loop.fit` over WebDataset shards; settings as for open_shards and ClipRecipe.
 
-    Batch k is a function of (seed, k) and of the process: one that starts at k > 0 reads past what comes before,
-    without decoding it. A bad video gives way to those that follow, is counted and named at the end; over a tenth stop
-    the run.
+    Batch k is a function of the settings, (seed, k) and the process. A run that starts at k > 0 skips the samples before
+    it without decoding them. A video that cannot be used is replaced by a later one, counted, and named at the end.
+    Raises AnimkitError when these are over a tenth.
     """
 
     def __init__(self, shards: str | list[str], batch: int, *, seed: int = 0, shuffle: int = 100, workers: int = 1,
@@ -71,7 +71,7 @@ class StreamClips:
         self.recipe = ClipRecipe(**recipe)
         self.shards, self.batch, self.seed, self.shuffle = shards, batch, seed, shuffle
         self.skipped = Skipped()
-        self._samples, self._ahead, self._place = None, deque(), 0  # _place: of the first sample in _ahead
+        self._samples, self._ahead, self._place = None, deque(), 0  # _place: the first of _ahead
         self._pool = ThreadPoolExecutor(workers) if workers > 1 else None
         weakref.finalize(self, self.skipped.report)
 
@@ -85,7 +85,7 @@ class StreamClips:
         self._look(self.batch - 1)
         clips = list((self._pool.map if self._pool else map)(self._clip, [self._ahead[i] for i in range(self.batch)]))
         clips, extra = [c for c in clips if c is not None], self.batch
-        while len(clips) < self.batch:  # bad ones: take from those ahead, which keep their place in batch k + 1
+        while len(clips) < self.batch:  # replace bad ones by samples ahead, which also stay in batch k + 1
             clip = self._clip(self._look(extra))
             clips += [clip] if clip is not None else []
             extra += 1
@@ -117,9 +117,9 @@ class StreamClips:
 
 
 def _endless(shards: str | list[str], seed: int, shuffle: int, skipped: Skipped) -> Iterator[tuple[int, dict]]:
-    """Epoch and sample, without end. No method of StreamClips: it would hold its own object in a circle, to be ended by
-    the garbage collector, which may come while a thread starts; then the threads that `datasets` ends here wait for ever."""
-    rank, world = rank_and_world()  # here, not in __init__: the training loop sets up the processes after that
+    """(epoch, sample), without end. Not a method of StreamClips: that would make a reference cycle, which only the garbage
+    collector ends. It may run while a thread starts; then the threads that `datasets` ends here would wait for ever."""
+    rank, world = rank_and_world()  # here, not in __init__: the training loop sets up the processes later
     stream = open_shards(shards, seed=seed, shuffle=shuffle, rank=rank, world=world)
     epoch = 0
     while True:
@@ -140,7 +140,7 @@ def _endless(shards: str | list[str], seed: int, shuffle: int, skipped: Skipped)
 
 
 def _expanded(pattern: str) -> list[str]:
-    """clips-{000..127}.tar and clips-*.tar -> the files; an address (with ://) stands for itself."""
+    """clips-{000..127}.tar and clips-*.tar -> the files; an address (with ://) is kept as it is."""
     numbers = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if numbers:
         first, last = numbers.groups()

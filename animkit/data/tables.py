@@ -20,8 +20,8 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 def webvid_table(table: str | Path) -> Dataset:
     """A WebVid CSV (columns videoid,name,page_dir, maybe more): a Dataset of `videoid`, `caption`, `page_dir`.
 
-    Memory-mapped. Raises AnimkitError for a missing file, missing columns (named), a line with too few or many fields,
-    a quotation mark that is never closed.
+    Memory-mapped. Raises AnimkitError for a missing file, missing columns (named), a line with too few or too many
+    fields, a quotation mark that is never closed, no rows.
     """
     table = _existing(table, "table of videos")
     wanted = ("videoid", "name", "page_dir")
@@ -44,31 +44,31 @@ def webvid_table(table: str | Path) -> Dataset:
 
 
 def video_path(row: dict, videos: Path | None) -> Path:
-    """Where the video of a table's row is: its `video`; or, of WebVid, {videoid}.mp4 or {page_dir}/{videoid}.mp4.
+    """The file of a table's row: its `video`, or for WebVid {videoid}.mp4 or {page_dir}/{videoid}.mp4 in `videos`.
 
-    Looked up when it is read, for a table has millions of rows; whether the file is there is seen then, too.
+    It is looked up row by row, since a table may have millions of rows. The file may be missing.
     """
     if "video" in row:
         return Path(row["video"])
     flat = videos / f"{row['videoid']}.mp4"
-    deep = videos / row["page_dir"] / flat.name  # as downloaders of the whole set leave it
+    deep = videos / row["page_dir"] / flat.name  # as tools that download the whole set arrange it
     return deep if row["page_dir"] and not flat.exists() and deep.exists() else flat
 
 
 def video_table(folder: str | Path) -> Dataset:
-    """All videos under a folder, sorted: `video` (a path) and `caption` ("" where the folder has none at all).
+    """All videos under a folder, sorted: `video` (a path) and `caption` ("" for all if none has one).
 
-    Captions as in `image_table`. Raises AnimkitError where there is no video, or where only some have a caption.
+    Captions as in `image_table`. Raises AnimkitError if there is no video, or if only some have a caption.
     """
     return _captioned_folder(folder, "video", VIDEOS, needed=False)
 
 
 def image_table(folder: str | Path) -> Dataset:
-    """A folder of captioned images, for a look: `image` (decoded when it is looked at) and `caption`.
+    """A folder of captioned images, for a look: `image` (decoded when it is used) and `caption`.
 
-    Captions stand in metadata.csv or metadata.jsonl (file_name, text), or in a .txt file of the same name beside each
-    image. Raises AnimkitError for missing columns, images without a caption and rows of metadata without an image or for
-    the same one, naming them.
+    Captions are in metadata.csv or metadata.jsonl (file_name, text), or in a .txt file of the same name beside each
+    image. Raises AnimkitError, with the names, for missing columns, images without a caption, and rows of metadata that
+    name no image or the same image twice.
     """
     return _captioned_folder(folder, "image", IMAGES, needed=True).cast_column("image", Image())
 
@@ -93,7 +93,7 @@ def _captioned_folder(folder, kind: str, endings: tuple[str, ...], needed: bool)
 
 
 def _metadata(folder: Path) -> dict[str, str] | None:
-    """file_name -> text out of the folder's metadata file; None where it has none."""
+    """file_name -> text from the folder's metadata file; None if there is no such file."""
     found = [p for p in (folder / "metadata.csv", folder / "metadata.jsonl") if p.exists()]
     if not found:
         return None
@@ -131,14 +131,14 @@ def _metadata(folder: Path) -> dict[str, str] | None:
 
 
 def _rows(file: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV that are not empty, the header first, each with the number of its first line."""
+    """(number of its first line, row) for each non-empty row of a CSV, the header first."""
     at_end = False
 
     def lines() -> Iterator[str]:
         nonlocal at_end
         yield from file
         at_end = True
-        yield "end"  # a row of its own, unless a quotation mark is open
+        yield "end"  # read as a row of its own, unless a quotation mark is still open
 
     reader, line = csv.reader(lines()), 1
     try:
@@ -148,25 +148,25 @@ def _rows(file: TextIO, path: Path) -> Iterator[tuple[int, list[str]]]:
             if row and not at_end:
                 yield line, row
             line = reader.line_num + 1
-    except csv.Error as error:  # so much text that it is no field: most likely all to the next mark, or to the end
+    except csv.Error as error:  # such as a field that is too long: most likely a mark was never closed
         raise AnimkitError(f'{path}, line {line}: {error}; is a quotation mark (") opened here and never closed?') from None
 
 
 def _shifted(path: Path, line: int, row: list[str], columns: list[str]) -> AnimkitError:
-    """An unquoted comma would cut a caption, or shift it into the next column."""
+    """The error for a row of the wrong length: an unquoted comma cuts a caption or shifts it into the next column."""
     return AnimkitError(f"{path}, line {line}: {len(row)} fields where the header has {len(columns)}; "
                         'put captions that hold a comma into "double quotes"')
 
 
 @contextmanager
 def _text(path: Path) -> Iterator[TextIO]:
-    """An open text file, with or without the mark that spreadsheets put first."""
+    """An open file of UTF-8 text, with or without the byte order mark that spreadsheets put first."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             yield file
     except UnicodeDecodeError as error:
         raise AnimkitError(f"{path} is not text in UTF-8 ({error.reason}): save it in that encoding") from None
-    except OSError as error:  # a folder of that name, say
+    except OSError as error:  # such as a folder of that name
         raise AnimkitError(f"{path} cannot be read as a file ({error.strerror or error})") from None
 
 

@@ -1,4 +1,4 @@
-"""Single videos: frames out of a file or its bytes, and a count of those that cannot be used."""
+"""Single videos: frames from a file or its bytes, and a count of the videos that cannot be used."""
 import io
 import sys
 import threading
@@ -13,12 +13,12 @@ from animkit.errors import AnimkitError
 
 
 class BadVideo(Exception):
-    """One video cannot be used, and why; whoever reads many of them notes it and goes on."""
+    """One video cannot be used, and why. Code that reads many videos notes it and continues."""
 
 
 def read_frames(source: str | Path | bytes, frames: int, stride: int,
                 rng: np.random.Generator | None = None) -> torch.Tensor:
-    """`frames` frames, every `stride`-th: uint8 c f h w. They start at a place that rng draws, or at the first frame.
+    """`frames` frames of a video, every `stride`-th: uint8 c f h w. rng draws where they start; without it, at the first.
 
     Raises BadVideo for a video that cannot be decoded, has no frames, or fewer than (frames - 1) * stride + 1.
     """
@@ -26,7 +26,7 @@ def read_frames(source: str | Path | bytes, frames: int, stride: int,
     if not isinstance(source, bytes) and not Path(source).exists():
         raise BadVideo("no such file")
     reason = ""
-    for read in (_decord, _pyav):  # decord refuses some sound videos (widths of 48, 72, 96 ...: its issue 336)
+    for read in (_decord, _pyav):  # decord refuses some valid videos (widths of 48, 72, 96 ...: its issue 336)
         try:
             length, get = read(source)
             if length >= span:
@@ -35,7 +35,7 @@ def read_frames(source: str | Path | bytes, frames: int, stride: int,
                 return torch.from_numpy(video).permute(3, 0, 1, 2)
             reason = f"{length} frames, {span} needed ({frames} at stride {stride})" if length else "no frames"
             break
-        except Exception as error:  # decoders raise whatever they like on damaged files, and they alone are called here
+        except Exception as error:  # decoders raise any kind of error on damaged files, and little else runs here
             reason = f"unreadable ({(str(error).strip() or type(error).__name__).splitlines()[0][:120]})"
     raise BadVideo(reason)
 
@@ -50,18 +50,18 @@ def _decord(source):
 
 
 def _pyav(source):
-    """The same by PyAV, which has to decode all of a video to know its length: for where decord fails or is missing."""
+    """The same by PyAV, for where decord fails or is missing. It must decode a whole video to know its length."""
     import av
 
     with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
-        stream = next(iter(container.streams.video), None)  # a recording that broke off at once has none
-        pictures = [np.rot90(f.to_ndarray(format="rgb24"), round(f.rotation / 90))  # as a phone was held, anticlockwise
+        stream = next(iter(container.streams.video), None)  # a recording that stopped at once has none
+        pictures = [np.rot90(f.to_ndarray(format="rgb24"), round(f.rotation / 90))  # turned upright, anticlockwise
                     for f in container.decode(stream)] if stream else []
     return len(pictures), lambda numbers: np.stack([pictures[n] for n in numbers])
 
 
 def resize_and_crop(video: torch.Tensor, size: tuple[int, int], rng: np.random.Generator | None = None) -> torch.Tensor:
-    """c f h w -> c f `size`: the smallest picture that covers it (antialiased), cut at its centre or where rng says."""
+    """c f h w -> c f `size`: resized (antialiased) until it just covers `size`, then cut at the centre or where rng says."""
     h, w = video.shape[-2:]
     scale = max(size[0] / h, size[1] / w)
     h, w = max(size[0], round(h * scale)), max(size[1], round(w * scale))
@@ -73,7 +73,7 @@ def resize_and_crop(video: torch.Tensor, size: tuple[int, int], rng: np.random.G
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """8 bits each of red, green and blue: 16-bit grey scaled, where Pillow would cut it off; transparency on white."""
+    """The image in 8-bit RGB: 16-bit grey is scaled (Pillow would clip it), transparency is put on white."""
     if image.mode.startswith("I"):  # 0 .. 65535
         image = PIL.Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -89,9 +89,9 @@ def to_float(video: torch.Tensor) -> torch.Tensor:
 class Skipped:
     """Counts the videos that cannot be used; stops the run when they are over a tenth. Threads may share it.
 
-    A tenth of all where their number is known; of over 10,000, so that a large bad set stops early, a tenth of those
-    tried, or of 10,000 while fewer were: the bad ones may lie together. A stream knows the number (`known`) only at the
-    end of the first epoch; until then it is a tenth of those tried, or of 100 while fewer were.
+    With up to 10,000 videos it is a tenth of all. With more it is a tenth of those tried, counted as 10,000 at least: a
+    large bad set stops the run early, a few bad videos that lie together do not. A stream knows the number of its videos
+    (`known`) only after the first epoch; until then it is a tenth of those tried, counted as 100 at least.
     """
     share = 0.1
 
@@ -107,7 +107,7 @@ class Skipped:
                 self._judge()
 
     def known(self, total: int) -> None:
-        """Now the number of all videos is known: judge by it, however small."""
+        """The number of all videos is now known: judge by it, even if it is small."""
         with self._lock:
             self.total = total
             self._judge()

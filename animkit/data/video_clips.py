@@ -1,4 +1,4 @@
-"""VideoClips: clips for training out of a folder of videos or a WebVid table."""
+"""VideoClips: clips for training from a folder of videos or a WebVid table."""
 import hashlib
 import weakref
 from collections.abc import Iterable
@@ -18,16 +18,16 @@ from animkit.errors import AnimkitError
 
 @dataclass(frozen=True)
 class ClipRecipe:
-    """How a clip is cut out of a video. Raises AnimkitError for settings that make no sense or contradict another."""
+    """How a clip is cut out of a video. Raises AnimkitError for settings that make no sense or contradict each other."""
     size: int | tuple[int, int] = 256                 # side, or (height, width), in pixels
     frames: int = 16
     stride: int = 4                                   # every fourth frame of the video (the paper's training)
     start: Literal["random", "first"] = "random"      # where in the video
     crop: Literal["centre", "random"] = "centre"
-    shot: str | None = None                           # a shot type of `camera`, made by moving the crop (4.3),
-    amount: float | tuple[float, float] = 0.3         # by so much, or by an amount drawn between (low, high)
-    flip: bool = False                                # mirror half: captions, pans and rolls depend on left and right
-    dtype: torch.dtype = torch.float32                # -1 .. 1; or torch.uint8
+    shot: str | None = None                           # a shot type of `camera`, made by moving the crop (4.3)
+    amount: float | tuple[float, float] = 0.3         # of that move; (low, high): drawn between these for each clip
+    flip: bool = False                                # mirror half of the clips; captions, pans, rolls depend on left and right
+    dtype: torch.dtype = torch.float32                # in -1 .. 1; or torch.uint8, in 0 .. 255
 
     def __post_init__(self):
         for name, choices in (("start", ("random", "first")), ("crop", ("centre", "random")),
@@ -50,7 +50,7 @@ class ClipRecipe:
         return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
 
     def cut(self, source: str | Path | bytes, rng: np.random.Generator) -> torch.Tensor:
-        """A clip c f h w out of a video file or its bytes; rng is drawn from in a fixed order. Raises BadVideo."""
+        """A clip c f h w from a video file or its bytes; rng is used in a fixed order. Raises BadVideo."""
         video = read_frames(source, self.frames, self.stride, rng if self.start == "random" else None)
         if self.shot:
             amount = float(rng.uniform(*self.amount)) if isinstance(self.amount, (tuple, list)) else self.amount
@@ -65,14 +65,14 @@ class ClipRecipe:
 
 
 class VideoClips:
-    """Clips for training out of videos: clips[i] is {"video": c f h w, "caption": str, "index": int}.
+    """Clips for training from videos: clips[i] is {"video": c f h w, "caption": str, "index": int}.
 
-    source: a folder of videos, a WebVid CSV (its videos lie in the folder `videos`, or beside it), or a Dataset with
-    the columns `video` (paths) and `caption`.
+    source: a folder of videos, a WebVid CSV (its videos are in the folder `videos`, or beside it), or a Dataset with
+    the columns `video` (paths) and `caption`, or those of webvid_table.
     recipe: the settings of ClipRecipe: size, frames, stride, start, crop, shot, amount, flip, dtype.
 
-    What get(i, epoch) gives is a function of (seed, epoch, i) alone. A video that cannot be used gives way to the next
-    one that can, is counted and is named at the end (`skipped`). Raises AnimkitError when these are over a tenth of the
+    get(i, epoch) depends on the settings and (seed, epoch, i) alone. A video that cannot be used is replaced by the next
+    usable one, counted, and named at the end (`skipped`). Raises AnimkitError when these are over a tenth of the
     videos.
     """
 
@@ -102,7 +102,7 @@ class VideoClips:
         return self.get(index)
 
     def get(self, index: int, epoch: int = 0) -> dict:
-        """Clip `index` as it is in this epoch; where its video is bad, that of the next usable one."""
+        """Clip `index` in this epoch; if its video is bad, the clip of the next usable video."""
         for step in range(len(self)):
             clip = self.try_get((index + step) % len(self), epoch)
             if clip is not None:
@@ -110,7 +110,7 @@ class VideoClips:
         raise AnimkitError(f"none of the videos can be used. {self.skipped}")
 
     def try_get(self, index: int, epoch: int = 0) -> dict | None:
-        """Clip `index`, or None (and noted) where its video is bad."""
+        """Clip `index`; if its video is bad, None, and `skipped` notes it."""
         row = self.table[index]
         path = video_path(row, self.videos)
         try:
@@ -121,13 +121,13 @@ class VideoClips:
         return {"video": video, "caption": row["caption"], "index": index}
 
     def note_left_out(self, usable: Iterable[int]) -> None:
-        """A cache, maybe of an earlier run, holds the clips `usable`: what it lacks is named at this run's end too."""
+        """A cache, maybe of an earlier run, has only the clips `usable`: note the others, so that this run names them too."""
         self.skipped.tried = len(self)
         for index in sorted(set(range(len(self))) - set(usable)):
             self.try_get(index)
 
     def fingerprint(self) -> str:
-        """A hash of the files (name, length, time of change), captions and settings; equal where the clips are."""
+        """A hash of the files (name, length, time of change), captions and settings: equal if the clips are equal."""
         digest = hashlib.sha256(repr((self.recipe, self.seed)).encode())
         for row in self.table:
             path = video_path(row, self.videos)

@@ -1,4 +1,4 @@
-"""Clips of the cartoon world as a source of training data: what VideoClips is to files, WorldClips is to scenes."""
+"""Clips of the cartoon world as training data: WorldClips is like VideoClips, but draws scenes instead of reading files."""
 import hashlib
 import multiprocessing
 import os
@@ -25,8 +25,8 @@ __all__ = ["WorldClips", "WorldRecipe", "draw"]
 class WorldClips:
     """`count` clips of random scenes, for cache_latents: get(i) is {"video": c f h w in -1 .. 1, "caption", "index"}.
 
-    workers > 1 draws the clips that come next in processes of their own. These end once the last clip, or every clip,
-    has been given, and with this process, however that ends; a later get(i) starts new ones.
+    workers > 1: other processes draw the next clips ahead. They end once the last clip, or every clip, has been given,
+    and when this process ends or is killed; a later get(i) starts new ones. Raises AnimkitError if they cannot run.
     """
 
     def __init__(self, count: int, *, workers: int = 1, **recipe):
@@ -60,7 +60,7 @@ class WorldClips:
                         self._ahead[i] = self._pool.submit(draw, self.recipe, i)
                 clip = self._ahead.pop(index)
             drawn, pool = clip.result(), None
-        except (OSError, BrokenProcessPool) as error:  # no /dev/shm; a script that starts itself anew
+        except (OSError, BrokenProcessPool) as error:  # no /dev/shm; a script that each process runs again
             raise AnimkitError(f"The processes that draw clips cannot work here ({error}): set data.workers=1 (a script of your "
                                'own may just want `if __name__ == "__main__":` before its calls).') from error
         with self._lock:
@@ -73,7 +73,7 @@ class WorldClips:
                 self._end.detach()
                 pool, self._pool = self._pool, None
         if pool:
-            pool.shutdown()  # after what other threads still wait for
+            pool.shutdown()  # waits for the clips that other threads still want
         return drawn
 
     def _forget(self) -> None:
@@ -82,7 +82,7 @@ class WorldClips:
         self._ahead.clear()
 
     def fingerprint(self) -> str:
-        """A hash of the recipe and of the world's own code: another world is another set of clips."""
+        """A hash of the recipe and of the world's code (the files' bytes): if it changes, the clips are other clips."""
         digest = hashlib.sha256(repr((self.count, self.recipe)).encode())
         for file in [*sorted(Path(world.__file__).parent.glob("*.py")), Path(camera.__file__), Path(world_recipe.__file__)]:
             digest.update(file.read_bytes())
@@ -97,7 +97,7 @@ def _begin() -> None:
 
 
 def _watch(parent: int) -> None:
-    """End this process when its parent is gone: one that is killed (kill -9) cannot say so."""
+    """End this process when its parent is gone: a parent that is killed (kill -9) cannot end it."""
     while os.getppid() == parent and multiprocessing.parent_process().is_alive():
         time.sleep(1)
     os._exit(1)

@@ -1,9 +1,9 @@
-"""Stage 2 goes on with clips whose camera moves: a MotionLoRA (4.3) can only bring out what its motion module knows.
+"""Stage 2 continues with clips whose camera moves: a MotionLoRA (4.3) can only bring out what its motion module knows.
 
-The paper's module saw ten million web videos, whose cameras pan and zoom, said or unsaid. The miniature's captions have
-no words for it; here an adapter stands for the words. Each of the eight shot types has a low-rank adapter
-of its own, in place for the clips of that type; none is in place for clips whose camera stands still, so
-that without one it goes on standing still. The MotionLoRAs of the zoo are learned afresh, from 50 clips each.
+The paper's module saw ten million web videos. Their cameras pan and zoom, whether the captions say so or not. The
+miniature's captions have no words for camera moves; adapters stand for the words. Each of the eight shot types has a
+low-rank adapter of its own, which acts on the clips of that type. No adapter acts on clips with a still camera, so
+that without an adapter the camera stays still. The MotionLoRAs of the zoo are trained anew, from 50 clips each.
 """
 
 from functools import partial
@@ -25,14 +25,14 @@ from ..training.losses import motion_module_loss
 STILL = 0.3  # the share of clips whose camera stands still
 AMOUNT = 0.2  # of the crop's move: a quarter of the window in a pan, 18 degrees in a roll
 RANK = 8
-LOUD = 4.0  # alpha of the eight: each learns from one clip in eleven or so, and is no MotionLoRA that ships
-NONE = -1  # in the place of a shot type's number: the camera stands still
+LOUD = 4.0  # alpha of the eight: large, since each learns from about one clip in eleven; they do not ship
+NONE = -1  # instead of a shot type's number: the camera stands still
 
 
 class Adapters(nn.Module):
     """W x + LOUD * B A x on every layer of a MotionLoRA (4.3), with A and B of each clip's own shot type.
 
-    Eight LoRAs can be inserted at once, but work on all clips of a batch: so clips of different types could not be in one.
+    Eight inserted LoRAs would each act on all clips of a batch; here one batch can have clips of different types.
     """
 
     def __init__(self, modules: MotionModules, rank: int = RANK):
@@ -41,7 +41,7 @@ class Adapters(nn.Module):
         self.paths = paths = fresh[0].paths
         self.down = nn.ParameterList(torch.stack([lora[path].down.weight.detach() for lora in fresh]) for path in paths)  # 8 r in
         self.up = nn.ParameterList(torch.stack([lora[path].up.weight.detach() for lora in fresh]) for path in paths)  # 8 out r
-        self.types: Tensor | None = None  # b: whose is in place for each clip
+        self.types: Tensor | None = None  # b: each clip's shot type, or NONE
         for k, path in enumerate(paths):
             modules.get_submodule(path).register_forward_hook(partial(self._add, k))
 
@@ -51,7 +51,7 @@ class Adapters(nn.Module):
         return {f"{path}.{name}.weight": both[type] for path, *pair in parts for name, both in zip(("down", "up"), pair)}
 
     def _add(self, k: int, layer: nn.Module, args: tuple[Tensor], y: Tensor) -> Tensor:
-        """x, y (b h w) f c of one layer, whose clips' places lie one behind the other."""
+        """Add to y, a layer's output for x, both (b h w) f c: the places h w of one clip follow each other."""
         if self.types is None:
             return y
         moving, types = self.types >= 0, self.types.clamp(min=0)
@@ -61,7 +61,7 @@ class Adapters(nn.Module):
 
 
 class Said(nn.Module):
-    """The inflated UNet with its motion modules, and an adapter for each shot type: each clip is told its own."""
+    """The inflated UNet with its motion modules, and an adapter for each shot type; each clip uses its own."""
 
     def __init__(self, video_unet: nn.Module, modules: MotionModules):
         super().__init__()
@@ -83,7 +83,7 @@ class Said(nn.Module):
 class Moves:
     """batch and loss for fit: clips of all shot types and of a still camera, and their text.
 
-    clips: type, or None for a still camera -> n c f h w, n m d; size: so many clips in a batch.
+    clips: shot type, or None for a still camera -> latents n c f h w, text n m d; size: clips in a batch.
     """
 
     def __init__(self, clips: dict[str | None, tuple[Tensor, Tensor]], empty: Tensor, scheduler: Any, size: int = 4):
@@ -112,9 +112,9 @@ def recipes(amount: float = AMOUNT) -> dict[str | None, WorldRecipe]:
 
 
 def train(recipe: Any) -> None:
-    """The recipe's stage, on the module that learned clean clips; 200 clips of each shot type and 600 still ones.
+    """The recipe's stage: trains the module that learned clean clips further, on 200 clips of each shot type and 600 still.
 
-    The adapters go into camera-adapters.safetensors, for `--more` to go on with.
+    The adapters are saved in camera-adapters.safetensors, from which `--more` continues.
     """
     from .recipe import new_motion_modules, save
     from .unet import motion_betas, new_unet, text_states

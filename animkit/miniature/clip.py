@@ -1,7 +1,7 @@
 """Two image-text models: the miniature's CLIP, whose text half conditions the UNet, and the judge that scores what is made.
 
-Both learn from full captions by CLIP's own symmetric loss (arXiv 2103.00020, figure 3) and, since a world with known labels
-allows it, from single phrases ("a red thing", "something falling") that name one attribute among all its values.
+Both learn from full captions by CLIP's own symmetric loss (arXiv 2103.00020, figure 3). Since the world's labels are known,
+they also learn to find the right phrase ("a red thing", "something falling") among those for all values of one attribute.
 """
 
 import json
@@ -35,19 +35,19 @@ PHRASES = {
 
 
 WEIGHTS = {"object": 3.0}  # shapes are learned last
-COLOURLESS = ("ink", "blueprint", "sepia")  # no one can tell colours in these looks, so no one is asked
+COLOURLESS = ("ink", "blueprint", "sepia")  # colours cannot be seen in these looks, so they are not asked for
 
 
 class ImageText(nn.Module):
     """CLIP's two towers and its temperature: a transformers ResNetModel for pictures, a transformers CLIPTextModel for text.
 
-    A vision transformer this small needs far more pictures to see shapes (measured: 16 % of objects after 600 steps of 128, where
-    the residual network had nearly all). get_image_features and get_text_features are those of transformers' CLIPModel.
+    A vision transformer this small needs far more pictures to see shapes (measured: 16 % of objects after 600 steps of 128; the
+    residual network had nearly all). get_image_features and get_text_features are those of transformers' CLIPModel.
     """
 
     def __init__(self, vision: ResNetConfig, text: CLIPTextConfig, width: int = 96, enlarge: int = 1):
         super().__init__()
-        self.enlarge = enlarge  # a ResNet's stem shrinks four times at once, which small pictures can ill afford
+        self.enlarge = enlarge  # a ResNet's first layers shrink four times at once, too much for small pictures
         self.vision_model, self.text_model = ResNetModel(vision), CLIPTextModel(text)
         self.visual_projection = nn.Linear(vision.hidden_sizes[-1], width, bias=False)
         self.text_projection = nn.Linear(text.hidden_size, width, bias=False)
@@ -153,7 +153,7 @@ def embed_images(clip, x) -> torch.Tensor:
 
 
 def blur(x, generator):
-    """What a generator does to pictures: some softness, some noise, a shift of brightness; for a judge that must not mind."""
+    """Pictures with a generator's faults, which the judge must ignore: some softness, some noise, a change of brightness."""
     b = len(x)
     soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
     mixed = torch.lerp(
@@ -165,7 +165,7 @@ def blur(x, generator):
 
 
 def shift(x, generator, by: int = 3):
-    """Each picture moved by up to `by` pixels either way, its edges repeated: pictures never seen twice are not learned by heart."""
+    """Each picture moved by up to `by` pixels, its edges repeated, so that no picture is seen twice and learned by heart."""
     n, size = len(x), x.shape[-1]
     x = F.pad(x, (by,) * 4, mode="replicate")
     ys, xs = (torch.randint(2 * by + 1, (n,), generator=generator).tolist() for _ in range(2))
@@ -173,8 +173,8 @@ def shift(x, generator, by: int = 3):
 
 
 class Labelled(nn.Module):
-    """The judge in training: plain classifiers on its picture tower, thrown away afterwards. By phrases alone it took objects in
-    an order of magnitude later than settings: two towers that both know nothing have little to tell each other."""
+    """A model in training (CLIP or the judge) with plain classifiers on its picture tower, thrown away afterwards. From phrases
+    alone it learned objects an order of magnitude later than settings: two untrained towers teach each other little."""
 
     def __init__(self, clip: ImageText, seed: int = 0):
         super().__init__()
@@ -194,7 +194,7 @@ class Contrast:
     """batch and loss for fit: pictures and captions, and for each attribute the phrases of all its values."""
 
     def __init__(self, stills, tokenizer, attributes, size: int = 128, captioned: int | None = None):
-        self.captioned = captioned or size  # so many of a batch's pictures come with their whole captions
+        self.captioned = captioned or size  # how many pictures of a batch come with their full captions
         self.pixels, self.ids, self.size = torch.from_numpy(stills.pixels), tokens(tokenizer, stills.captions), size
         self.labels = {a: torch.from_numpy(stills.labels[a].astype(np.int64)) for a in attributes}
         self.hidden = torch.isin(
@@ -209,7 +209,7 @@ class Contrast:
         labels = {
             a: torch.tensor([self.values[a].index(v) for v in label[rows].tolist()]) for a, label in self.labels.items()
         }
-        labels["colour"][self.hidden[rows]] = -100  # what cross_entropy passes over
+        labels["colour"][self.hidden[rows]] = -100  # cross_entropy ignores this label
         return to_signal(self.pixels[rows]), self.ids[rows[: self.captioned]], labels
 
     def loss(self, clip, batch, generator):
@@ -242,14 +242,14 @@ class Contrast:
 
 @torch.no_grad()
 def classify(clip, tokenizer, x, attribute: str, values=None) -> torch.Tensor:
-    """Which value of an attribute each picture (b c h w, -1 to 1) shows: the mean of a value's wordings nearest to the picture. Indices into NAMES (or values)."""
+    """The value of an attribute nearest to each picture (b c h w, -1 to 1), by its wordings' mean: index into NAMES or values."""
     device = clip.visual_projection.weight.device
     return nearest(clip, tokenizer, torch.cat([embed_images(clip, part.to(device)) for part in x.split(256)]), attribute, values)
 
 
 @torch.no_grad()
 def nearest(clip, tokenizer, images, attribute: str, values=None) -> torch.Tensor:
-    """classify, for pictures that are unit vectors b d already: many attributes are asked of one look at them."""
+    """As classify, for pictures that are unit vectors b d already: one embedding serves many attributes."""
     values = list(values or NAMES[attribute])
     texts = torch.stack(
         [F.normalize(embed_text(clip, tokens(tokenizer, PHRASES[attribute][v]).to(images.device)).mean(0), dim=-1) for v in values]
@@ -258,7 +258,7 @@ def nearest(clip, tokenizer, images, attribute: str, values=None) -> torch.Tenso
 
 
 def accuracy(clip, tokenizer, stills, attributes=tuple(PHRASES)) -> dict[str, float]:
-    """The share of real renders on which classify is right, for each attribute (single objects only know one answer; the first object counts)."""
+    """The share of real renders on which classify is right, for each attribute; of two things the first counts."""
     clip.eval()
     x = to_signal(torch.from_numpy(stills.pixels))
     return {a: float((classify(clip, tokenizer, x, a).numpy() == stills.labels[a]).mean()) for a in attributes}

@@ -26,7 +26,7 @@ HELD_OUT = 0.05       # share of the pictures that only validation sees
 
 
 def new_controlnet(unet: nn.Module, seed: int = 0) -> ControlNetModel:
-    """A copy of the UNet's first half, its outputs zero; of the middle block the first ResNet, which is enough."""
+    """A copy of the UNet's first half, its outputs zero; its middle block is the first ResNet alone, which is enough."""
     torch.manual_seed(seed)
     whole = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=WIDTHS)
     controlnet = ControlNetModel.from_config({**whole.config, "mid_block_type": "UNetMidBlock2D"})
@@ -69,7 +69,7 @@ def _chunk(job: tuple[Path, int, int]) -> Path:
 
 
 def pictures(folder: Path, count: int, seed: int = 30, processes: int | None = None) -> Pictures:
-    """At least `count` stills with depth, in whole chunks of 1,000, rendered where the folder does not hold them."""
+    """At least `count` stills with depth, in whole chunks of 1,000, rendered unless the folder has them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     chunks = -(-count // stills.CHUNK)
@@ -83,7 +83,7 @@ def pictures(folder: Path, count: int, seed: int = 30, processes: int | None = N
 
 
 class Steered(nn.Module):
-    """The frozen UNet, a ControlNet beside it, on stills: (x n c h w, t, text, depth n H W uint8) -> as the UNet."""
+    """The frozen UNet with a ControlNet beside it, on stills: (x n c h w, t, text, depth n H W uint8) -> as the UNet."""
 
     def __init__(self, unet: nn.Module, controlnet: ControlNetModel):
         super().__init__()
@@ -98,7 +98,7 @@ class Steered(nn.Module):
 class Control(Denoising):
     """batch, loss and validate for fit: the base's own objective, on latents n c h w, text n m d and depth n H W.
 
-    Half of the captions are dropped, as in the ControlNet paper, so that the picture itself says what there is.
+    Half of the captions are dropped, as in the ControlNet paper, so that depth alone must tell what there is.
     """
 
     def __init__(self, latents: Tensor, text: Tensor, empty: Tensor, depth: Tensor, size: int = 32, drop: float = 0.5):
@@ -116,7 +116,7 @@ class Control(Denoising):
 
     @torch.no_grad()
     def validate(self, model: Steered, step: int) -> dict[str, float]:
-        """The loss on held-out pictures with their captions, and that of the base alone, on the same noise."""
+        """The loss on held-out pictures with their captions, and the loss of the base alone, on the same noise."""
         held_out = slice(-min(self.last, 256), None)
         x, text, depth = self.latents[held_out].float(), self.text[held_out].float(), self.depth[held_out]
         device = next(model.parameters()).device

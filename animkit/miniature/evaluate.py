@@ -6,8 +6,8 @@
     judge    the judge itself, on real renders that it never saw, where every answer is known
     adapter, looks, shots, cost   the zoo: see evaluate_zoo.py
 
-Prompts are a fixed list that a seed makes; steps and guidance are the shipped ones. Real renders of the very same
-scenes, judged by the same judge, stand beside the miniature's numbers: no model can be measured better than that.
+The seed fixes the list of prompts; steps and guidance are the shipped ones. Beside the miniature's numbers are those of
+real renders of the same scenes, by the same judge: no model can be measured better than that.
 """
 import hashlib
 import json
@@ -45,9 +45,9 @@ GOES_WITH = {"guided": ("shots",), "eased": ("looks",), "steps": ("adapter", "lo
 
 
 def draw(animator, prompts: list[str], frames: int, seed: int, batch: int = 20, said: str = "", **how) -> np.ndarray:
-    """Clips n f h w 3, uint8; clip k from noise of seed + k, in batches, under a bar that tells how long it takes.
+    """Clips n f h w 3, uint8; clip k from the noise of seed + k. They are drawn in batches, with a progress bar.
 
-    how: what else the animator's call is given."""
+    how: further arguments of the animator's call."""
     drawn = []
     with tqdm(total=len(prompts), desc=said, unit="clip" if frames > 1 else "picture") as bar:
         for k in range(0, len(prompts), batch):
@@ -78,7 +78,7 @@ def judge_motion(animator, judge: Judge, count: int = 100, seed: int = 0, batch:
                  look: str | None = None) -> tuple[dict, Picture]:
     """Scores of `count` clips with the motion module and, from the same noise, without; a sheet, a clip each motion.
 
-    look: one that is inserted in the animator; no prompt names any. The animator ends without its motion module.
+    look: one that is inserted in the animator; then no prompt names a look. The animator loses its motion module here.
     """
     prompts, scenes = map(list, zip(*asked(count, seed, look=look is None)))
     readable = tuple(a for a in TEXT if a != "colour" or look not in COLOURLESS)
@@ -91,7 +91,7 @@ def judge_motion(animator, judge: Judge, count: int = 100, seed: int = 0, batch:
     for whose, clips in drawn.items():
         found, shown = judge.motion(clips), judge.pictures(clips.reshape(-1, *clips.shape[2:]))
         right = [f == name for f, name in zip(found, named)]
-        forced = judge.motion(clips, among=tuple(MOTIONS))  # a weak module shows here first; chance is 1 in 10
+        forced = judge.motion(clips, among=tuple(MOTIONS))  # a weak module's first progress shows here; chance is 1 in 10
         scores[whose] = {"named motion": share(right),
                          "if it must name one of ten": share([f == name for f, name in zip(forced, named)]),
                          "still": share([f == "still" for f in found]),
@@ -108,10 +108,10 @@ def judge_motion(animator, judge: Judge, count: int = 100, seed: int = 0, batch:
 
 
 def judge_judge(judge: Judge, count: int = 1000, seed: int = 0) -> dict:
-    """The judge on real renders in all looks, of seeds that no stage trains on: attributes, unread captions, motion.
+    """The judge on real renders in all looks, of seeds that no stage trains on: attributes, captions, motion.
 
     Colours are not asked in looks that have none."""
-    seed += 77_000_000  # far from the recipe's
+    seed += 77_000_000  # far from the recipe's seeds
     scenes = [scene for _, scene in asked(count, seed, looks=tuple(LOOKS))]
     bar = tqdm(scenes, desc="rendering pictures", unit="picture")
     pixels = np.stack([moment(scene, seed + k) for k, scene in enumerate(bar)])
@@ -126,9 +126,9 @@ def judge_judge(judge: Judge, count: int = 1000, seed: int = 0) -> dict:
 
 
 def judge_eye(eye: MotionJudge, each: int = 40, seed: int = 77_000_000) -> dict:
-    """The motion judge on `each` fresh clips of every motion and of none, in all looks: with the cartoonist's marks,
-    without, with those of another motion, flickering; the same clips frozen, and shuffled; frames that do not belong
-    together."""
+    """The motion judge on `each` new clips of every motion and of none, in all looks: with the motion's own marks (speed
+    lines and such), without marks, with another motion's marks, flickering; on clips that are frozen or shuffled; on clips
+    whose frames do not belong together."""
     rng, kinds, looks = np.random.default_rng(seed), KINDS[:-1], list(LOOKS)
     truths = [kind for kind in kinds for _ in range(each)]
     scenes = [random_scene(rng, motion=None if kind == "still" else kind, look=looks[k % len(looks)])
@@ -150,7 +150,7 @@ def judge_eye(eye: MotionJudge, each: int = 40, seed: int = 77_000_000) -> dict:
     scores["motion, flickering"] = share([f == t for f, t in zip(found, truths)])
     motions["flickering"] = counted(found, truths, kinds)
     frozen = eye.which(np.repeat(clips[:, FRAMES // 2:FRAMES // 2 + 1], FRAMES, 1))
-    ordered = [k for k, t in enumerate(truths) if t not in ("still", "shaking", "spinning")]  # these may suit any order
+    ordered = [k for k, t in enumerate(truths) if t not in ("still", "shaking", "spinning")]  # these may look right in any order
     shuffled = eye.which(np.stack([clips[k, rng.permutation(FRAMES)] for k in ordered]))
     apart = eye.which(np.stack([(incoherent(rng) * 255 + 0.5).astype(np.uint8) for _ in range(2 * each)]))
     scores |= {"frozen clips are still": share((frozen == STILL).numpy()),
@@ -160,19 +160,19 @@ def judge_eye(eye: MotionJudge, each: int = 40, seed: int = 77_000_000) -> dict:
 
 
 def number(values) -> dict:
-    """{"mean", "low", "high", "n"}: not a share, but as sure."""
+    """Mean and bootstrap interval of values that are not shares: {"mean", "low", "high", "n"}."""
     value, low, high, n = bootstrap(values)
     named = {"mean": value, "low": low, "high": high}
     return {name: None if v is None else round(v, 4) for name, v in named.items()} | {"n": n}
 
 
 def flicker(clips: np.ndarray) -> dict:
-    """What no movement explains of the change from frame to frame: the mean warp error of clips (metrics.motion_of)."""
+    """The mean warp error of clips: what motion does not explain of the change between frames (metrics.motion_of)."""
     return number([motion_of(clip).warp_error for clip in clips])
 
 
 def counted(found: list[str], named: list[str], kinds) -> dict:
-    """For each motion: how often it was named and found, and what clips that named it were taken for, most first."""
+    """For each motion: how often it was named and found, and what the judge took its clips for, the most frequent first."""
     out = {}
     for kind in kinds:
         taken = [f for f, name in zip(found, named) if name == kind]
@@ -191,7 +191,7 @@ def in_rows(rows: dict[str, dict[str, np.ndarray]], alt: str) -> Picture:
 
 
 def table(report: dict) -> str:
-    """The report as text: a line for each score, a column for each of what was judged; then motion by motion."""
+    """The report as text: a line for each score, a column for each set of clips; then motion by motion."""
     def cell(s):
         if "mean" in s:
             return f"{s['mean']:5.1f} ({s['low']:.1f} to {s['high']:.1f})" if s["n"] else "-"
@@ -211,8 +211,8 @@ def table(report: dict) -> str:
 
 def open_animator(folder: Path, motion: bool = False, look: str | None = None, dtype: torch.dtype = torch.float32,
                   module: Path | None = None):
-    """The miniature of a folder, with or without a motion module, its own or another `module` (a file or folder), and a
-    look. AnimkitError for what is missing."""
+    """The miniature of a folder, with a look if given. motion: with the folder's motion module, or another `module` (a file
+    or folder). AnimkitError for what is missing."""
     from ..animator import Animator
     looks = {path.stem: path for path in sorted((folder / "looks").glob("*.safetensors"))}
     if look is not None and look not in LOOKS:
@@ -230,12 +230,12 @@ def open_animator(folder: Path, motion: bool = False, look: str | None = None, d
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
-    """{file: twelve digits} of all weights in a samples folder: a result tells by them which weights it is of."""
+    """{file: twelve digits} of all weights in a samples folder: they say which weights a result belongs to."""
     return {file.relative_to(folder).as_posix(): fingerprint(file) for file in sorted(folder.rglob("*.safetensors"))}
 
 
 def fingerprint(file: Path) -> str:
-    """Twelve digits of a safetensors file's weights: not of its bytes, whose metadata are in no fixed order."""
+    """Twelve digits of a hash of a safetensors file's weights; not of its bytes: the order of its metadata may vary."""
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(file).items()):
         digest.update(name.encode() + tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -246,8 +246,8 @@ TOLD = ("command", "steps", "minutes", "minutes_preparing", "processes", "device
 
 
 def about_module(module: Path) -> dict:
-    """What a result says of a motion module that is not the folder's own: its file, weights and, if a train.json lies
-    beside it, what made it."""
+    """What a result says about a motion module that is not the folder's own: its file, its weights and, if a train.json is
+    beside it, how it was made."""
     folder = module if module.is_dir() else module.parent
     files = [f for f in sorted(folder.glob("*.safetensors")) if module in (folder, f)]
     about = {"file": os.path.basename(os.path.abspath(module)), "weights": {f.name: fingerprint(f) for f in files}}
@@ -282,7 +282,7 @@ def add_arguments(parser) -> None:
 
 
 def _writable(folder: Path) -> Path:
-    """The folder, made if absent; AnimkitError before hours of drawing where nothing can be written to it."""
+    """The folder, made if absent; AnimkitError, before hours of drawing, if nothing can be written to it."""
     if not os.access(make_folder(folder), os.W_OK):
         raise AnimkitError(f"Nothing can be written to {folder}: choose another folder by --out.")
     return folder
@@ -295,7 +295,7 @@ def run(args) -> int:
     for option, whats in GOES_WITH.items():
         if getattr(args, option) is not None and args.what not in whats:
             raise AnimkitError(f"--{option} goes with `animkit judge {'|'.join(whats)}`, not with {args.what}.")
-    for option, default in {"batch": 20, "seed": 0, "precision": "float32"}.items():  # here: whether they were given counts above
+    for option, default in {"batch": 20, "seed": 0, "precision": "float32"}.items():  # here: above, None means not given
         if getattr(args, option) is None:
             setattr(args, option, default)
     if args.seed < 0:
@@ -304,7 +304,7 @@ def run(args) -> int:
         raise AnimkitError("--module goes with `animkit judge motion` without --look.")
     args.out = _writable(args.out or (Path("out", "judge") if args.folder is None else args.folder / "results"))
     if args.what in ZOO:
-        from . import evaluate_zoo  # which stands on this
+        from . import evaluate_zoo  # here, since it imports this module
         return evaluate_zoo.run(args)
     what, look, start = args.what, args.look, time.monotonic()
     count = COUNTS[what] if args.count is None else args.count
@@ -312,7 +312,7 @@ def run(args) -> int:
         raise AnimkitError(f"--count and --batch are at least 1; got {count} and {args.batch}.")
     if look and what != "motion":
         raise AnimkitError(f"--look goes with `animkit judge motion`, not with {what}.")
-    of = look or args.module and Path(os.path.abspath(args.module)).stem  # "." has a name too
+    of = look or args.module and Path(os.path.abspath(args.module)).stem  # so that "." has a name too
     if args.module and of in LOOKS:
         raise AnimkitError(f"motion-{of}.json is the result of the look {of!r}: give the module {args.module} another name.")
     folder = samples.root() if args.folder is None else args.folder

@@ -1,12 +1,12 @@
-"""`animkit judge adapter|looks|shots|cost`: does the zoo do what the paper says? Every bar with the numbers behind it.
+"""`animkit judge adapter|looks|shots|cost`: does the zoo do what the paper says? Bars to reach, with their numbers.
 
-    adapter   4.1: the watermark and the look in clips, with the adapter's alpha at 0, .25, .5, .75, 1, and of the
-              module that was trained without an adapter; 100 is the training videos' own mark, 0 clean renders'
+    adapter   4.1: the watermark and the look in clips, with the adapter's alpha at 0, .25, .5, .75, 1, and with the
+              module that was trained without an adapter; a watermark of 100 is the training videos', 0 clean renders'
     looks     5.1: one motion module in the base and in each look: motion, look and text, beside that look's stills
     shots     4.3: the camera's move, estimated from the clip, with each MotionLoRA; two at once; three alphas; none
-    cost      minutes and memory of what was trained, out of recipe.json
+    cost      minutes and memory of what was trained, from recipe.json
 
-The same prompts and the same noise in every column, so that columns differ by what is named alone.
+All columns have the same prompts and the same noise: they differ only in what they name.
 """
 import json
 import time
@@ -37,12 +37,12 @@ from .zoo import NEW_LOOKS
 COUNTS = {"adapter": 20, "looks": 20, "shots": 20, "cost": 0}
 ALPHAS = (1.0, 0.75, 0.5, 0.25, 0.0)
 COMPOSED = ("zoom in", "roll clockwise")
-FEW = 4  # prompts on which a MotionLoRA's alpha is tried, and real clips of each shot type
+FEW = 4  # prompts to try a MotionLoRA's alpha on; also real clips of each shot type
 
 
 def judge_adapter(folder: Path, judge: Judge, count: int, seed: int, batch: int, look: str | None,
                   steps: int | None, dtype: torch.dtype = torch.float32) -> tuple[dict, Picture]:
-    """4.1: what is left of the web videos' look, for each alpha; the ablation's module has no adapter to turn down."""
+    """4.1: what is left of the web videos' look, for each alpha, and for the ablation's module, trained without an adapter."""
     plain = _file(folder, "motion_module_plain.safetensors", "motion_plain")
     adapter = _file(folder, "domain_adapter.safetensors", "adapter")
     prompts, scenes = map(list, zip(*asked(count, seed, look=look is None)))
@@ -72,7 +72,7 @@ def judge_adapter(folder: Path, judge: Judge, count: int, seed: int, batch: int,
                          **{a: share(r) for a, r in text_found(shown, scenes, _readable(look)).items()}}
     marks = {whose: column["watermark"]["mean"] for whose, column in scores.items()}
     curve = [marks[f"alpha {alpha:g}"] for alpha in ALPHAS]
-    faithful = [scores[f"alpha {alpha:g}"]["look"]["share"] or 0 for alpha in ALPHAS]  # of no named look: 0 of 0
+    faithful = [scores[f"alpha {alpha:g}"]["look"]["share"] or 0 for alpha in ALPHAS]  # None if no prompt names a look
     bars = [_bar("watermark at alpha 1", ">= 60", curve[0], curve[0] >= 60),
             _bar("watermark at alpha 0", "<= 10", curve[-1], curve[-1] <= 10),
             _bar("watermark from alpha 1 to 0", "falls at each step", curve,
@@ -91,7 +91,7 @@ def judge_looks(folder: Path, judge: Judge, count: int, seed: int, batch: int, o
                 steps: int | None, dtype: torch.dtype = torch.float32, eased: float | None = None) -> tuple[dict, Picture]:
     """5.1: the same motion module in the base and in each look (or only one), beside the stills of the same prompts.
 
-    eased: the module's share of its alpha in the last half of the timesteps (animator(eased=)); None: the paper's, all."""
+    eased: the module's share of alpha in the last half of the timesteps (animator(eased=)); None: all, as in the paper."""
     there = [look for look in NEW_LOOKS if (folder / "looks" / f"{look}.safetensors").exists()]
     if not there:
         raise AnimkitError(f"There is no look in {folder / 'looks'}: train them with `animkit miniature look zoo`.")
@@ -135,7 +135,7 @@ def judge_shots(folder: Path, judge: Judge, count: int, seed: int, batch: int,
                 guided: float | None = None) -> tuple[dict, Picture]:
     """4.3: which way the camera goes with each MotionLoRA and how far; do objects still do what the prompt says?
 
-    guided: a weight of its own for each MotionLoRA (animator(guided=)); None: the paper's, by its alpha alone."""
+    guided: the weight of each MotionLoRA as a separate condition (animator(guided=)); None: its alpha alone, as in the paper."""
     files = {shot: folder / "motion_loras" / f"{shot.replace(' ', '-')}.safetensors" for shot in camera.SHOTS}
     files = {shot: file for shot, file in files.items() if file.exists()}
     if not files:
@@ -200,16 +200,16 @@ def judge_shots(folder: Path, judge: Judge, count: int, seed: int, batch: int,
 
 
 def _shot_scores(judge: Judge, clips: np.ndarray, moves: list[dict], named: list[str], whose: str) -> dict:
-    """Of clips drawn with one MotionLoRA, with two ("a + b"), or with none, which has no shot type to name."""
+    """Scores of clips drawn with one MotionLoRA, two ("a + b") or none, which leaves no shot type to find."""
     wanted = set(whose.split(" + ")) & set(camera.SHOTS)
-    least = 0 if len(wanted) == 1 else LEAST  # one of eight: the largest move; of two, both must be moves
+    least = 0 if len(wanted) == 1 else LEAST  # one: the largest move counts, however small; two: at least LEAST
     right = [set(name_shot(m, least)[:len(wanted)]) == wanted for m in moves] if wanted else []
     return {"shot type": share(right) | {"right": np.array(right, float)}, **_object_motion(judge, clips, named),
             **{name: number([abs(m[name]) for m in moves]) for name in FULL}}
 
 
 def _object_motion(judge: Judge, clips: np.ndarray, named) -> dict:
-    """As the judge sees it once the camera's move, as estimated, is taken out; and with it in."""
+    """The share of named motions that the judge finds, with the estimated camera move removed, and with it left in."""
     steady = [f == n for f, n in zip(judge.motion(np.stack([stabilised(clip) for clip in clips])), named)]
     as_is = [f == n for f, n in zip(judge.motion(clips), named)]
     return {"named motion": share(steady) | {"right": np.array(steady, float)},
@@ -217,7 +217,7 @@ def _object_motion(judge: Judge, clips: np.ndarray, named) -> dict:
 
 
 def _still_bars(moves: dict[str, list[dict]], files: dict) -> Iterator[dict]:
-    """Without a MotionLoRA each kind of move is under a tenth of what its two MotionLoRAs make."""
+    """The bars for: without a MotionLoRA, each kind of move is under a tenth of what its two MotionLoRAs make."""
     for name, two in NAMES.items():
         if trained := [shot for shot in two if shot in files]:
             with_it = np.mean([abs(m[name]) for shot in trained for m in moves[shot]])
@@ -227,7 +227,7 @@ def _still_bars(moves: dict[str, list[dict]], files: dict) -> Iterator[dict]:
 
 
 def _real(each: int, seed: int, size: int) -> Iterator[tuple[np.ndarray, str, str]]:
-    """Real clips of every shot type, by the rule that made the MotionLoRAs' own, of scenes that these never saw."""
+    """Real clips of every shot type, moved as the MotionLoRAs' training clips are, of scenes not among those."""
     for k, (_, scene) in enumerate(asked(each * 8, seed + 1)):
         shot = camera.SHOTS[k % 8]
         large = torch.from_numpy(render(scene, FRAMES, 2 * size).uint8).permute(3, 0, 1, 2)
@@ -236,7 +236,7 @@ def _real(each: int, seed: int, size: int) -> Iterator[tuple[np.ndarray, str, st
 
 
 def judge_cost(folder: Path) -> dict:
-    """What was trained, in how many minutes and how much memory, against the issue's bars for two cores.
+    """What was trained, in how many minutes and how much memory, against bars for two cores.
 
     Raises AnimkitError for a recipe.json that is missing or damaged."""
     most, path = {"look": 3, "shots": 6}, folder / "recipe.json"
@@ -291,7 +291,7 @@ def _frames(clips: np.ndarray) -> np.ndarray:
 
 
 def _each(right: list[bool], frames: int = FRAMES) -> np.ndarray:
-    """For each clip the share of its frames."""
+    """For each clip, the share of its frames that are right."""
     return np.array(right, float).reshape(-1, frames).mean(1)
 
 
@@ -323,7 +323,7 @@ def run(args) -> int:
                                       args.eased)
     else:
         report, picture = judge_adapter(folder, _judge(folder), count, args.seed, args.batch, args.look, args.steps, dtype)
-    ways = [way for way in ("guided", "eased") if getattr(args, way) is not None]  # beside the paper's way, not in its place
+    ways = [way for way in ("guided", "eased") if getattr(args, way) is not None]  # the paper's result keeps its own file
     out = args.out
     name = "-".join([what, *([args.look] if args.look else []), *ways])
     options = {"look": args.look, "count": count or None, "seed": args.seed if count else None, "steps": args.steps,

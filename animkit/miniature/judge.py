@@ -1,4 +1,4 @@
-"""The judge: which prompts are asked, what pictures and clips show of them, how sure a share of right answers is."""
+"""The judge: which prompts are asked, and what pictures and clips show of them."""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ TEXT = ("object", "colour", "setting")
 
 @dataclass
 class Judge:
-    """Two eyes that took no part in training: an image-text model for pictures, a motion judge for clips."""
+    """Two models that the miniature is not trained with: an image-text model for pictures, a motion judge for clips."""
     clip: ImageText
     tokenizer: CLIPTokenizer
     eye: MotionJudge
@@ -51,12 +51,12 @@ class Judge:
         return {a: [NAMES[a][k] for k in nearest(self.clip, self.tokenizer, images, a)] for a in attributes}
 
     def motion(self, clips: np.ndarray, among: tuple[str, ...] = KINDS) -> list[str]:
-        """What each clip (n 16 h w 3, uint8) shows: one of the ten motions, "still" or "incoherent" (or one `among`)."""
+        """What each clip (n 16 h w 3, uint8) shows: one of the ten motions, "still" or "incoherent"; among: the only answers."""
         return [KINDS[k] for k in self.eye.which(clips, among=among)]
 
     @torch.no_grad()
     def retrieved(self, pixels: np.ndarray, captions: list[str], pool: int = 100) -> np.ndarray:
-        """For each picture: is the nearest caption, of those of its pool of 100, its own (or the same words)?"""
+        """For each picture: of the captions of its pool of 100, is the nearest its own (or one in the same words)?"""
         right = []
         for k in range(0, len(pixels), pool):
             here = captions[k:k + pool]
@@ -67,7 +67,7 @@ class Judge:
 
 
 def asked(count: int, seed: int, looks=BASE_LOOKS, look: bool = True, templates=TEMPLATES) -> list[tuple[str, Scene]]:
-    """Prompts, and the scenes they tell of: one thing; object, colour, setting, look by chance, the motions in turn.
+    """(prompt, its scene) with one thing each: object, colour, setting and look are random, the motions come in turn.
 
     Raises AnimkitError for a seed below 0."""
     if seed < 0:
@@ -78,7 +78,7 @@ def asked(count: int, seed: int, looks=BASE_LOOKS, look: bool = True, templates=
 
 
 def truth(scene: Scene, attribute: str) -> str:
-    """What a scene of one thing holds."""
+    """The right answer for an attribute of a scene with one thing."""
     thing = scene.things[0]
     return {"object": thing.object, "colour": thing.colour, "motion": thing.motion or "still",
             "setting": scene.setting, "look": scene.look}[attribute]
@@ -94,8 +94,8 @@ def moment(scene: Scene, k: int) -> np.ndarray:
 
 
 def text_found(shown: dict[str, list[str]], scenes: list[Scene], attributes=TEXT) -> dict[str, np.ndarray]:
-    """From what judge.pictures found in all frames of n clips: attribute -> for each clip the share of its frames that
-    show what its prompt says; and all attributes at once."""
+    """Attribute -> for each of n clips, the share of its frames that show what its prompt says; and the same for all
+    attributes at once. shown: what judge.pictures found in all frames of the clips."""
     n, f = len(scenes), len(shown[attributes[0]]) // len(scenes)
     right = {a: np.array([found == truth(scenes[k // f], a) for k, found in enumerate(shown[a])]) for a in attributes}
     right["all of these"] = np.logical_and.reduce([right[a] for a in attributes])

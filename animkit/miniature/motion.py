@@ -1,4 +1,4 @@
-"""Stage 2 in the miniature, plain and short: motion modules learn from world clips while the base stays frozen."""
+"""Clips that the miniature's motion modules learn from (stage 2), kept in a folder in chunks of 100."""
 
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from ..data.world_clips import WorldClips, WorldRecipe, draw
 
 CHUNK = 100
-MOVES = 0.15  # the share of clips whose camera moves, unsaid, as in web video: a MotionLoRA (4.3) brings out what is known
+MOVES = 0.15  # share of clips whose camera moves though no caption says so, as in web video: MotionLoRAs (4.3) bring it out
 
 
 def _chunk(job: tuple[Path, WorldRecipe, int]) -> Path:
@@ -28,7 +28,7 @@ def _chunk(job: tuple[Path, WorldRecipe, int]) -> Path:
 def clips(folder: Path, name: str, count: int, recipe: WorldRecipe, processes: int | None = None) -> list[Path]:
     """At least `count` clips in whole chunks of 100: [chunk's path, ...].
 
-    Rendered over all cores where the folder does not hold them yet; another recipe, or another world, is another set of files.
+    Rendered on all cores unless the folder has them; another recipe, or a change in the world's code, makes other files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

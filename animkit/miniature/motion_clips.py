@@ -1,8 +1,8 @@
-"""Clips that the motion judge learns from: real renders in every look, and the like of what an image model draws alone.
+"""Clips that the motion judge learns from: real renders in every look, and imitations of what an image model draws alone.
 
-The marks drawn about a thing (speed lines, a rope, footprints) tell its motion in a still; here they are its own in
-40 % of clips, another motion's in 30 % and absent in 30 %, so that they tell nothing. A third of clips flicker: what is
-asked is which way a thing goes; how steady the rest is, other measures tell (metrics: warp error, smoothness).
+The marks around a thing (speed lines, a rope, footprints) show its motion even in a still. Here they are its own in
+40 % of clips, another motion's in 30 % and absent in 30 %, so that they tell nothing. A third of clips flicker: the judge
+is asked only how a thing moves; other measures tell how steady the rest is (metrics: warp error, smoothness).
 """
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +27,7 @@ def small(rgb: np.ndarray) -> np.ndarray:
 
 
 def with_marks(scene: Scene, cue: str | None) -> Scene:
-    """The same scene with other marks about its things: "own", None, or another motion's."""
+    """The same scene with other marks around its things: "own", None, or another motion's."""
     return scene.with_(things=tuple(replace(t, cue=cue) for t in scene.things))
 
 
@@ -38,8 +38,8 @@ def moving(rng, kind: str, looks=tuple(LOOKS)) -> Scene:
 
 
 def incoherent(rng, looks=tuple(LOOKS)) -> np.ndarray:
-    """What noise of its own gives each frame: the prompt's picture drawn anew 16 times (f 64 64 3), half of them before
-    the same scenery; or, in a third of clips, one place where another thing stands in every frame."""
+    """Frames (f 64 64 3) as separate noise makes them: the prompt's picture drawn anew 16 times, in half of these clips with
+    the same scenery; or, in a third of clips, another thing at the same place in every frame."""
     scene = moving(rng, KINDS[rng.integers(len(KINDS) - 1)], looks)
     kept, steady = rng.random() < 0.67, rng.random() < 0.5  # steady scenery alone makes no clip coherent
     frames = []
@@ -57,8 +57,8 @@ def incoherent(rng, looks=tuple(LOOKS)) -> np.ndarray:
 
 
 def flickering(rng, scene: Scene, u: np.ndarray) -> np.ndarray:
-    """A scene (f 64 64 3) as a weak generator draws it: the thing goes its way, but scenery and texture are, in part,
-    drawn anew in each frame, and the thing's outline trembles by half a pixel. How much it flickers is not its motion."""
+    """A scene (f 64 64 3) as a weak generator draws it: the thing moves as it should, but each frame has partly new scenery
+    and texture, and the thing's outline trembles by half a pixel. This flicker is not motion."""
     def trembling(thing):
         dx, dy, grown = rng.normal(0, (0.015, 0.015, 0.03))
         return replace(thing, x=thing.x + dx, y=thing.y + dy, size=thing.size * (1 + grown))
@@ -78,7 +78,7 @@ def draw(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         else:
             other = (None, *MOTIONS)[rng.integers(len(MOTIONS) + 1)]
             cue = ("own", other, None)[rng.choice(3, p=(0.4, 0.3, 0.3))]
-            pace = rng.uniform(0.85, 1)  # a generator need not start and end on the dot
+            pace = rng.uniform(0.85, 1)  # a generator may start late or end early
             u = rng.uniform(0, 1 - pace) + pace * np.arange(FRAMES) / FRAMES
             scene = with_marks(moving(rng, KINDS[label]), cue)
             rgb = flickering(rng, scene, u) if rng.random() < FLICKERING else render(scene, u=u).rgb
@@ -97,7 +97,7 @@ def _chunk(job):
 
 
 def clips(folder: Path, name: str, count: int, seed: int, processes: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """At least `count` clips (whole chunks of 250), drawn where the folder does not hold them yet: pixels, labels."""
+    """At least `count` clips (whole chunks of 250), drawn unless the folder has them: pixels, labels."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [(folder / f"{name}-{k:03d}.npz", seed * 100_000 + k) for k in range(-(-count // CHUNK))]

@@ -1,5 +1,4 @@
-"""The judge's eye for motion: which of the ten motions a clip shows, or "still", or "incoherent" (frames do not belong
-together)."""
+"""The motion judge: which of the ten motions a clip shows, "still", or "incoherent" (its frames do not belong together)."""
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +34,8 @@ class SpaceTime(nn.Module):
 class MotionJudge(nn.Module):
     """Clips b c f h w (-1 to 1, 16 frames, 32 x 32) -> a score for each of KINDS, b k.
 
-    It sees only what changes: each frame less the clip's mean, and less the frame before. A frozen clip is all zeros
-    whatever stands in it, so no mark of the cartoonist's (speed lines, a rope) can pass for motion.
+    It sees only what changes: each frame minus the clip's mean, and minus the frame before. A frozen clip is all zeros
+    whatever it shows, so no drawn mark (speed lines, a rope) can pass for motion.
     """
 
     def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96)):
@@ -47,8 +46,8 @@ class MotionJudge(nn.Module):
         self.drop, self.head = nn.Dropout(0.2), nn.Linear(2 * d * FRAMES // 4, len(KINDS))
 
     def features(self, x: Tensor) -> Tensor:
-        """Clips as above -> what the head sees of them, b d t: means and maxima over the picture, four times a clip."""
-        x = x - x[:, :, :1]  # first, so that zero is zero and not a rounding error, which norms would blow up
+        """Clips as above -> what the head takes, b d t: means and maxima over the picture, at four times."""
+        x = x - x[:, :, :1]  # first, so that no change is exactly 0: norms would magnify a rounding error
         before = torch.cat([x[:, :, :1], x[:, :, :-1]], 2)
         seen = torch.cat([x - x.mean(2, keepdim=True), x - before], 1)                  # b 6 f h w
         z = self.blocks(2 * seen)                                                       # b d 4 4 4
@@ -97,7 +96,7 @@ def signal(clips: np.ndarray) -> Tensor:
 
 
 def spoil(x: Tensor, generator: torch.Generator) -> Tensor:
-    """What a generator does to clips b c f h w and no motion is: softness, grain, drifting colour and texture, ghosts
+    """Clips b c f h w with a generator's faults that are not motion: softness, grain, drifting colour and texture, ghosts
     of the frame before."""
     b, c, f, h, w = x.shape
 
@@ -120,7 +119,7 @@ def spoil(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class Watching:
-    """batch and loss for fit, on clips (n f h w c, uint8) and labels in memory; 6 % are frozen and 8 % taken apart."""
+    """batch and loss for fit, on clips (n f h w c, uint8) and labels in memory; 6 % are frozen, 8 % are made incoherent."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray, size: int = 48):
         self.pixels, self.labels, self.size = torch.from_numpy(pixels), torch.from_numpy(labels).long(), size
@@ -133,7 +132,7 @@ class Watching:
             others = randint(0, len(self.pixels), (FRAMES,), generator)
             if fate[i] < 0.06:  # frozen
                 x[i], y[i] = x[i, order[:1]], STILL
-            elif fate[i] < 0.11 and KINDS[y[i]] not in ("still", "shaking", "spinning"):  # these may suit any order
+            elif fate[i] < 0.11 and KINDS[y[i]] not in ("still", "shaking", "spinning"):  # these may look right in any order
                 x[i], y[i] = x[i, order], INCOHERENT
             else:  # frames of sixteen clips
                 x[i], y[i] = self.pixels[others, order], INCOHERENT
@@ -146,5 +145,5 @@ class Watching:
         return F.cross_entropy(scores, y, label_smoothing=0.02), {"right": right}
 
     def accuracy(self, model) -> dict[str, float]:
-        """The share of these clips, as they are, that the model knows."""
+        """The share of these clips, unchanged, that the model gets right."""
         return {"right": round(float((model.which(self.pixels.numpy()) == self.labels).float().mean()), 4)}

@@ -1,10 +1,10 @@
-"""Stage 2 goes on in looks to practise on: one motion module is to suit looks that it never met (5.1).
+"""Stage 2 continues in looks to practise on, so that one motion module suits looks that it never met (5.1).
 
-A look's LoRA changes the features that the motion module reads. The miniature's, having read one base's alone, moved things well
-in half of the eight looks and spoilt their shape in five (data_samples/README.md). The cure is the paper's own idea (4.1), once more: there a domain
-adapter takes in the look of web video, so that the module need not; here each of nine PRACTICE_LOOKS has a LoRA that takes it
-in, trained as the zoo's looks are. A step is either of clips in one of the nine, its LoRA in place with alpha 1, or of clips
-as `camera` has them. No LoRA of these ships, and none of the nine is one of the eight that the module is judged in.
+A look's LoRA changes the features that the motion module reads. Trained on one base alone, the miniature's module moved things
+well in half of the eight looks and spoilt their shape in five (data_samples/README.md). The remedy is the paper's own idea (4.1):
+there a domain adapter learns the look of web video, so that the module need not; here a LoRA learns each of the nine
+PRACTICE_LOOKS, trained as the zoo's looks are. A step has either clips in one of the nine, with its LoRA at alpha 1, or clips as
+in `camera`. None of these LoRAs ships, and none of the nine looks is one of the eight that the module is judged in.
 """
 from functools import partial
 from typing import Any
@@ -21,15 +21,15 @@ from ..training.losses import motion_module_loss
 from ..world import PRACTICE_LOOKS
 from .camera import NONE, Moves, Said, recipes
 
-SHARE = 0.5  # of the steps, whose clips are in one of the looks
+SHARE = 0.5  # the share of steps whose clips are in one of the looks
 EACH = 100  # clips of each look, and of each shot type
 STILL = 400  # clips whose camera stands still, in the base's own looks
 
 
 class Practice:
-    """batch and loss for fit: clips of one look, drawn for each step, or a batch of `moves`.
+    """batch and loss for fit: in each step clips of one look, chosen at random, or a batch of `moves`.
 
-    clips: look -> latents n c f h w, text n m d. The model has its LoRA under its name, which acts in its steps alone.
+    clips: look -> latents n c f h w, text n m d. Each look's LoRA is in the model, under its name; it acts in its steps alone.
     """
 
     def __init__(self, clips: dict[str, tuple[Tensor, Tensor]], moves: Moves):
@@ -45,7 +45,7 @@ class Practice:
         return look, torch.full((self.moves.size,), NONE), z[rows].float(), text[rows].float()
 
     def loss(self, model: Said, batch: tuple[str | None, Tensor, Tensor, Tensor], generator: torch.Generator) -> Tensor:
-        """4.2's loss, a scalar, with the LoRA of the batch's look and no other in place."""
+        """The loss of 4.2, a scalar; the LoRA of the batch's look acts, and no other."""
         own, types, z, text = batch
         for look in self.clips:
             model.video_unet.alpha[look] = float(look == own)
@@ -54,7 +54,7 @@ class Practice:
 
 
 def train(recipe: Any) -> None:
-    """The recipe's stage, on what `camera` learned (or what `adopt` put there), with the LoRAs of `practice_looks`."""
+    """The recipe's stage: trains what `camera` made (or `adopt` put there) further, with the LoRAs of `practice_looks`."""
     from .recipe import new_motion_modules, save
     from .unet import motion_betas, new_unet, text_states
 

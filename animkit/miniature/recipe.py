@@ -1,24 +1,24 @@
-"""`animkit miniature STAGE`: every stage of the miniature's recipe, in order; each is resumable, the same command goes on.
+"""`animkit miniature STAGE`: every stage of the miniature's recipe, in order. The same command resumes a stopped stage.
 
     stage      what it trains                                                  reads
     vae        AutoencoderKL on pictures in every look                         pictures
     clip       CLIP on base pictures and captions                              pictures
-    judge      another CLIP, on pictures of its own; never seen in training    pictures
+    judge      another CLIP, on pictures of its own; not used in training      pictures
     motion_judge   the judge's eye for motion: a small (2+1)D network          clips
     coarse     the UNet at 8 x 8 latents (pictures of 32 pixels)               vae, clip
     unet       the UNet at 16 x 16 latents, its pictures in many framings      coarse
-    decoder    the VAE's decoder alone; its latents stay what they are         vae
+    decoder    the VAE's decoder alone; the latents stay the same              vae
     motion_coarse, motion   stage 2: the motion modules, at 8 x 8 and at 16 x 16 latents   unet
-    camera     stage 2 goes on, with clips whose camera moves: see camera.py   motion
+    camera     stage 2 continues, with clips whose camera moves: see camera.py  motion
     control    a ControlNet on depth, from stills alone                         unet
-    assemble   data_samples/miniature, judge and motion_module from the above
-    practice_looks, practice   stage 2 goes on in nine looks to practise on: see practice.py   camera, assemble
-    adapter, motion_web, motion_plain, look, shots, zoo   the zoo that stands on what is assembled: see zoo.py
-    adopt      the other way round: shipped weights into runs/, to go on from them
+    assemble   nothing: copies the above to data_samples/
+    practice_looks, practice   stage 2 continues in nine looks to practise on: see practice.py   camera, assemble
+    adapter, motion_web, motion_plain, look, shots, zoo   the zoo, on top of what `assemble` wrote: see zoo.py
+    adopt      nothing: copies shipped weights to runs/, to train them further
 
-Work lies in runs/miniature/<stage>. budget scales all steps: 1 is the whole recipe; what made the shipped files stands in
-data_samples/README.md. `--more N` lets a stage that is done go on for N steps, under a learning rate that starts anew; what a
-stage took, its loss and its curve then tell of all its rounds.
+The work is in runs/miniature/<stage>. budget scales steps and pictures: 1 is the whole recipe. data_samples/README.md says what
+made the shipped files. `--more N` trains a finished stage for N more steps, with a learning rate that starts anew; the steps,
+seconds and curve in its record are then those of all its rounds, the loss that of the last.
 """
 
 import json
@@ -76,8 +76,8 @@ STAGES = [
     "practice",
     *(stage for stage in zoo.STAGES if stage != "practice_looks"),
 ]
-# The share of the UNet's pictures whose framing is not the world's usual one: nearer, aside, turned. Frozen later, it must
-# be able to draw whatever a moving camera sees; one that knew a single framing had a loss twice as high on such frames.
+# The share of the UNet's pictures whose framing is not the usual one: nearer, off-centre, turned. The UNet is frozen later,
+# but must draw whatever a moving camera sees; one that knew a single framing had a loss twice as high on such frames.
 FRAMED = 0.4
 DEFAULTS = {"steps": 25, "guidance": 3.0, "frames": 16, "fps": 8}
 
@@ -95,21 +95,21 @@ STEPS = {
     "control": 2000,
     "practice": 1600,
 }
-MOTION = ("motion", "camera", "practice")  # the stages that the motion module learns in, one after the other
+MOTION = ("motion", "camera", "practice")  # the stages that train the motion module, one after the other
 
 
 @dataclass
 class Recipe:
-    """Where the work lies, how much of it to do, and for how many seconds at most (None: to the end); more: steps on top of a stage that is done.
+    """Where the work is, how much to do, for how many seconds at most (None: to the end); more: further steps of done stages.
 
-    batch, lr, count: other than each stage's own, which suit two cores: a GPU wants larger batches of more pictures (or clips).
+    batch, lr, count: instead of each stage's own, which suit two cores; a GPU needs larger batches of more pictures or clips.
     """
 
     folder: Path = Path("runs/miniature")
     budget: float = 1.0
     seconds: float | None = None
     more: int | None = None
-    samples: Path = Path("data_samples")  # where `assemble` puts the results, and what the zoo stands on
+    samples: Path = Path("data_samples")  # where `assemble` puts the results, and what the zoo starts from
     batch: int | None = None
     lr: float | None = None
     count: int | None = None
@@ -130,7 +130,7 @@ class Recipe:
         return self.count or max(1, round(count * self.budget))
 
     def train(self, stage: str, model, loss, batch, validate=None, parameters=None, keep=None, **settings):
-        """fit, then write the averaged weights (of `keep`, else of the model) to <stage>.safetensors and what it took to <stage>.json."""
+        """fit; then write averaged weights (of `keep`, else of the model) to <stage>.safetensors and a record to <stage>.json."""
         usual = dict(steps=self.steps(stage), warmup=100, schedule="cosine", floor=0.02, mixed_precision="auto", clip_norm=1.0)
         usual["prefetch"] = 2 if torch.cuda.is_available() else 0
         config = LoopConfig(**usual | settings | ({"lr": self.lr} if self.lr else {}))
@@ -138,7 +138,7 @@ class Recipe:
         if self.more:
             self.read(stage, keep or model)
             model.train()
-            folder = folder / f"more-{before.get('rounds', 1)}"  # the same command goes on in it until its steps are done
+            folder = folder / f"more-{before.get('rounds', 1)}"  # the same command continues in it until its steps are done
         history = fit(model, loss, batch, config, folder, validate=validate, stop=self.seconds, parameters=parameters)
         if rank_and_world()[0]:  # under `accelerate launch` the first process writes
             return
@@ -163,23 +163,23 @@ class Recipe:
             told["rounds"] = before.get("rounds", 1) + (history.ended == "finished")
             told["device"] = "; ".join(dict.fromkeys([*before.get("device", where).split("; "), where]))  # of all rounds
             if history.ended != "finished":
-                told["earlier"] = earlier  # what this round's own numbers are to be added to when it goes on
+                told["earlier"] = earlier  # what this round's numbers are added to when it continues
         (self.folder / f"{stage}.json").write_text(json.dumps(told, indent=1))
         print(json.dumps(told))
 
     def told(self, stage: str) -> dict:
-        """What a stage took so far, all its rounds together."""
+        """A stage's record so far, all its rounds together; {} if there is none."""
         path = self.folder / f"{stage}.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
     def curve(self, stage: str, points: int = 60) -> list[float]:
-        """The learning curve of a stage, over all its rounds, in so many means."""
+        """The learning curve of a stage, over all its rounds, as at most `points` means."""
         folders = [self.folder / stage, *sorted((self.folder / stage).glob("more-*"), key=lambda p: int(p.name[5:]))]
         losses = np.concatenate([History.of(folder).losses for folder in folders])
         return [round(float(part.mean()), 4) for part in np.array_split(losses, min(points, len(losses)))]
 
     def read(self, stage: str, model):
-        """Give a model a stage's weights."""
+        """Load a stage's weights into a model. Raises AnimkitError if the stage was not trained."""
         path = self.folder / f"{stage}.safetensors"
         if not path.exists():
             raise AnimkitError(
@@ -288,7 +288,7 @@ class Recipe:
             unets.text_states(text_encoder, tokenizer, pictures.captions),
             unets.text_states(text_encoder, tokenizer, [""]),
         )
-        hard = saying(pictures.captions, "spinning")  # a thing at any angle: 15 of the base's 23 wrong objects were that
+        hard = saying(pictures.captions, "spinning")  # a thing at any angle: 15 of the base's 23 wrong objects were spinning
         task = unets.Denoising(self.latents(pictures, f"{stage}-framed-latents"), text, empty, self.batch or batch, hard=hard)
         model = unets.new_unet()
         if start and not (self.folder / stage / "checkpoint").exists():
@@ -302,7 +302,7 @@ class Recipe:
         self._motion("motion", 64, 3_000, 4, "motion_coarse", lr=7e-4)
 
     def _motion(self, stage, size, count, batch, start, **settings):
-        """Paper 4.2: base frozen, linear betas, one timestep a clip (drawn towards noise), noise of its own for each frame."""
+        """Paper 4.2: base frozen, linear betas, one timestep per clip (drawn nearer to noise), separate noise for each frame."""
         tokenizer, text_encoder = self.text()
         z, captions = self.clip_latents("moving", count, WorldRecipe(size=size, moves=MOVES, seed=11))
         text, empty = (
@@ -350,7 +350,7 @@ class Recipe:
         controls.train(self)
 
     def assemble(self, into: Path | None = None):
-        """Everything into data_samples/, in half precision: the pipeline, the judge, the motion module."""
+        """Copy everything to data_samples/, in half precision: the pipeline, judge, motion module and ControlNet."""
         into = into or self.samples
         tokenizer, text_encoder = self.text()
         vae = self.scaled_vae(self.last_vae())
@@ -378,7 +378,7 @@ class Recipe:
             self.read("motion_judge", eyes.new_motion_judge()).save(into / "judge" / "motion.safetensors")
         if (self.folder / "motion.safetensors").exists():
             modules = self.read(self.last_motion(), new_motion_modules(unet.float())).half()
-            for where in (into / "motion_module", self.folder / zoo.CLEAN):  # the zoo's takes the first's place
+            for where in (into / "motion_module", self.folder / zoo.CLEAN):  # the zoo's later replaces the first
                 modules.save_pretrained(where)
         if (self.folder / "control.safetensors").exists():
             self.read("control", controls.new_controlnet(unet.float())).half().save_pretrained(into / "control")
@@ -389,7 +389,7 @@ class Recipe:
         }
         for stage, told in made.items():  # the learning curve in about 60 means
             told["curve"] = self.curve(stage)
-        if (self.folder / "adopted").exists():  # what was done before stays on record
+        if (self.folder / "adopted").exists():  # earlier work stays in the record
             before = json.loads((self.folder / "adopted").read_text())
             made = {stage: told | {"went on from": before.get(stage)} for stage, told in made.items()}
             newer = json.loads((into / "recipe.json").read_text()) if (into / "recipe.json").exists() else {}
@@ -397,7 +397,7 @@ class Recipe:
         zoo.add_to_recipe(made, into)
 
     def adopt(self, shipped: Path | None = None):
-        """Start from what ships instead of from nothing: then `unet`, `motion`, `decoder` go on from the shipped weights, with steps of their own."""
+        """Start from what ships, not from nothing: `unet`, `motion`, `decoder` then train the shipped weights further."""
         shipped = Path(shipped or samples.path("."))
         pipe = StableDiffusionPipeline.from_pretrained(shipped / "miniature")
         make_folder(self.folder)
@@ -427,12 +427,12 @@ class Recipe:
     # ---- what they share
 
     def last_motion(self) -> str:
-        """The stage in which the motion module learned last: `motion --more`, or `adopt`, may have come after `camera`."""
+        """The stage that trained the motion module last: `motion --more`, or `adopt`, may have come after `camera`."""
         learned = [path for stage in MOTION if (path := self.folder / f"{stage}.safetensors").exists()]
-        return max(learned, key=lambda path: path.stat().st_mtime_ns).stem if learned else MOTION[0]  # which is then missed
+        return max(learned, key=lambda path: path.stat().st_mtime_ns).stem if learned else MOTION[0]  # `read` refuses it
 
     def last_vae(self) -> str:
-        """The stage whose VAE ships: the decoder's, unless the VAE has learned on since and makes other latents."""
+        """The stage whose VAE ships: `decoder`, unless `vae` was trained further since and makes other latents."""
         if not (self.folder / "decoder.safetensors").exists():
             return "vae"
         vae, decoder = (load_file(self.folder / f"{stage}.safetensors") for stage in ("vae", "decoder"))
@@ -468,7 +468,7 @@ class Recipe:
         model, whole = self.read(stage, vaes.new_vae()), self.folder / "vae.safetensors"
         path, own = self.folder / "scaling_factor.json", fingerprint(whole)
         factors = json.loads(path.read_text()) if path.exists() else {}  # by the VAE's fingerprint
-        if not isinstance(factors, dict):  # a bare number, as was written before: of this VAE, if that has not learned on since
+        if not isinstance(factors, dict):  # a bare number, of older versions: this VAE's, unless that is newer
             factors = {own: factors} if path.stat().st_mtime_ns >= whole.stat().st_mtime_ns else {}
         if own not in factors:
             model.register_to_config(scaling_factor=1.0)
@@ -479,7 +479,7 @@ class Recipe:
         return model
 
     def encoder(self) -> tuple[AutoencoderKL, str]:
-        """The scaled VAE, and what the files of its latents are named after: another VAE's or factor's are other files."""
+        """The scaled VAE, and a tag for the names of its latents' files: another VAE or factor has another tag."""
         vae = self.scaled_vae()
         return vae, f"{fingerprint(self.folder / 'vae.safetensors')}-{vae.config.scaling_factor}"
 
@@ -517,12 +517,12 @@ def saying(captions: list[str], *motions: str) -> torch.Tensor:
 
 
 def new_motion_modules(unet) -> MotionModules:
-    """The miniature's: as the paper's v3, with heads 16 and more wide."""
+    """The miniature's motion modules, new: as the paper's v3, with four heads, each at least 16 wide."""
     return MotionModules.for_unet(unet, version="v3", heads=4)
 
 
 def _load_as_float32(config: Path) -> None:
-    """Let a plain from_pretrained load a transformers model, saved in half precision, as it does diffusers' models."""
+    """Let a plain from_pretrained load a transformers model as float32, though it is saved in half precision."""
     told = json.loads(config.read_text()) | {"dtype": "float32"}
     write_atomically(config, lambda file: Path(file).write_text(json.dumps(told, indent=2) + "\n"))
 
@@ -536,7 +536,7 @@ def save(model, path: Path):
 
 @torch.no_grad()
 def reconstruction(vae, x) -> dict:
-    """PSNR of whole held-out pictures, sent through the latents' means."""
+    """PSNR of whole held-out pictures, encoded to the latents' means and decoded."""
     vae.eval()
     x = x.to(vae.device)
     y = vae.decode(vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean).sample

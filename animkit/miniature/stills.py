@@ -1,4 +1,4 @@
-"""Rendered pictures for training, kept in a folder in chunks of 1,000 so that a stopped run goes on where it was."""
+"""Rendered pictures for training, kept in a folder in chunks of 1,000 so that a stopped run continues where it was."""
 
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -91,7 +91,7 @@ def stills(
     framed: float = 0.0,
     processes: int | None = None,
 ) -> Stills:
-    """At least `count` stills (whole chunks), rendered over all cores where the folder does not hold them yet."""
+    """At least `count` stills (whole chunks), rendered on all cores unless the folder has them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [

@@ -7,9 +7,9 @@ from ..training.draws import rand, randint
 from ..training.losses import denoising_loss
 from .clip import tokens
 
-# As SD 1.x: a block without attention, blocks with text and self-attention, a middle block; the order is turned, so
-# that the block without attention is the one at full latent size, where attention costs most and a picture this small
-# needs it least.
+# As SD 1.x: a block without attention, blocks with text and self-attention, a middle block; but the block without
+# attention is the one at full latent size, not at the smallest: there attention costs most, and a picture this small needs
+# it least.
 CONFIG = dict(
     sample_size=16,
     in_channels=8,
@@ -45,7 +45,7 @@ def scheduler() -> DDIMScheduler:
 
 
 def motion_betas() -> DDIMScheduler:
-    """What stage 2 learns with (4.2): the base's schedule, with betas that rise linearly."""
+    """The schedule of stage 2 (4.2): the base's, but with betas that rise linearly."""
     return DDIMScheduler.from_config(scheduler().config, beta_schedule="linear")
 
 
@@ -61,7 +61,7 @@ def text_states(text_encoder, tokenizer, captions) -> torch.Tensor:
 
 
 def draw_rows(n: int, size: int, generator: torch.Generator, hard: torch.Tensor | None = None, share: float = 0.25):
-    """`size` row numbers below n; this share of them from `hard` rows alone, if there are any: what is learned last, more often."""
+    """`size` random row numbers below n; a `share` of them from `hard` alone, if given, so that hard rows are seen more often."""
     rows = randint(0, n, (size,), generator)
     if hard is None or not len(hard):
         return rows
@@ -96,8 +96,8 @@ class Denoising:
     def loss(self, unet, batch, generator):
         """denoising_loss on stills x b c h w, as clips of one frame, and text b m d; unet as diffusers' UNet2DConditionModel.
 
-        Shape and layout are decided near pure noise, where the error of eps is small whatever is drawn: so t is drawn
-        towards noise (1000 u^0.6) and no t counts next to nothing (snr_plus_one).
+        Shape and layout are decided near pure noise, where the error of eps is small whatever is drawn. So t is drawn
+        nearer to noise (1000 u^0.6), and snr_plus_one gives every t a weight that counts.
         """
         x, text = batch
         return denoising_loss(lambda z, t, text: unet(z.squeeze(2), t, text).sample.unsqueeze(2), x.unsqueeze(2), text, generator,

@@ -33,7 +33,7 @@ def to_signal(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def batches(pixels, size: int = 64, crop: int = 32):
-    """batch(k, generator): random crops of random pictures; a quarter of the cost, as good: the VAE is local."""
+    """batch(k, generator): random crops of random pictures. As good at a quarter of the cost, since the VAE is local."""
     pixels = torch.from_numpy(pixels)
 
     def batch(k, generator):
@@ -52,14 +52,14 @@ def gradient(x):
 
 
 def picture_loss(y, x):
-    """L1 on pixels and on their differences, and the square on colours of 4 x 4 pixels: without it whole colours are
-    lost, since to L1 a small thing of a very wrong colour is a small error."""
+    """L1 on pixels and on neighbours' differences, and squared error on means of 4 x 4 pixels. Without the last, whole
+    colours are lost, since in L1 a small thing of a very wrong colour is a small error."""
     edges = sum(F.l1_loss(a, b) for a, b in zip(gradient(y), gradient(x)))
     return F.l1_loss(y, x) + 0.5 * edges + 5 * F.mse_loss(F.avg_pool2d(y, 4), F.avg_pool2d(x, 4))
 
 
 def vae_loss(vae, x, generator):
-    """The picture, and a touch of KL to keep the latents near the unit normal."""
+    """picture_loss, and a little KL to keep the latents near the unit normal."""
     posterior = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
     z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
     y = vae.decode(z).sample.float()
@@ -67,7 +67,7 @@ def vae_loss(vae, x, generator):
 
 
 def decoder_loss(vae, x, generator):
-    """The decoder alone, on the latents' means: the encoder stays, and with it all that was learned on its latents."""
+    """The decoder alone, on the latents' means: the encoder stays, so all that was trained on its latents still fits."""
     with torch.no_grad():
         z = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist.mean
         z = z + 0.02 / vae.config.scaling_factor * torch.randn(z.shape, generator=generator).to(
@@ -99,7 +99,7 @@ def encode(vae, pixels, size: int = 250) -> torch.Tensor:
     out = []
     for k in range(0, len(pixels), size):
         x = to_signal(torch.from_numpy(pixels[k : k + size]).to(device)).contiguous(memory_format=torch.channels_last)
-        # where bf16 is fast: it is wrong by less than the VAE is
+        # where bf16 is fast: its error is smaller than the VAE's
         with torch.autocast(device, torch.bfloat16, enabled=fast_precision() == "bf16"):
             out.append((vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half().cpu())
     vae.to(home)

@@ -27,7 +27,7 @@ def vocabulary() -> list[str]:
 
 
 def tokenizer(extra: str = "") -> CLIPTokenizer:
-    """A CLIPTokenizer of about 900 tokens; any other word falls to pieces: so the animator knows it is unknown."""
+    """A CLIPTokenizer of about 900 tokens; any other word becomes several tokens, which shows that it is unknown."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -37,7 +37,7 @@ def tokenizer(extra: str = "") -> CLIPTokenizer:
         ]
     )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    ends = [a + "</w>" for a in alphabet]  # in this order, or ties are broken by chance and words change their numbers
+    ends = [a + "</w>" for a in alphabet]  # in a fixed order: else chance breaks ties and words change their numbers
     bpe.train_from_iterator(
         [*sentences(), extra],
         trainers.BpeTrainer(vocab_size=5000, initial_alphabet=alphabet, special_tokens=[*alphabet, *ends],

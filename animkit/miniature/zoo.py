@@ -1,4 +1,4 @@
-"""The zoo: the paper's three stages and eight personalised looks, each trained by the very command that users have.
+"""The zoo: the paper's three stages and eight personalised looks, each trained by the command that users have.
 
     stage          `animkit train ...`                                                      file in data_samples/
     practice_looks look: nine LoRAs of other looks, for the motion module to practise on    none
@@ -7,11 +7,11 @@
     motion_plain   motion-module: the ablation: same start, clips, steps, seed, no adapter  motion_module_plain...
     look           look: seven LoRAs and one full fine-tune, 50 pictures each               looks/ink...
     shots          motion-lora: one a shot type, 50 clips each, made by moving crops        motion_loras/zoom-in...
-    zoo            nothing: copies what has ended to data_samples/, and how it was made to recipe.json
+    zoo            nothing: copies finished runs to data_samples/, and how they were made to recipe.json
 
-They stand on the base in data_samples/ (`animkit miniature assemble` puts it there; or `adopt` what ships), and stage 2
-goes on from the module that learned clean clips (`animkit miniature motion`), in whose place it ships. Work lies in
-runs/miniature/zoo/; settings are those of configs/miniature.yaml and what stands here.
+They need the base in data_samples/ (`animkit miniature assemble` puts it there; for what ships, run `adopt`). Stage 2 trains the
+module that learned clean clips (`animkit miniature motion`) further; the result ships in its place. The work is in
+runs/miniature/zoo/; the settings are those of configs/miniature.yaml and of this file.
 """
 import argparse
 import json
@@ -32,7 +32,7 @@ from ..world import NEW_LOOKS, PRACTICE_LOOKS
 
 CONFIG = Path("configs/miniature.yaml")
 FULL = "paper"  # the look that is a full fine-tune, as DreamBooth's; the others are LoRAs
-# Smaller steps for the whole UNet than for a LoRA; it has the same pictures and as many steps.
+# A lower learning rate for the whole UNet than for a LoRA; pictures and number of steps are the same.
 FULL_SETTINGS = ("full=true", "training.lr=2e-4")
 MODULE = "motion_module/diffusion_pytorch_model.safetensors"  # the one that ships, with its config.json
 CLEAN = "clean_motion_module"  # in runs/miniature/: what `animkit miniature motion` made, put there by `assemble`, `adopt`
@@ -48,9 +48,9 @@ class Part:
 
 
 def parts(zoo: Path, samples: Path) -> dict[str, dict[str, Part]]:
-    """Stage of the zoo -> the runs it takes, by the name of their folder in `zoo`."""
+    """Stage of the zoo -> its runs, by the name of their folder in `zoo`."""
     base = () if samples == Path("data_samples") else (f"base={samples / 'miniature'}",)
-    # Stage 2 goes on from the module that learned clean clips: from nothing it takes an hour. Both from the same start.
+    # Both runs of stage 2 start from the module that learned clean clips: from nothing it takes an hour.
     motion = (*base, f"start={zoo.parent / CLEAN}")
     looks = {f"looks/{look}": Part("look", (*base, f"data.world.looks=[{look}]", f"data.world.seed={20 + k}",
                                             *(FULL_SETTINGS if look == FULL else ())), f"looks/{look}.safetensors")
@@ -75,10 +75,10 @@ def parts(zoo: Path, samples: Path) -> dict[str, dict[str, Part]]:
 
 def run(stage: str, folder: Path, samples: Path = Path("data_samples"), budget: float = 1.0,
         seconds: float | None = None, more: int | None = None, threads: int | None = None) -> None:
-    """Train all runs of a stage, one after another; each goes on where it was stopped, and one that has ended is kept.
+    """Train all runs of a stage, one after another; each continues where it was stopped, and one that has ended is kept.
 
     budget: share of the steps and of the clips; seconds: at most, for each run; more: steps on top of those done.
-    Raises AnimkitError where what the stage stands on is not there yet, and for a budget, seconds or more that is not above 0.
+    Raises AnimkitError if what the stage needs is not there yet, and for a budget, seconds or more that is not above 0.
     """
     above_zero(budget=budget, seconds=seconds, more=more)
     if stage == "zoo":
@@ -104,11 +104,11 @@ def above_zero(**options: float | None) -> None:
 
 
 def _scaled(part: Part, config: Path, budget: float, run: Path, more: int | None) -> list[str]:
-    """The overrides that a budget and `more` ask for; none where all is as the config says."""
+    """The overrides that a budget and `more` ask for; none if all is as in the config."""
     from ..training.config import load_config
     whole = load_config(config, part.train, part.settings)
     steps = max(1, round(whole.training.steps * budget))
-    if (run / "train.json").exists():  # which is written at a run's end: what `more` had added before stays
+    if (run / "train.json").exists():  # written when a run ends: keep the steps that `more` added before
         steps = max(steps, json.loads((run / "train.json").read_text())["steps"]) + (more or 0)
     scaled = [f"training.steps={steps}"] if steps != whole.training.steps else []
     count = min(whole.data.count, max(whole.data.batch, round(whole.data.count * budget)))
@@ -116,8 +116,7 @@ def _scaled(part: Part, config: Path, budget: float, run: Path, more: int | None
 
 
 def assemble(folder: Path, into: Path = Path("data_samples")) -> dict[str, dict]:
-    """Copy the weights of the runs that have ended to data_samples/; -> how each was made, by its name in recipe.json.
-"""
+    """Copy the weights of the runs that have ended to data_samples/; -> how each was made, by its name in recipe.json."""
     made = {}
     for stage, runs in parts(folder / "zoo", into).items():
         for name, part in runs.items():

@@ -21,7 +21,7 @@ class Claim(NamedTuple):
     rule: str
 
 
-# Notebook -> its claims, in the order of the report. The paper's words are told in ours; its numbers are its own.
+# Notebook -> its claims, in the order of the report. The words are ours; `paper` has the paper's numbers.
 CLAIMS: dict[str, dict[str, Claim]] = {
     "train_miniature": {
         "object": Claim("ours", "The miniature draws the object that is named", "-", "share of stills, 90 % or more"),
@@ -156,7 +156,7 @@ CLAIMS: dict[str, dict[str, Claim]] = {
     },
 }
 
-# What was tried where a claim did not hold in the miniature, for the report; with all figures in data_samples/README.md.
+# For the report: what was tried where a claim did not hold in the miniature. All figures: data_samples/README.md.
 TRIED = {
     "qualitative": "looks of low rank in the attentions, on 50 pictures, kept 25 % of named motions in neon; with 3,000 "
                    "pictures 55 %; on the convolutions instead, 55 % with 50 pictures, and they are what ships. A motion "

@@ -19,7 +19,7 @@ from animkit.show.clip import Clip
 
 
 def shipped(name: str) -> Path | None:
-    """The file or folder `name` (or name.safetensors) among the samples, None where it does not ship."""
+    """The file or folder `name` (or name.safetensors) among the samples, None if it does not ship."""
     for each in (name, f"{name}.safetensors"):
         try:
             return samples.path(each)
@@ -35,7 +35,7 @@ def asked_moving(count: int, seed: int, **how) -> tuple[list[str], list]:
     return list(prompts), list(scenes)
 
 
-# What of the package decides how a clip comes out, given the weights: another version of it draws its clips anew.
+# The code that decides what a clip looks like, given the weights: if it changes, clips are drawn anew.
 DRAWS = ("animator.py", "base.py", "control.py", "inflation.py", "insertion.py", "lora.py", "motion_module.py",
          "prompts.py", "temporal_transformer.py", "baselines")
 
@@ -60,20 +60,20 @@ _found: list[float] = []
 
 
 def found_seconds() -> float:
-    """How long the clips took, when they were drawn, that `drawn` in this process found instead of drawing them."""
+    """The seconds that it once took to draw the clips that `drawn` has found in this process, not drawn."""
     return sum(_found)
 
 
 def drawn(animator: Any, prompts: Sequence[str], *, seed: int, work: str | Path, name: str, batch: int = 4,
           each: Mapping[str, Sequence] | None = None, **how) -> list[Clip]:
-    """A clip for each prompt, clip k from the noise of seed + k; what was drawn before, of all the same (weights, prompts,
-    noise, sampler, settings, and the code that draws), is in work, whichever notebook drew it.
+    """A clip for each prompt, clip k from the noise of seed + k. A clip that any notebook has drawn into `work` is used
+    again if weights, prompts, noise, sampler, settings and the drawing code are the same.
 
-    name: said by the bar. each: an argument that has a value for each clip, drawn one by one, such as
-    control. how: for the animator's (or a baseline's) call. Raises AnimkitError as that does.
+    name: shown by the progress bar. each: arguments with a value for each clip, such as control; then clips are drawn one
+    by one. how: for the animator's (or a baseline's) call. Raises AnimkitError as that call does.
     """
     batch, each = 1 if each else batch, each or {}
-    inside = getattr(animator, "animator", animator).video_unet  # a baseline's looks lie in the animator it stands on
+    inside = getattr(animator, "animator", animator).video_unet  # a baseline's looks are in the animator inside it
     models = [inside, animator.pipe.vae, animator.pipe.text_encoder]
     models += [control.model for control in animator.alpha.controls.values()]
     models += [animator.tuned] if hasattr(animator, "tuned") else []  # Tune-a-Video

@@ -31,8 +31,8 @@ class Experiment:
 
     presets: preset -> settings, "minutes" on two cores among them. given: settings that were asked for; None means the
     preset's. out: where results.json, figure.png and clip.mp4 go; work: where trainings and drawn clips are kept, so
-    that a killed run goes on. Raises AnimkitError for an unknown notebook, preset or setting, and for a value that is
-    not of the kind of the presets': papermill's `-p retrain false` hands over the text "false".
+    that a killed run can continue. Raises AnimkitError for an unknown notebook, preset or setting, and for a value of
+    another kind than the presets': papermill's `-p retrain false` gives the text "false".
     """
 
     def __init__(self, notebook: str, preset: str, presets: Mapping[str, Mapping[str, Any]], *, seed: int = 0,
@@ -54,19 +54,19 @@ class Experiment:
         self.out, self.work = Path(out), Path(work)
         make_folder(self.out)
         make_folder(self.work)
-        (self.out / "results.json").unlink(missing_ok=True)  # so that what stands there is never an older run's
+        (self.out / "results.json").unlink(missing_ok=True)  # so that it is never an older run's
         self.precision = "float32"
         self.verdicts: dict[str, dict] = {}
         self.seconds: dict[str, float] = {}
         self.began, self.shown = time.perf_counter(), {}
-        self.trained: list[str] = []   # what this run, or an earlier one in its place, trained rather than took as it ships
+        self.trained: list[str] = []   # what this run, or an earlier one in this folder, trained itself
         self.left_out: set[str] = set()
-        self.found = 0.0               # seconds of an earlier run, in trainings that this one found done or begun
+        self.found = 0.0               # seconds of earlier runs, in trainings that this run found done or begun
         self._clips_found = found_seconds()
 
     @property
     def dtype(self) -> torch.dtype:
-        """What an animator draws in where no more than speed hangs on it; from then on results.json says which."""
+        """The precision for an animator where only speed depends on it; once asked for, results.json names it."""
         self.precision = "bf16" if fast_precision() == "bf16" else "float32"
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
@@ -82,7 +82,7 @@ class Experiment:
     def training(self, name: str, config: Any) -> Path:
         """The folder in `work` of a training with these settings, on this base and these frozen parts.
 
-        With others it is another folder: nothing stale is taken, and a run goes on only as what it was begun as.
+        Other settings or parts give another folder: no stale weights are used, and a run only continues as it began.
         """
         settings = asdict(config)
         settings["training"] = known_before(settings["training"])
@@ -91,7 +91,7 @@ class Experiment:
             named = getattr(config, part, None)
             path = None if named is None else shipped(named) or Path(named)
             files = sorted(path.rglob("*.safetensors")) if path and path.is_dir() else [path]
-            for file in (file for file in files if file and file.is_file()):  # a missing one the training will name
+            for file in (file for file in files if file and file.is_file()):  # the training names a missing one
                 digest.update(file.read_bytes())
         folder = self.work / f"{'-'.join(name.replace('_', ' ').split())}-{digest.hexdigest()[:10]}"
         self.found += max(History.of(folder).seconds, default=0.0)
@@ -112,9 +112,9 @@ class Experiment:
     # ---- verdicts
 
     def judge(self, claim: str, measured: Interval | None, verdict: str, said: str = "") -> None:
-        """Put down a claim's verdict (one of VERDICTS), the estimate that it rests on, and a sentence if one is needed.
+        """Record a claim's verdict (one of VERDICTS), the estimate that it rests on, and a sentence if one is needed.
 
-        A verdict that says something was measured wants an estimate. Raises AnimkitError.
+        Raises AnimkitError for an unknown claim or verdict, no estimate (except "not run"), "not run" without a reason.
         """
         if claim not in self.claims or verdict not in VERDICTS:
             raise AnimkitError(f"{self.notebook} has the claims {', '.join(self.claims)}, a verdict is one of "
@@ -138,7 +138,7 @@ class Experiment:
     # ---- what is shown
 
     def figure(self, figure: Any, alt: str) -> Any:
-        """Keep the run's figure (matplotlib's, or a Picture), alt its words, as figure.png; -> what to show."""
+        """Save the run's figure (matplotlib's, or a Picture) as figure.png; alt: a text for it; -> what to show."""
         from animkit.show.figure import drawn
         from animkit.show.filmstrip import Picture
         if not alt.strip():
@@ -151,7 +151,7 @@ class Experiment:
         return figure
 
     def clip(self, clip: Any) -> Any:
-        """Keep the run's clip as clip.mp4; -> the clip, which the notebook shows."""
+        """Save the run's clip as clip.mp4; -> the clip, which the notebook shows."""
         clip.save(self.out / "clip.mp4")
         self.shown["clip"] = clip.prompt
         return clip
@@ -170,13 +170,13 @@ class Experiment:
     # ---- the end
 
     def unused(self, *settings: str) -> None:
-        """Settings that this run had no use for, such as steps of a training that was not done: not to be reported."""
+        """Do not report these settings: this run did not use them, such as the steps of a training that was not done."""
         self.left_out |= {*settings}
 
     def finish(self, metrics: Mapping[str, Any], device: str = "cpu") -> "Verdicts":
         """Write results.json, whole or not at all, and return the table of verdicts.
 
-        Raises AnimkitError if a claim has no verdict: what was not run is said to be so.
+        Raises AnimkitError if a claim has no verdict: `not_run` is for what was not run.
         """
         if forgotten := [claim for claim in self.claims if claim not in self.verdicts]:
             raise AnimkitError(f"{self.notebook} ends without a verdict on {', '.join(forgotten)}: judge it, or say "
@@ -216,8 +216,8 @@ class Verdicts:
 
 
 def check(notebook: str, name: str, value: Any, presets: Sequence[Any]) -> None:
-    """AnimkitError for a value that is not of the kind of the presets' values, too small, no shot type, or no look that
-    ships."""
+    """AnimkitError for a value of another kind than the presets' values, one that is too small, no shot type, or no look
+    that ships."""
     kinds = {type(known) for known in presets if known is not None}
     kind = float if float in kinds else next(iter(kinds), type(value))
     wanted = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list"}

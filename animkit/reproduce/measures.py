@@ -15,13 +15,13 @@ from animkit.show.clip import Clip
 from animkit.training.losses import motion_module_loss
 
 
-AMOUNTS = ("amount of motion", "smoothness of motion", "warp error", "colour drift")  # no shares, even where all are 0
+AMOUNTS = ("amount of motion", "smoothness of motion", "warp error", "colour drift")  # not shares, even if all are 0
 
 
 def measured(clips: Sequence[Clip], encoder: metrics.Encoder, *, judge: Any = None, scenes: Sequence | None = None,
              look: str | None = None, references: Any = None) -> dict[str, np.ndarray]:
     """Measure -> a number for each of n clips: CLIP scores and optical flow; with references, CLIP domain; with a judge
-    and the scenes that the prompts tell of (the cartoon world), the motion found; with a look, the frames that show it.
+    and the scenes that the prompts tell of (the cartoon world), the motion found; with a look, its share of frames.
     """
     scores = metrics.score_clips(encoder, clips, [clip.prompt for clip in clips], references)
     found = {f"CLIP {name}": values for name, values in scores.items()}
@@ -39,7 +39,7 @@ def measured(clips: Sequence[Clip], encoder: metrics.Encoder, *, judge: Any = No
         # What chance would give: how many of the other prompts name the motion that this clip shows.
         found["another's motion"] = np.array([np.mean([k == a for j, a in enumerate(asked) if j != i] or np.nan)
                                               for i, k in enumerate(kinds)], float)
-        of_ten = judge.motion(frames, among=tuple(world.MOTIONS))  # where most clips are incoherent, a beginning shows here
+        of_ten = judge.motion(frames, among=tuple(world.MOTIONS))  # if most clips are incoherent, first progress shows here
         found["named of ten"] = np.array([k == a for k, a in zip(of_ten, asked)], float)
         found["still"] = np.array([k == "still" for k in kinds], float)
         found["incoherent"] = np.array([k == "incoherent" for k in kinds], float)
@@ -66,7 +66,7 @@ def summary(measures: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[
     """Method -> measure -> {"value", "low", "high", "n"} for results.json: means with their bootstrap intervals."""
     def plain(interval: Interval) -> dict:
         return {k: v if v is None or k == "n" else round(v, 4) for k, v in interval._asdict().items()}
-    def bounds(name: str, values: np.ndarray) -> tuple | None:  # shares that are all 0, or all 1, could be others
+    def bounds(name: str, values: np.ndarray) -> tuple | None:  # equal shares still get an interval
         return (0, 1) if name not in AMOUNTS and np.isin(values, (0, 1)).all() else None
     return {method: {name: plain(bootstrap(values, bounds=bounds(name, values))) for name, values in of.items()}
             for method, of in measures.items()}
@@ -85,16 +85,16 @@ def table(summed: Mapping[str, Mapping[str, Mapping]], first: str = "method") ->
 
 def lead(measures: Mapping[str, Mapping[str, np.ndarray]], measure: str, ours: str, others: Sequence[str],
          best: Callable = max) -> tuple[Interval, str]:
-    """How far `ours` is ahead in a measure, clip by clip, of the best of the others by their means (best=min: of the
-    worst); and which one that is. All drew the same prompts."""
+    """How far `ours` is ahead of one of the others in a measure, clip by clip, and which one that is: the one with the
+    highest mean (best=min: the lowest). All drew the same prompts."""
     rival = best(others, key=lambda name: float(np.nanmean(measures[name][measure])))
     return bootstrap(measures[ours][measure] - measures[rival][measure]), rival
 
 
 def resampled(rows: np.ndarray, statistic: Callable[[np.ndarray], float], level: float = 0.95, rounds: int = 2000,
               seed: int = 0) -> Interval:
-    """A statistic of n prompts' rows (n k) with its percentile bootstrap interval (`metrics.bootstrap`'s), whole rows
-    drawn anew; rounds in which it is not finite are left out. Raises AnimkitError for an empty table."""
+    """A statistic of n prompts' rows (n k) with its percentile bootstrap interval (as in `metrics.bootstrap`); whole rows
+    are drawn anew. Rounds in which it is not finite are left out. Raises AnimkitError for an empty table."""
     rows = np.asarray(rows, float)
     if rows.ndim != 2 or not len(rows):
         raise AnimkitError(f"Rows are n k, one a prompt; got {rows.shape}.")
@@ -120,8 +120,8 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
 @torch.no_grad()
 def held_out_loss(animator: Any, clips: Sequence[Clip], scheduler: Any, *, seed: int = 0, draws: int = 4) -> np.ndarray:
-    """eq. (7) on clips that were not learned from: n losses, each the mean over `draws` timesteps and noises, which are
-    the same for every model that is asked."""
+    """eq. (7) on clips that were not trained on: n losses, each the mean over `draws` timesteps and noises, the same for
+    every model."""
     pipe, losses = animator.pipe, []
     text, _ = encode_text(pipe, [clip.prompt for clip in clips], "", False, clips[0].array.shape[1:3], animator.device)
     for k, clip in enumerate(clips):
@@ -137,7 +137,7 @@ def held_out_loss(animator: Any, clips: Sequence[Clip], scheduler: Any, *, seed:
 def power_law(n: Sequence[float], y: Sequence[float]) -> dict[str, float]:
     """The least-squares fit y = floor + scale n^-slope, scale >= 0, over slopes from 0.05 to 2; and its error.
 
-    Three numbers from few points: a description, no law. Raises AnimkitError under 4 points, which it could not miss.
+    Three numbers from few points: a description, not a law. Raises AnimkitError under 4 points, which always fit.
     """
     n, y = np.asarray(n, float), np.asarray(y, float)
     if len(n) != len(y) or len(n) < 4 or (n <= 0).any():
@@ -169,7 +169,7 @@ def levels_of(modules: Any) -> dict[int, list[str]]:
 
 @contextmanager
 def only_levels(modules: Any, keep: Sequence[int]) -> Iterator[None]:
-    """Inside, only the motion modules at these resolutions act; the others' last layer is zero: the identity."""
+    """Inside `with`, only the motion modules at these resolutions act; the others' last layer is zero: the identity."""
     levels = levels_of(modules)
     if unknown := set(keep) - set(levels):
         raise AnimkitError(f"These motion modules stand at the resolutions {', '.join(map(str, levels))}; got "

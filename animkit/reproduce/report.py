@@ -88,18 +88,18 @@ def shown(folder: str | Path, notebook: str) -> list[Any]:
     folder, results, found = Path(folder) / notebook, collect(folder)[notebook], []
     if results and (folder / "figure.png").exists() and results["metrics"]["shown"].get("figure"):
         figure = Picture(Image.open(folder / "figure.png").convert("P"), results["metrics"]["shown"]["figure"])
-        figure.lossy = (folder / "figure.png").stat().st_size > 1e5  # of frames; lines and bars stay as they are
+        figure.lossy = (folder / "figure.png").stat().st_size > 1e5  # of frames; lines and bars stay lossless
         figure.quality = 55
         found.append(figure)
     if results and (folder / "clip.mp4").exists() and "clip" in results["metrics"]["shown"]:
         clip = Clip.load(folder / "clip.mp4")
-        clip.crf = 38  # ten films on one page; the clip.mp4 beside is several times as long
+        clip.crf = 38  # ten clips on one page; the file clip.mp4 is several times larger
         found.append(clip)
     return found
 
 
 def markdown(folder: str | Path) -> str:
-    """All of it as one Markdown page, without pictures: for reading in a terminal or beside the code."""
+    """The whole report as one Markdown page, without pictures: for reading in a terminal or beside the code."""
     parts = ["# The paper's claims, rerun", overview(folder), *(section(folder, name) for name in CLAIMS)]
     return "\n\n".join(parts) + "\n"
 

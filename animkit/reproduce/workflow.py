@@ -1,7 +1,7 @@
 """`animkit reproduce`: every notebook of reproduce/ and the report over them, by Snakemake (reproduce/Snakefile).
 
 What changed since the last run (a notebook, its parameters, the shipped weights, the package) is run again, the rest is
-kept; a killed run goes on: trainings from their checkpoints, clips from those that were drawn.
+kept. A killed run continues: trainings from their checkpoints, clips after those that were drawn.
 """
 import argparse
 import ast
@@ -32,7 +32,7 @@ COMMON = ("preset", "seed", "out", "work")  # parameters that every notebook has
 FILES = ("answers", "controlnet")  # parameters that name files or folders, from reproduce/
 # Parts of the package that change no number.
 UNSEEN = ("coursework", "show", "cli.py", "doctor.py", "demo.py", "pages.py", "report.py", "workflow.py")
-DAYS = 3 * 24 * 3600  # seconds that a cell may take: a training from nothing at full size is one cell
+DAYS = 3 * 24 * 3600  # seconds that a cell may take: a whole training at full size is one cell
 
 
 @dataclass
@@ -92,8 +92,8 @@ class Plan:
 
     def fingerprint(self, name: str) -> str:
         """A hash of all that a notebook's numbers come from: its cells, the package's code (not its comments), configs/,
-        the shipped weights, files and folders that it is given (answers of the user study, a ControlNet). Of "report":
-        of all that the page comes from, besides the results."""
+        the shipped weights, files and folders that it is given (answers of the user study, a ControlNet). For
+        "report": of all that the page is made from, besides the results."""
         unseen = () if name == "report" else UNSEEN
         nb = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
         digest = hashlib.sha256(json.dumps([cell["source"] for cell in nb["cells"]]).encode())
@@ -114,18 +114,18 @@ class Plan:
         return digest.hexdigest()[:16]
 
     def key(self, name: str) -> str:
-        """A hash of the fingerprint and the parameters, folders apart: results with another are of another run."""
+        """A hash of the fingerprint and the parameters without folders: results with another key are of another run."""
         given = {k: v for k, v in self.parameters(name).items() if k not in ("out", "work")}
         return hashlib.sha256(json.dumps([self.fingerprint(name), given], sort_keys=True).encode()).hexdigest()[:16]
 
     def outdated(self) -> list[str]:
-        """Notebooks whose results tell another key. Snakemake's own record of that lies in `work`, which may be gone."""
+        """Notebooks whose results have another key. Snakemake's own record of that is in `work`, which may be gone."""
         told = {name: _key_of(Path(self.out) / name / "results.json") for name in self.names}
         return [name for name, key in told.items() if key not in (None, self.key(name))]
 
 
 def _key_of(results: Path) -> str | None:
-    """The key that results tell; "" if they tell none or cannot be read; None where there are none."""
+    """The key in results.json; "" if it has none or cannot be read; None if there is no such file."""
     if not results.exists():
         return None
     with suppress(OSError, ValueError, AttributeError):
@@ -141,7 +141,7 @@ def available() -> list[str]:
 
 
 def presets_of(name: str) -> dict[str, dict[str, Any]]:
-    """The presets that a notebook's own cell holds, read without running it."""
+    """The PRESETS in a notebook's own cell, read without running it. AnimkitError if there are none."""
     nb = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
     for cell in nb["cells"]:
         if cell["cell_type"] == "code":
@@ -161,7 +161,7 @@ def run_notebook(name: str, parameters: dict[str, Any], executed: str | Path, th
     notebooks.execute(FOLDER / f"{name}.ipynb", executed, parameters, progress=False, cell_timeout=DAYS)
     nbformat = notebooks.needs("nbformat")
     nb = nbformat.read(executed, as_version=4)
-    pages.without_widgets(nb)                          # the bars of a run that has ended
+    pages.without_widgets(nb)                          # progress bars of a run that has ended
     write_text(executed, nbformat.writes(nb))
     results = Path(parameters["out"]) / "results.json"
     if not results.is_file():
@@ -176,11 +176,11 @@ def write_report(out: str | Path) -> Path:
     from animkit.reproduce.report import markdown
     out = Path(out)
     write_text(out / "report.md", markdown(out))       # first: it refuses damaged results before a kernel starts
-    there = os.path.relpath(out.resolve(), FOLDER)     # a page to be given away names no folder of its maker's
+    there = os.path.relpath(out.resolve(), FOLDER)     # a page to be passed on names no folder of this machine
     executed = notebooks.execute(FOLDER / "report.ipynb", out / "report.ipynb", {"results": there}, progress=False)
     nbformat = notebooks.needs("nbformat")
     nb = nbformat.read(executed, as_version=4)
-    for part in (nb, *nb.cells):                       # nor what papermill notes of its machine
+    for part in (nb, *nb.cells):                       # papermill's notes on it go too
         part.metadata.pop("papermill", None)
         part.metadata.pop("execution", None)
     write_text(executed, nbformat.writes(nb))
@@ -237,7 +237,7 @@ def run(args: argparse.Namespace) -> int:
     failed = _snakemake(plan, args.jobs, args.dry_run, shlex.split(args.snakemake))
     if args.dry_run:
         return failed
-    if failed:  # Snakemake left the report out then; what there is, is reported all the same
+    if failed:  # then Snakemake writes no report: report what there is
         make_folder(out)
         write_report(out)
         print(f"Something failed; all that was said is in {Path(plan.work) / 'snakemake.log'}", file=sys.stderr)
@@ -246,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
-    """Snakemake over the plan, its talk in work/snakemake.log, a bar and the errors on the screen; -> 0, or 1."""
+    """Run the plan by Snakemake, its output in work/snakemake.log, a bar and errors on the screen; -> 0, or 1 if it failed."""
     from tqdm.auto import tqdm
     notebooks.needs("snakemake")
     work = make_folder(plan.work)
@@ -278,16 +278,16 @@ def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
                         bar.total = int(done[2])
                         bar.update(int(done[1]) - bar.n)
         except KeyboardInterrupt:
-            process.wait()                             # it had the same signal, and stops its notebooks
+            process.wait()                             # Snakemake got the same signal, and stops its notebooks
             raise
-        except SystemExit:                             # this one had the signal alone; Snakemake would let jobs end first
+        except SystemExit:                             # only this process got the signal; Snakemake would let jobs end first
             _end(process)
             raise
     return int(process.wait() != 0)
 
 
 def _cache(work: Path) -> dict[str, str]:
-    """Where Snakemake keeps its own: in `work`, if there is no home that can be written, as in some containers."""
+    """Environment for Snakemake's cache: in `work`, if the home cannot be written to, as in some containers."""
     usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     try:
         (usual / "snakemake").mkdir(parents=True, exist_ok=True)
@@ -299,7 +299,7 @@ def _cache(work: Path) -> dict[str, str]:
 @contextmanager
 def _terminable() -> Iterator[None]:
     """SIGTERM, as a cluster or `kill` sends it, ends the run by SystemExit, so that what it started can be ended."""
-    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+    if threading.current_thread() is not threading.main_thread():  # no handler can be set here
         yield
         return
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
