@@ -25,6 +25,7 @@ from ..checkpoints import open_checkpoint
 from ..data.camera import SHOTS
 from ..errors import AnimkitError
 from ..files import write_atomically
+from ..samples import CLONE, INSTALLED
 from ..training import command
 from ..training.history import History
 from ..training.presets import find_config
@@ -49,7 +50,7 @@ class Part:
 
 def parts(zoo: Path, samples: Path) -> dict[str, dict[str, Part]]:
     """Stage of the zoo -> the runs it takes, by the name of their folder in `zoo`."""
-    base = () if samples == Path("data_samples") else (f"base={samples / 'miniature'}",)
+    base = () if samples.resolve() in (CLONE, INSTALLED) else (f"base={samples / 'miniature'}",)  # the configs' own, or another
     # Stage 2 goes on from the module that learned clean clips: from nothing it takes an hour. Both from the same start.
     motion = (*base, f"start={zoo.parent / CLEAN}")
     looks = {f"looks/{look}": Part("look", (*base, f"data.world.looks=[{look}]", f"data.world.seed={20 + k}",
