@@ -1,6 +1,7 @@
 """The layout and the manners that every file keeps: what a reader relies on before reading any code."""
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -176,15 +177,18 @@ def test_make_help_lists_every_target(repo):
     assert dry.returncode == 0, dry.stderr
 
 
-def test_a_venv_that_was_left_without_pip_is_made_again(repo, tmp_path):
+def test_a_venv_that_was_left_without_pip_is_made_again_by_a_python_that_suits(repo, tmp_path):
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         (tmp_path / name).write_text((repo / name).read_text())
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    for path, script in {tmp_path / ".venv" / "bin" / "python": "exit 1", tmp_path / "made": 'echo "$@" >told; exit 1'}.items():
+    scripts = {".venv/bin/python": "exit 1", "made": '[ $1 = -c ] && exit $OLD; echo "$@" >told; exit 1'}
+    for path, script in ((tmp_path / name, script) for name, script in scripts.items()):
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
-    done = subprocess.run(["make", "venv", "PYTHON=./made"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode and (tmp_path / "told").read_text() == "-m venv .venv\n"
+    done = [subprocess.run(["make", "venv", "PYTHON=./made"], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+                           env={**os.environ, "OLD": old}) for old in ("1", "0")]
+    assert done[0].returncode and "animkit needs Python 3.11, 3.12 or 3.13" in done[0].stdout
+    assert done[1].returncode and (tmp_path / "told").read_text() == "-m venv .venv\n"
 
 
 def test_importing_animkit_is_quick_and_its_public_names_are_there():
