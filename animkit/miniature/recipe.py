@@ -35,10 +35,11 @@ from tqdm.auto import tqdm
 
 from .. import samples
 from ..data.world_clips import WorldRecipe
-from ..errors import AnimkitError, positive
+from ..errors import AnimkitError, above_zero, positive
 from ..files import make_folder, write_atomically
 from ..inflation import inflate
 from ..motion_module import MotionModules
+from ..quiet import quiet_libraries
 from ..training.draws import rank_and_world
 from ..training.loop import LoopConfig, fit
 from ..training.history import History
@@ -115,7 +116,7 @@ class Recipe:
     count: int | None = None
 
     def __post_init__(self):
-        zoo.above_zero(**{name: getattr(self, name) for name in ("budget", "seconds", "more", "batch", "lr", "count")})
+        above_zero(**{name: getattr(self, name) for name in ("budget", "seconds", "more", "batch", "lr", "count")})
 
     def steps(self, stage: str) -> int:
         if self.more:
@@ -399,8 +400,9 @@ class Recipe:
     def adopt(self, shipped: Path | None = None):
         """Start from what ships instead of from nothing: then `unet`, `motion`, `decoder` go on from the shipped weights, with steps of their own."""
         shipped = Path(shipped or samples.path("."))
-        pipe = StableDiffusionPipeline.from_pretrained(shipped / "miniature")
         make_folder(self.folder)
+        with quiet_libraries():
+            pipe = StableDiffusionPipeline.from_pretrained(shipped / "miniature")
         for name, part in {
             "vae": pipe.vae,
             "decoder": pipe.vae,

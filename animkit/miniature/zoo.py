@@ -23,7 +23,7 @@ import numpy as np
 
 from ..checkpoints import open_checkpoint
 from ..data.camera import SHOTS
-from ..errors import AnimkitError
+from ..errors import AnimkitError, above_zero
 from ..files import write_atomically
 from ..samples import CLONE, INSTALLED
 from ..training import command
@@ -95,13 +95,6 @@ def run(stage: str, folder: Path, samples: Path = Path("data_samples"), budget: 
         parser = argparse.ArgumentParser()
         command.add_arguments(parser)
         command.run(parser.parse_args(words))
-
-
-def above_zero(**options: float | None) -> None:
-    """Raises AnimkitError, in the command's words, for the first that is given and is not above 0."""
-    for name, value in options.items():
-        if value is not None and not value > 0:  # and nan
-            raise AnimkitError(f"--{name} is above 0; got {value}.")
 
 
 def _scaled(part: Part, config: Path, budget: float, run: Path, more: int | None) -> list[str]:
