@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.world_clips import WorldClips, WorldRecipe, draw
+from ..files import make_folder
 
 CHUNK = 100
 MOVES = 0.15  # the share of clips whose camera moves, unsaid, as in web video: a MotionLoRA (4.3) brings out what is known
@@ -30,8 +31,7 @@ def clips(folder: Path, name: str, count: int, recipe: WorldRecipe, processes: i
 
     Rendered over all cores where the folder does not hold them yet; another recipe, or another world, is another set of files.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     key = WorldClips(CHUNK, **asdict(recipe)).fingerprint()[:8]
     jobs = [(folder / f"{name}-{key}-{k:03d}.npz", recipe, k * CHUNK) for k in range(-(-count // CHUNK))]
     with ProcessPoolExecutor(processes or os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:

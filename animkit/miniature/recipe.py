@@ -209,9 +209,9 @@ class Recipe:
         )
 
     def decoder(self):
+        model = self.scaled_vae()  # first, as it may be missing
         train = self.stills("all", 16_000, looks=(*LOOKS, *BASE_LOOKS, *BASE_LOOKS), web=0.15, seed=1)
         test = vaes.to_signal(torch.from_numpy(self.test("all").pixels[:200]))
-        model = self.scaled_vae()
         self.train(
             "decoder",
             model,

@@ -83,7 +83,9 @@ def run(stage: str, folder: Path, samples: Path = Path("data_samples"), budget: 
     """
     above_zero(budget=budget, seconds=seconds, more=more)
     if stage == "zoo":
-        return add_to_recipe(assemble(folder, samples), samples)
+        if not (made := assemble(folder, samples)):
+            raise AnimkitError(f"No run in {folder / 'zoo'} has ended yet: train the stages before this one first.")
+        return add_to_recipe(made, samples)
     zoo = folder / "zoo"
     config = CONFIG if CONFIG.is_file() else find_config(CONFIG.stem)
     for name, part in parts(zoo, samples)[stage].items():
