@@ -5,8 +5,8 @@ READY  := $(VENV)/.ready
 EXTRAS := course,reproduce,dev
 PYTEST := $(PY) -m pytest -q --timeout=600 --durations=15
 # The first Python on the path that animkit supports; `make PYTHON=/path/to/python3.12 ...` chooses another.
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
-    $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && { echo $$p; break; }; done)
+SUITS  := -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))'
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do $$p $(SUITS) 2>/dev/null && { echo $$p; break; }; done)
 
 .PHONY: help venv demo test test-all lab reproduce site doctor clean
 .DEFAULT_GOAL := help
@@ -19,7 +19,7 @@ venv: $(READY)  ## make or refresh .venv with the pinned versions
 # Where Python comes without ensurepip (Debian without python3-venv), a first try leaves a .venv without pip: try again.
 # torch first and by its exact version: a looser first install may take gigabytes of another build.
 $(READY): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "animkit needs Python 3.11, 3.12 or 3.13 on the path (or make PYTHON=/path/to/python)"; exit 1; }
+	@test -n "$(PYTHON)" && $(PYTHON) $(SUITS) || { echo "animkit needs Python 3.11, 3.12 or 3.13 on the path (or make PYTHON=/path/to/python)"; exit 1; }
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a few minutes the first time"
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -39,7 +41,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return its exit code; the kit's own errors become one line and code 2."""
+    """Run one subcommand and return its exit code; the kit's own errors, and a disk's, become one line and code 2."""
     argv = sys.argv[1:] if argv is None else list(argv)
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter of a prompt is shown its number
         if hasattr(stream, "reconfigure"):
@@ -49,10 +51,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         args = build_parser(argv).parse_args(argv)
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
     except AnimkitError as error:
         print(f"animkit: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("animkit: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # as of `animkit inspect --tensors FILE | head`
+        print("animkit: stopped, as nobody reads on", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's own last flush would complain
+        return 141
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT):  # the machine's, not ours
+            raise
+        print(f"animkit: {error.filename or 'what was being written'}: {error.strerror}; choose another folder, or make room",
+              file=sys.stderr)
+        return 2

@@ -11,3 +11,10 @@ def positive(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise ArgumentTypeError(f"{word} is no whole number of at least 1")
     return int(word)
+
+
+def above_zero(**options: float | None) -> None:
+    """Raises AnimkitError, in the command's words, for the first that is given and is not above 0."""
+    for name, value in options.items():
+        if value is not None and not value > 0:  # and nan
+            raise AnimkitError(f"--{name} is above 0; got {value}.")

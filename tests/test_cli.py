@@ -1,6 +1,8 @@
 """The command `animkit`: the table, errors in one line, the doctor, the demo."""
 import argparse
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -55,10 +57,38 @@ def test_own_errors_are_one_line_and_code_2(monkeypatch, capsys):
     assert capsys.readouterr().err == "animkit: the look 'x' is unknown\n"
 
 
-def test_other_errors_are_not_hidden(monkeypatch):
-    monkeypatch.setattr(doctor, "run", lambda args: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_disk_that_takes_nothing_is_one_line_and_code_2(number, monkeypatch, capsys):
+    def fail(args):
+        raise OSError(number, os.strerror(number), "/a/place")
+
+    monkeypatch.setattr(doctor, "run", fail)
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().err == f"animkit: /a/place: {os.strerror(number)}; choose another folder, or make room\n"
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), FileNotFoundError(errno.ENOENT, "not there", "/a/file")])
+def test_other_errors_are_not_hidden(error, monkeypatch):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(doctor, "run", fail)
+    with pytest.raises(type(error)):
         cli.main(["doctor"])
+
+
+def test_a_reader_that_has_enough_is_one_line():
+    """As `animkit inspect --tensors FILE | head` has it."""
+    command = subprocess.Popen([sys.executable, "-m", "animkit", "reproduce", "--list"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    command.stdout.close()
+    assert command.stderr.read() == "animkit: stopped, as nobody reads on\n" and command.wait(timeout=300) == 141
+
+
+def test_course_wants_a_folder_and_no_assignment(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["course", "release"])
+    assert capsys.readouterr().err.endswith("required: DIR\n")
 
 
 # --- doctor ---------------------------------------------------------------------------------------------------------

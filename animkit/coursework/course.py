@@ -301,7 +301,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=["release", "solutions", "grade"],
                         help="release: write what students get; solutions: run all answers; grade: mark what was handed in")
     parser.add_argument("folder", type=Path, metavar="DIR", help="the course, such as coursework")
-    parser.add_argument("assignments", nargs="*", metavar="ASSIGNMENT", help="only these (default: all)")
+    parser.add_argument("assignments", nargs="*", default=[], metavar="ASSIGNMENT", help="only these (default: all)")
     parser.add_argument("--again", action="store_true", help="grade: mark again what has been marked already")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..control import depth_pictures
+from ..files import make_folder
 from ..training.draws import randint
 from ..training.losses import drop_captions
 from ..world import BASE_LOOKS, random_scene, render
@@ -70,8 +71,7 @@ def _chunk(job: tuple[Path, int, int]) -> Path:
 
 def pictures(folder: Path, count: int, seed: int = 30, processes: int | None = None) -> Pictures:
     """At least `count` stills with depth, in whole chunks of 1,000, rendered unless the folder has them."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     chunks = -(-count // stills.CHUNK)
     jobs = [(folder / f"depth-{k:03d}.npz", seed * 100_000 + k, stills.CHUNK) for k in range(chunks)]
     done = all(path.exists() for path, *_ in jobs)

@@ -302,6 +302,8 @@ def run(args) -> int:
         raise AnimkitError(f"The seed is 0 or more; got {args.seed}.")
     if args.module and (args.what != "motion" or args.look):
         raise AnimkitError("--module goes with `animkit judge motion` without --look.")
+    if args.folder and not args.folder.is_dir():  # or results/ would be made in it
+        raise AnimkitError(f"There is no folder {args.folder}: --folder is where miniature/, judge/ and others lie.")
     args.out = _writable(args.out or (Path("out", "judge") if args.folder is None else args.folder / "results"))
     if args.what in ZOO:
         from . import evaluate_zoo  # here, since it imports this module

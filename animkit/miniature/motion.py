@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.world_clips import WorldClips, WorldRecipe, draw
+from ..files import make_folder
 
 CHUNK = 100
 MOVES = 0.15  # share of clips whose camera moves though no caption says so, as in web video: MotionLoRAs (4.3) bring it out
@@ -30,8 +31,7 @@ def clips(folder: Path, name: str, count: int, recipe: WorldRecipe, processes: i
 
     Rendered on all cores unless the folder has them; another recipe, or a change in the world's code, makes other files.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     key = WorldClips(CHUNK, **asdict(recipe)).fingerprint()[:8]
     jobs = [(folder / f"{name}-{key}-{k:03d}.npz", recipe, k * CHUNK) for k in range(-(-count // CHUNK))]
     with ProcessPoolExecutor(processes or os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:

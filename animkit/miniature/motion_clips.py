@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..files import make_folder
 from ..world import LOOKS, MOTIONS, OBJECTS, Scene, random_scene, render
 from ..world.web import degrade
 
@@ -98,8 +99,7 @@ def _chunk(job):
 
 def clips(folder: Path, name: str, count: int, seed: int, processes: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """At least `count` clips (whole chunks of 250), drawn unless the folder has them: pixels, labels."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     jobs = [(folder / f"{name}-{k:03d}.npz", seed * 100_000 + k) for k in range(-(-count // CHUNK))]
     with ProcessPoolExecutor(processes) as pool:
         done = tqdm(pool.map(_chunk, jobs), total=len(jobs), desc=f"rendering {name}", unit=f" x {CHUNK} clips",

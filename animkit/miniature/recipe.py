@@ -35,10 +35,11 @@ from tqdm.auto import tqdm
 
 from .. import samples
 from ..data.world_clips import WorldRecipe
-from ..errors import AnimkitError, positive
+from ..errors import AnimkitError, above_zero, positive
 from ..files import make_folder, write_atomically
 from ..inflation import inflate
 from ..motion_module import MotionModules
+from ..quiet import quiet_libraries
 from ..training.draws import rank_and_world
 from ..training.loop import LoopConfig, fit
 from ..training.history import History
@@ -115,7 +116,7 @@ class Recipe:
     count: int | None = None
 
     def __post_init__(self):
-        zoo.above_zero(**{name: getattr(self, name) for name in ("budget", "seconds", "more", "batch", "lr", "count")})
+        above_zero(**{name: getattr(self, name) for name in ("budget", "seconds", "more", "batch", "lr", "count")})
 
     def steps(self, stage: str) -> int:
         if self.more:
@@ -208,9 +209,9 @@ class Recipe:
         )
 
     def decoder(self):
+        model = self.scaled_vae()  # first, as it may be missing
         train = self.stills("all", 16_000, looks=(*LOOKS, *BASE_LOOKS, *BASE_LOOKS), web=0.15, seed=1)
         test = vaes.to_signal(torch.from_numpy(self.test("all").pixels[:200]))
-        model = self.scaled_vae()
         self.train(
             "decoder",
             model,
@@ -399,8 +400,9 @@ class Recipe:
     def adopt(self, shipped: Path | None = None):
         """Start from what ships, not from nothing: `unet`, `motion`, `decoder` then train the shipped weights further."""
         shipped = Path(shipped or samples.path("."))
-        pipe = StableDiffusionPipeline.from_pretrained(shipped / "miniature")
         make_folder(self.folder)
+        with quiet_libraries():
+            pipe = StableDiffusionPipeline.from_pretrained(shipped / "miniature")
         for name, part in {
             "vae": pipe.vae,
             "decoder": pipe.vae,

@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.camera import any_crop, apply
+from ..files import make_folder
 from ..world import BASE_LOOKS, COLOURS, LOOKS, MOTIONS, OBJECTS, SETTINGS, random_scene, render
 from ..world.captions import caption
 from ..world.web import degrade
@@ -92,8 +93,7 @@ def stills(
     processes: int | None = None,
 ) -> Stills:
     """At least `count` stills (whole chunks), rendered on all cores unless the folder has them."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     jobs = [
         (folder / f"{name}-{size}-{k:03d}.npz", seed * 100_000 + k, tuple(looks), web, size, framed)
         for k in range(-(-count // CHUNK))

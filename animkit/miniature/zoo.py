@@ -23,8 +23,9 @@ import numpy as np
 
 from ..checkpoints import open_checkpoint
 from ..data.camera import SHOTS
-from ..errors import AnimkitError
+from ..errors import AnimkitError, above_zero
 from ..files import write_atomically
+from ..samples import CLONE, INSTALLED
 from ..training import command
 from ..training.history import History
 from ..training.presets import find_config
@@ -49,7 +50,7 @@ class Part:
 
 def parts(zoo: Path, samples: Path) -> dict[str, dict[str, Part]]:
     """Stage of the zoo -> its runs, by the name of their folder in `zoo`."""
-    base = () if samples == Path("data_samples") else (f"base={samples / 'miniature'}",)
+    base = () if samples.resolve() in (CLONE, INSTALLED) else (f"base={samples / 'miniature'}",)  # none: the config's own
     # Both runs of stage 2 start from the module that learned clean clips: from nothing it takes an hour.
     motion = (*base, f"start={zoo.parent / CLEAN}")
     looks = {f"looks/{look}": Part("look", (*base, f"data.world.looks=[{look}]", f"data.world.seed={20 + k}",
@@ -82,7 +83,9 @@ def run(stage: str, folder: Path, samples: Path = Path("data_samples"), budget: 
     """
     above_zero(budget=budget, seconds=seconds, more=more)
     if stage == "zoo":
-        return add_to_recipe(assemble(folder, samples), samples)
+        if not (made := assemble(folder, samples)):
+            raise AnimkitError(f"No run in {folder / 'zoo'} has ended yet: train the stages before this one first.")
+        return add_to_recipe(made, samples)
     zoo = folder / "zoo"
     config = CONFIG if CONFIG.is_file() else find_config(CONFIG.stem)
     for name, part in parts(zoo, samples)[stage].items():
@@ -94,13 +97,6 @@ def run(stage: str, folder: Path, samples: Path = Path("data_samples"), budget: 
         parser = argparse.ArgumentParser()
         command.add_arguments(parser)
         command.run(parser.parse_args(words))
-
-
-def above_zero(**options: float | None) -> None:
-    """Raises AnimkitError, in the command's words, for the first that is given and is not above 0."""
-    for name, value in options.items():
-        if value is not None and not value > 0:  # and nan
-            raise AnimkitError(f"--{name} is above 0; got {value}.")
 
 
 def _scaled(part: Part, config: Path, budget: float, run: Path, more: int | None) -> list[str]:

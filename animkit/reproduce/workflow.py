@@ -225,6 +225,10 @@ def run(args: argparse.Namespace) -> int:
             raise AnimkitError("A setting reads NOTEBOOK.PARAMETER=VALUE, such as comparison.prompts=20; "
                                f"{setting!r} does not.")
         given.setdefault(found[1], {})[found[2]] = found[3]
+    try:
+        further = shlex.split(args.snakemake)
+    except ValueError as error:
+        raise AnimkitError(f"--snakemake {args.snakemake} cannot be read as arguments: {error}.") from error
     if args.jobs < 1 or (args.threads or 1) < 1:
         raise AnimkitError(f"--jobs and --threads are at least 1; got {args.jobs} and {args.threads}.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -234,7 +238,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         print(f"Report: {write_report(out)}")
         return 0
-    failed = _snakemake(plan, args.jobs, args.dry_run, shlex.split(args.snakemake))
+    failed = _snakemake(plan, args.jobs, args.dry_run, further)
     if args.dry_run:
         return failed
     if failed:  # then Snakemake writes no report: report what there is

@@ -3,7 +3,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from animkit.errors import positive
+from animkit.errors import above_zero, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train one stage."""
+    """Train one stage. Raises AnimkitError for settings that do not fit."""
     import torch
 
     from animkit.training.config import load_config
     from animkit.training.stages import TRAIN
 
+    above_zero(seconds=args.seconds)
     config = load_config(args.config, args.stage, args.overrides)
     folder = args.folder or Path("runs") / f"{args.config.stem}-{args.stage}"
     if args.threads:

@@ -246,6 +246,11 @@ def test_what_cannot_be_judged_is_one_sentence(folder, capsys, words, message):
     assert re.search(message, capsys.readouterr().err)
 
 
+def test_a_folder_that_is_not_there_is_not_made(tmp_path, capsys):
+    assert cli.main(["judge", "stills", "--folder", str(tmp_path / "typo")]) == 2
+    assert f"There is no folder {tmp_path / 'typo'}" in capsys.readouterr().err and not (tmp_path / "typo").exists()
+
+
 @pytest.mark.parametrize("what", ["stills", "motion", "judge", "adapter", "looks", "shots"])
 def test_a_seed_below_zero_writes_nothing(folder, tmp_path, capsys, what):
     assert cli.main(["judge", what, "--seed", "-1", "--folder", str(folder), "--out", str(tmp_path / "out")]) == 2

@@ -139,6 +139,19 @@ def test_of_several_processes_the_first_alone_writes(tiny, monkeypatch):
 def test_a_stage_out_of_order_says_which_is_missing(tiny):
     with pytest.raises(AnimkitError, match="'clip' has not been trained.*animkit miniature clip"):
         tiny.coarse()
+    with pytest.raises(AnimkitError, match="'vae' has not been trained"):
+        tiny.decoder()
+    assert not tiny.folder.exists(), "before pictures are drawn, for minutes"
+    with pytest.raises(AnimkitError, match="No run in .*zoo has ended yet"):
+        recipe.zoo.run("zoo", tiny.folder, tiny.folder / "samples")
+    assert not tiny.folder.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tiny):
+    tiny.folder.write_text("a file")
+    for draw in (tiny.vae, lambda: motion.clips(tiny.folder / "data", "x", 1, recipe.WorldRecipe())):
+        with pytest.raises(AnimkitError, match="cannot be made a folder"):
+            draw()
 
 
 def test_stills_are_the_same_whoever_draws_them_and_looks_never_leak(tiny):

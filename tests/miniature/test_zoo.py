@@ -136,9 +136,13 @@ def test_a_run_that_was_stopped_goes_on_and_does_not_ship_before(toy, tmp_path):
     assert same(*(folder / "zoo" / "domain_adapter" / "domain_adapter.safetensors" for folder in (work, fresh)))
 
 
-def test_what_is_shipped_is_trained_by_the_plain_commands():
+def test_what_is_shipped_is_trained_by_the_plain_commands(repo, tmp_path, monkeypatch):
     """On data_samples/ itself, settings stand out as far as they differ from configs/miniature.yaml, no further."""
     from pathlib import Path
+    monkeypatch.chdir(tmp_path)  # a data_samples/ that `assemble` made here is not what "miniature" means
+    elsewhere = zoo.parts(Path("runs/miniature/zoo"), Path("data_samples"))
+    assert elsewhere["adapter"]["domain_adapter"].settings == ("base=data_samples/miniature",)
+    monkeypatch.chdir(repo)
     told = zoo.parts(Path("runs/miniature/zoo"), Path("data_samples"))
     assert told["adapter"]["domain_adapter"].settings == ()
     assert told["motion_web"]["motion_web"].settings == ("start=runs/miniature/clean_motion_module",

@@ -153,6 +153,7 @@ def test_a_dry_run_plans_every_notebook_and_the_report(tmp_path, capsys):
     (["--set", "comparison.prompts"], "reads NOTEBOOK.PARAMETER=VALUE"),
     (["--set", "gen2.prompts=3"], "no notebook 'gen2'"), (["gen2"], "no notebook 'gen2'"),
     (["control", "--set", "comparison.promts=3"], "given to comparison, which is not among the notebooks to run"),
+    (["--snakemake", "'"], "cannot be read as arguments"),
     (["--jobs", "0"], "at least 1"), (["--seed", "-1"], "seed is -1: it is 0 or more"),
     (["--set", "comparison.prompts=0"], "prompts is 0: comparison needs 1 at least"),
     (["--set", "comparison.look=typo"], "look is 'typo', which is no look that ships; there are: "),

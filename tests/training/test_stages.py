@@ -268,6 +268,8 @@ def test_the_command_killed_with_9_and_given_again_equals_the_unbroken_one(runs,
         with pytest.raises(SystemExit):
             main([*words, "--threads", odd])
         assert f"{odd} is no whole number of at least 1" in capsys.readouterr().err
+    for odd in ("0", "-1", "nan"):
+        assert main([*words, "--seconds", odd]) == 2 and "--seconds is above 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # three processes that import everything
