@@ -48,6 +48,10 @@ def checked(notebook: str | os.PathLike, given: Mapping[str, Any]) -> dict[str, 
     return {name: _value(name, value, declared[name]) for name, value in given.items()}
 
 
+def _in_words(kind: type) -> str:
+    return {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}.get(kind, f"a {kind.__name__}")
+
+
 def _value(name: str, given: Any, declared: Mapping[str, str]) -> Any:
     value = given
     try:
@@ -61,18 +65,18 @@ def _value(name: str, given: Any, declared: Mapping[str, str]) -> Any:
         except (ValueError, SyntaxError):
             if default is not None:
                 raise AnimkitError(f"parameter {name!r} is {value!r}, but its default is {default!r}: "
-                                   f"give a {type(default).__name__}") from None
+                                   f"give {_in_words(type(default))}") from None
     kind = {"int": int, "float": float, "bool": bool, "str": str, "list": list}.get(declared["type"])
     if kind is str and isinstance(given, str):          # "12" may be a name
         value = None if given.lower() == "none" and default is None else given
     if (isinstance(default, float) or kind is float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if default is None and kind and value is not None and type(value) is not kind:
-        raise AnimkitError(f"parameter {name!r} is {value!r}: give a {kind.__name__}, or none for the preset's")
+        raise AnimkitError(f"parameter {name!r} is {value!r}: give {_in_words(kind)}, or none for the preset's")
     if default is not None and value is not None and type(value) is not type(default) \
             and not {type(value), type(default)} <= {list, tuple}:
         raise AnimkitError(f"parameter {name!r} is {value!r}, but its default is {default!r}: "
-                           f"give a {type(default).__name__}")
+                           f"give {_in_words(type(default))}")
     return value
 
 

@@ -37,10 +37,10 @@ def test_words_become_the_declared_kind(declared):
 
 
 @pytest.mark.parametrize("given, message", [
-    ({"fsat": "1"}, "no parameter 'fsat'; it has: fast, steps"), ({"steps": "many"}, "give a int"),
-    ({"steps": "1.5"}, "give a int"), ({"steps": True}, "give a int"), ({"fast": 1}, "give a bool"),
-    ({"name": 3}, "give a str"), ({"few": "many"}, "give a int, or none for the preset's"), ({"few": 2.5}, "give a int, or"),
-    ({"few": True}, "give a int, or"), ({"which": 3}, "give a str, or")])
+    ({"fsat": "1"}, "no parameter 'fsat'; it has: fast, steps"), ({"steps": "many"}, "give a whole number"),
+    ({"steps": "1.5"}, "give a whole number"), ({"steps": True}, "give a whole number"), ({"fast": 1}, "give True or False"),
+    ({"name": 3}, "give a text"), ({"few": "many"}, "give a whole number, or none for the preset's"), ({"few": 2.5}, "give a whole number, or"),
+    ({"few": True}, "give a whole number, or"), ({"which": 3}, "give a text, or")])
 def test_wrong_parameters_are_refused(declared, given, message):
     with pytest.raises(AnimkitError, match=message):
         notebooks.checked(declared, given)
