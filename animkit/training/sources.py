@@ -1,4 +1,4 @@
-"""What a stage learns from: the settings' `data` -> batches, and of a batch latents b c f h w and text b n d."""
+"""The training data of a stage: from the settings' `data` to batches, from a batch to latents and text."""
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +21,11 @@ from animkit.training.draws import rank_and_world
 
 
 class Source:
-    """batch(k, generator) for `fit`; tensors(batch) -> (z, text); `empty`: the text of ""; some of the captions."""
+    """batch(k, generator) for `fit`; tensors(batch) -> (z, text); `empty`: the embedding of ""; `captions`: some."""
 
     def __init__(self, pipe: Any, clips: Any, data: DataConfig, seed: int, cache: Path, quiet: bool):
         self.pipe, self.size, self.skipped = pipe, (data.size, data.size), getattr(clips, "skipped", None)
-        self.clips = clips  # kept, for its end is when it names the videos that it skipped
+        self.clips = clips  # kept: when it is deleted, it names the videos that it skipped
         if data.cache and not isinstance(clips, StreamClips):
             threads = 1 if isinstance(clips, WorldClips) else data.workers  # the world has processes of its own
             latents = cache_latents(pipe.vae, clips, cache, workers=threads, quiet=quiet)
