@@ -129,9 +129,9 @@ def _tokenizers_fit(pipe: Any, base: Any) -> None:
         words, longest = len(tokenizer) if hasattr(tokenizer, "__len__") else 0, getattr(tokenizer, "model_max_length", 0)
         if words > encoder.config.vocab_size or longest > encoder.config.max_position_embeddings:
             raise AnimkitError(
-                f"The tokenizer knows {words:,} words and makes prompts up to {longest:,} long; the text encoder of '{base}' has "
-                f"{encoder.config.vocab_size:,} and {encoder.config.max_position_embeddings}: give the one that it was trained "
-                "with (tokenizer=), its model_max_length set.")
+                f"The tokenizer knows {words:,} words and makes prompts of up to {longest:,} tokens; the text encoder of "
+                f"'{base}' takes {encoder.config.vocab_size:,} words and {encoder.config.max_position_embeddings} tokens: give "
+                "tokenizer= the one that it was trained with, with its model_max_length set.")
 
 
 def _cached(name: str) -> Path:

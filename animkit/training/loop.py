@@ -32,7 +32,7 @@ def check_settings(config: Any, **sensible: bool) -> None:
     for name, ok in sensible.items():
         if not ok:
             raise AnimkitError(f"{type(config).__name__}.{name} = {getattr(config, name)!r} makes no sense; see its "
-                               "comment.")
+                               f"comment in {type(config).__module__.replace('.', '/')}.py.")
 
 
 @dataclass(frozen=True)
