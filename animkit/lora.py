@@ -4,7 +4,7 @@
 
 alpha is the paper's; it can change at any time and lie outside 0 to 1. `scale` belongs to the weights: "alpha / rank"
 in kohya and PEFT (their alpha is another number), 1 in the AnimateDiff release. Forward hooks add to the outputs of the
-base's layers: its weights stay as they are (but for fuse()), and several LoRAs on one layer add up.
+base's layers: its weights stay as they are (except after fuse()), and several LoRAs on one layer add up.
 """
 import math
 from collections.abc import Callable, Iterable, Mapping

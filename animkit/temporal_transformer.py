@@ -100,7 +100,7 @@ class FeedForward(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """x += mix(LayerNorm x), twice, then x += FeedForward(LayerNorm x); mix looks along frames."""
+    """x += mix(LayerNorm x), twice, then x += FeedForward(LayerNorm x); mix: attention or convolution along frames."""
 
     def __init__(self, c: int, heads: int, positions: int, kind: str):
         super().__init__()

@@ -80,7 +80,7 @@ def camera_path(clip, steady: bool = False) -> CameraPath:
 
 
 def camera_path_of_flow(flow: np.ndarray) -> CameraPath:
-    """The same from a flow f-1 h w 2 in pixels (motion.optical_flow, or exact_flow: no tracking, so no error of it)."""
+    """The same from a flow f-1 h w 2 in pixels (motion.optical_flow, or exact_flow: without tracking errors)."""
     flow = np.asarray(flow, float)
     if flow.ndim != 4 or flow.shape[-1] != 2 or 0 in flow.shape:
         raise AnimkitError(f"A flow is f-1 h w 2; got {flow.shape}.")

@@ -3,9 +3,9 @@
     d(A, B) = |mu_A - mu_B|^2 + tr(S_A + S_B - 2 (S_A S_B)^1/2)         (Dowson & Landau 1982; FID, arXiv 1706.08500)
 
 This is not FVD (arXiv 1812.01717), whose features are those of an I3D network trained on Kinetics, and no number here
-compares with an FVD from elsewhere. The features come from a network that learned to tell ten cartoon motions apart:
-they describe motion, and of a look only what moves. For few clips d is too large, by about c / n, with another c for
-each set: compare only equal n, or use `frechet_extrapolated`, which takes n to infinity along a fitted line (Chong
+can be compared with an FVD from elsewhere. The features come from a network that learned to tell ten cartoon motions
+apart: they describe motion, and of a look only what moves. For few clips d is too large, by about c / n, with another c
+for each set: compare only equal n, or use `frechet_extrapolated`, which takes n to infinity along a fitted line (Chong
 & Forsyth 2020, arXiv 1911.07023).
 """
 import numpy as np
@@ -74,7 +74,7 @@ def frechet_interval(a: np.ndarray, b: np.ndarray, level: float = 0.95, rounds: 
 
 
 def frechet_extrapolated(a: np.ndarray, b: np.ndarray, points: int = 8, seed: int = 0) -> dict:
-    """{"distance": at the n there is, "extrapolated": n to infinity, "n"}, of features n d and m d.
+    """{"distance": at the given n, "extrapolated": n to infinity, "n"}, of features n d and m d.
 
     d is computed on random subsets of both sets, of `points` sizes from n / 3 to n, n the smaller set's size. A line is
     fitted over 1 / n: its value at 0 is the answer (it may be slightly below 0 where the sets are alike).

@@ -54,7 +54,7 @@ def exact_flow(footage) -> np.ndarray:
 def motion_of(clip, flow: np.ndarray | None = None) -> Motion:
     """The three numbers above for a clip (Clip or f h w 3, uint8), by its own DIS flow or a flow f-1 h w 2 given.
 
-    Points that leave the picture are left out of smoothness and warp error. Smoothness wants 3 frames (NaN below).
+    Points that leave the picture are left out of smoothness and warp error. Smoothness needs 3 frames (NaN below).
     Raises AnimkitError under 2 frames, or for a flow of another shape.
     """
     frames = pixels(clip, least=2)

@@ -131,9 +131,9 @@ def average_user_ranking(paths: str | Path | Iterable[str | Path], level: float 
     """method -> aspect -> mean score and interval, from any number of CSV files; n counts rankings.
 
     A person counts by the number of rankings given. The interval is a bootstrap in two stages (Davison & Hinkley 1997,
-    3.8), since one person's answers are alike: people with replacement, then each one's prompts. Quantiles lie further
-    out for few people (`intervals.quantiles`); with one person it is about the prompts only. Raises AnimkitError if there is no file or answer, a ranking stands in two files, or
-    rankings differ in their methods.
+    3.8), since one person's answers are alike: people with replacement, then each one's prompts. For few people
+    its quantiles lie further out (`intervals.quantiles`); for one person it is about the prompts only. Raises
+    AnimkitError if there is no file or answer, a ranking is in two files, or rankings differ in their methods.
     """
     methods, tables = _tables(paths)
     rng = np.random.default_rng(seed)

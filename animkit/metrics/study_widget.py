@@ -1,4 +1,4 @@
-"""The user study's view (5.2): one page a prompt, clips A, B, C side by side, an order to choose for each aspect.
+"""The user study's view (5.2): one page per prompt, clips A, B, C side by side, an order to choose for each aspect.
 
     RankingStudy({"a red balloon rising": {"AnimateDiff": clip, "Tune-a-Video": clip}, ...}, "answers/p01.csv", "p01")
 

@@ -47,7 +47,7 @@ class Clip:
                                f"are {frames.dtype} of shape {frames.shape}: give RGB without alpha, 0 to 255, the colours last.")
         if not isinstance(fps, Real) or not 0 < fps < math.inf:
             raise AnimkitError(f"A clip's fps is a number above 0; got {fps!r}.")
-        fps = fps if isinstance(fps, int) else float(fps)  # numpy's numbers are not what libraries take
+        fps = fps if isinstance(fps, int) else float(fps)  # libraries do not take numpy's numbers
         self.array, self.fps, self.prompt, self.settings = frames, fps, prompt, dict(settings or {})
 
     def __len__(self) -> int:

@@ -96,7 +96,7 @@ class Log:
                     self.board.add_scalar(name, value, record["step"])
 
     def draw(self, pictures: dict, step: int) -> None:
-        """Pictures, such as samples drawn on the way, into TensorBoard."""
+        """Show pictures, such as samples drawn during training, in TensorBoard."""
         with _on_disk(self.path):
             for name, picture in pictures.items() if self.board else ():
                 self.board.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")

@@ -147,7 +147,7 @@ class Stage:
     # ---- what is learned from
 
     def videos(self, **shot) -> sources.Source:
-        """The clips of `data`, of one shot type if told so; latents and text computed once, in <folder>/../cache."""
+        """The clips of `data`, of one shot type if asked for; latents and text computed once, in <folder>/../cache."""
         return self._source(lambda: sources.videos(self.config.data, self.config.training.seed, shot))
 
     def images(self) -> sources.Source:

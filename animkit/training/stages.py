@@ -4,7 +4,7 @@
     domain adapter   4.1      base                          LoRA in its spatial attentions      single random frames
     motion module    4.2      base, adapter (alpha 1)       temporal Transformers in between    clips
     MotionLoRA       4.3      base, adapter, motion module  LoRA in the temporal attentions     clips of one shot type
-    look             -        base                          LoRA in its layers, or all of it  captioned images
+    look             -        base                          LoRA in its layers, or all of it    captioned images
 
 The same call resumes a run. It leaves <folder>/<folder's name>.safetensors (float16, the average of the weights
 where one is kept), train.json (what made it), loss.png and samples/. `animkit train` is the same on the command line.
