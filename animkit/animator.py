@@ -33,7 +33,7 @@ from animkit.quiet import quiet_libraries
 from animkit.show.clip import Clip
 
 Callback = Callable[[int, Tensor, Tensor], Any]
-SAMPLES = ("step", "scale_model_input", "init_noise_sigma", "order")  # what a sampler has; flow matching's have not all
+SAMPLES = ("step", "scale_model_input", "init_noise_sigma", "order")  # a sampler has these; flow matching's lack some
 
 
 @torch.no_grad()
@@ -49,15 +49,14 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
 
         eps = eps(x, negative) + guidance * (eps(x, text) - eps(x, negative))
 
-    guided {name: weight}: inserted parts that are left out of this and guided towards as well (see towards), each for
-    half as much time again, while t is above guided_until of all timesteps; below, where only detail is left to decide,
-    they act as ever (an interval as Kynkaanniemi et al. 2024, arXiv 2404.07724). eased {name: share}: inserted parts
-    that act with this share of their alpha once t is no longer above eased_below of all timesteps. By then it is
-    decided how things move, and a motion module may spoil the shape of things in a look that it never met; not in the
-    paper (ComfyUI-AnimateDiff-Evolved has it as keyframes). callback(step, t, x) sees each x.
-    Ancestral schedulers draw fresh noise from generators, one for each clip. control (5.4) is asked at each step what
-    to add inside the UNet: control.steer. part: which of the steps to take; after slice(None, k), slice(k, None) goes
-    on from what the first call gave, as its noise.
+    guided {name: weight}: these inserted parts are left out of this eps and guided towards with their weight (see
+    towards) while t is above guided_until of all timesteps; each takes half as much time again. Below, only detail is
+    still open, and they act as usual (as in Kynkaanniemi et al. 2024, arXiv 2404.07724). eased {name: share}: these
+    inserted parts act with this share of their alpha once t is at or below eased_below of all timesteps. By then the
+    movement is decided, and a motion module may spoil shapes in a look that it was not trained on; not in the paper
+    (ComfyUI-AnimateDiff-Evolved has it as keyframes). callback(step, t, x) gets each x. Ancestral schedulers draw fresh
+    noise from generators, one per clip. control (5.4, from control.steer) gives, at each step, what to add inside the
+    UNet. part: the steps to take; after slice(None, k), slice(k, None) continues, with the first result as its noise.
     """
     scheduler = copy.deepcopy(scheduler)  # a scheduler remembers the steps it took; the caller's stays fresh
     scheduler.set_timesteps(steps, device=noise.device)
@@ -90,13 +89,13 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
 
 def towards(video_unet: VideoUNet, guided: Mapping[str, float], x: Tensor, t: Tensor, text: Tensor, positive: Tensor,
             added: dict[str, Tensor] | None = None, control: Callable[..., dict] | None = None) -> Tensor:
-    """What inserted parts, MotionLoRAs say, add to eps as conditions of their own, each with a weight, as the text has one:
+    """What inserted parts, such as MotionLoRAs, add to eps as conditions with a weight each, as the text has one:
 
-        sum over k of guided[k] * (eps(x, text, with k) - eps(x, text)),      the second without any of them: `positive`
+        sum over k of guided[k] * (eps(x, text, with k) - eps(x, text)),      the second without any part: `positive`
 
-    x b c f h w, its own text b n d; of a look on the text encoder too, what it does there stays. Not in the paper,
-    whose MotionLoRA acts in both halves of the guidance alike; so two conditions are weighed in InstructPix2Pix (Brooks
-    et al. 2023, arXiv 2211.09800, eq. 3).
+    x b c f h w, its positive text b n d. What a look does to the text encoder is not taken out. Not in the paper: its
+    MotionLoRA acts in both halves of the guidance alike. InstructPix2Pix weighs two conditions in this way (Brooks et
+    al. 2023, arXiv 2211.09800, eq. 3).
     """
     found = torch.zeros_like(positive)
     for name, weight in guided.items():
@@ -108,7 +107,7 @@ def towards(video_unet: VideoUNet, guided: Mapping[str, float], x: Tensor, t: Te
 
 @contextmanager
 def scaled(video_unet: VideoUNet, shares: Mapping[str, float]) -> Iterator[None]:
-    """Inside, the parts inserted under these names have a share of their alphas, which come back whatever happens."""
+    """Inside, the parts with these names act with a share of their alpha; it is restored even after an error."""
     own = {name: video_unet.alpha[name] for name in shares}
     try:
         for name, alpha in own.items():
@@ -125,14 +124,14 @@ def left_out(video_unet: VideoUNet, names: Iterable[str]) -> AbstractContextMana
 
 
 def _asks_more(scheduler: Any) -> bool:
-    """Whether its step wants more than what the model gave, t and x_t: CogVideoX's does, which is for that model alone."""
+    """Whether its step needs more than the model's output, t and x_t. CogVideoX's does: it is for that model only."""
     wanted = [p for p in inspect.signature(scheduler.step).parameters.values()
               if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len(wanted) != 3
 
 
 def check_steps(scheduler: Any, steps: int) -> None:
-    """AnimkitError for a number of steps that the scheduler cannot take, or only from a noise level far below noise."""
+    """AnimkitError for a number of steps that the scheduler cannot take, or that would begin far below pure noise."""
     T = scheduler.config.get("num_train_timesteps", math.inf)
     if steps > T:
         raise AnimkitError(f"steps is at most {T}, as many as there are noise levels; got {steps}.")
@@ -140,10 +139,10 @@ def check_steps(scheduler: Any, steps: int) -> None:
     try:
         trial.set_timesteps(steps)
         first = float(max(trial.timesteps))
-    except Exception as error:  # whatever a scheduler says of numbers that it has no timesteps for
+    except Exception as error:  # each scheduler has its own error for a number that it cannot take
         raise AnimkitError(f"{type(scheduler).__name__} cannot take {steps} steps ({error}): choose another number."
                            ) from error
-    # "leading" timesteps are T // steps apart, so that many steps may end far below T, where the first clip is no noise
+    # "leading" timesteps go up from 0, T // steps apart: with many steps the first may be far below T, not pure noise
     floored = scheduler.config.get("timestep_spacing") == "leading" and steps * (T // steps) < 0.75 * T
     if first >= T or floored:
         raise AnimkitError(f"{steps} steps of {type(scheduler).__name__} would begin at timestep {first:.0f} of {T}: take at "
@@ -151,7 +150,7 @@ def check_steps(scheduler: Any, steps: int) -> None:
 
 
 class Alphas(Mapping):
-    """The paper's alpha of each inserted part by name, in the UNet, beside it, in the text encoder; assign to it."""
+    """The paper's alpha of each inserted part by name: in the UNet, the text encoder, a ControlNet; assign to it."""
 
     def __init__(self, video_unet: VideoUNet):
         self.video_unet, self.on_text, self.controls = video_unet, {}, {}
@@ -170,7 +169,7 @@ class Alphas(Mapping):
     def __contains__(self, name: object) -> bool:
         return name in self.controls or name in self.video_unet.alpha
 
-    def get(self, name: str, default: Any = None) -> Any:  # Mapping's own would meet the AnimkitError, as in __contains__
+    def get(self, name: str, default: Any = None) -> Any:  # Mapping's own expects a KeyError; so in __contains__
         return self[name] if name in self else default
 
     def __iter__(self) -> Iterator[str]:
@@ -194,10 +193,10 @@ class Animator:
     """Text -> clip (4.4): `Animator("miniature")("a red balloon over the sea, rising", seed=0)`.
 
     base: "miniature", a diffusers folder, a single .safetensors file, or a Stable Diffusion pipeline that you hold (its
-    UNet is inflated in place). motion: MotionModules, their folder or file; None takes the one shipped beside the base,
-    if there is one, and False none. device: by default CUDA, else Apple's MPS, else the CPU; dtype: by default float32.
-    A pipeline that you hold stays where and as it is unless they are given; what was inserted leaves it with the animator.
-    tokenizer: CLIP's or its folder, for a file that does not find it by itself or a folder that has none.
+    UNet is inflated in place). motion: MotionModules, their folder or file; None: those shipped beside the base, if any;
+    False: none. device: by default CUDA, else Apple's MPS, else the CPU; dtype: by default float32. A pipeline that you
+    hold keeps its device and dtype unless you give them; when the animator is deleted, all that it inserted is taken out.
+    tokenizer: CLIP's or its folder, for a file that does not find its own or a folder that has none.
     Raises AnimkitError when a file is missing, damaged or of the wrong kind.
     """
 
@@ -215,7 +214,7 @@ class Animator:
                                "where nothing can be inserted: load it without, and call offload() of its animator.")
         with quiet_libraries():  # diffusers warns of modules kept in float32 even when there are none
             if not held:
-                for part in self.pipe.components.values():  # device and dtype in one move: half a file travels as half
+                for part in self.pipe.components.values():  # device and dtype in one move: half precision moves as half
                     if isinstance(part, torch.nn.Module):
                         part.to(device, dtype)
             elif device is not None or dtype is not None:
@@ -223,10 +222,10 @@ class Animator:
         self.base = type(base).__name__ if held else str(base)
         self.video_unet = inflate(self.pipe.unet)
         self.alpha = Alphas(self.video_unet)  # animator.alpha["ink"] = 0.3
-        if held:  # it may live on, under another animator that knows nothing of what is inserted here
+        if held:  # it may outlive this animator, in another that does not know what is inserted here
             weakref.finalize(self, _leave, self.video_unet, self.alpha.on_text).atexit = False
         motion = beside if motion is None else motion
-        if isinstance(motion, (str, Path)) or hasattr(motion, "build"):  # a file, or what was opened: it says what it is
+        if isinstance(motion, (str, Path)) or hasattr(motion, "build"):  # a file or checkpoint: it says what it is
             from animkit.checkpoints.roles import open_roles
             motion, _ = next(iter(open_roles(motion=motion).values()))
         if motion is not None and motion is not False:
@@ -240,11 +239,11 @@ class Animator:
     def from_files(cls, base: Any, motion: Any = None, looks: Any = (), adapter: Any = (), motion_loras: Any = (), *,
                    strict: bool = True, tokenizer: Any = None, device: str | torch.device | None = None,
                    dtype: torch.dtype | None = None) -> Animator:
-        """One animator from the files people have (4.4), in any order and format; each part goes by its file's name.
+        """One animator from files (4.4), in any order and any known format; each part is named after its file.
 
-        motion, looks, adapter, motion_loras: a path, a list of paths, or {path: alpha}. What a file is, is read off it,
-        and checked against its role before the base is loaded. strict=False: a v2 MotionLoRA may leave its middle block
-        out. Raises AnimkitError for a file that is missing, damaged, in another's place, or does not fit the base.
+        motion, looks, adapter, motion_loras: a path, a list of paths, or {path: alpha}. The kind of a file is read
+        from it and checked against its role before the base is loaded. strict=False: a v2 MotionLoRA may go without its
+        middle block. Raises AnimkitError for a file that is missing, damaged, or does not fit its role or the base.
         """
         from animkit.checkpoints.roles import open_roles
         parts = open_roles(motion=motion, adapter=adapter, looks=looks, motion_loras=motion_loras, strict=strict)
@@ -256,11 +255,11 @@ class Animator:
     # ---- what is inserted: motion modules, looks, domain adapters, MotionLoRAs, ControlNets
 
     def insert(self, what: Any, alpha: float = 1.0, name: str | None = None) -> str:
-        """Insert what `ak.open_checkpoint` returned, or the file or sample look of that name; -> the name it goes by.
+        """Insert what `ak.open_checkpoint` returned, a file, or a sample look by its name; -> the name to use for it.
 
-        A look that was trained on the text encoder too goes there as well. A ControlNet (5.4; diffusers' own too)
-        stands beside the UNet and acts in calls that give control=. Raises AnimkitError, and changes nothing, if it
-        does not fit.
+        A look that was also trained on the text encoder is inserted there too. A ControlNet (5.4; also diffusers' own
+        class) stands beside the UNet and acts in calls that give control=. Raises AnimkitError, and changes nothing,
+        if it does not fit.
         """
         if isinstance(what, (str, Path)):
             from animkit.checkpoints import open_checkpoint
@@ -293,7 +292,7 @@ class Animator:
         alpha = checked_alpha(alpha, name)
         model = what if isinstance(what, ControlNetModel) else what.controlnet()
         check_fits(model, unet, self.pipe.vae_scale_factor)
-        with quiet_libraries():  # as above: diffusers warns of nothing
+        with quiet_libraries():  # as above: diffusers warns without a reason
             model.to(unet.device, unet.dtype).eval()
         self.alpha.controls[name] = Control(model, alpha)
         return name
@@ -307,10 +306,10 @@ class Animator:
             attached.remove()
 
     def offload(self, device: str | torch.device | None = None) -> Animator:
-        """For a small GPU: each model waits in main memory until called, frames leave the VAE one by one; -> self.
+        """For a small GPU: each model waits in main memory until it is called, the VAE decodes frame by frame; -> self.
 
-        By diffusers' model offload, with the motion modules and LoRAs moving along with the UNet that they act in.
-        device: by default CUDA, else Apple's MPS. Slower by the moves between the three models, not in each step;
+        Uses diffusers' model offload; motion modules and LoRAs move along with the UNet that they act in.
+        device: by default CUDA, else Apple's MPS. A call is slower by the moves of the three models, a step is not;
         docs/memory.md says what fits where. Raises AnimkitError if there is no such device.
         """
         if device is None and best_device() == "cpu":
@@ -331,10 +330,10 @@ class Animator:
 
     @property
     def scheduler(self) -> Any:
-        """What a call samples with by default: the base's own scheduler, or with motion DDIM on linear betas.
+        """The default scheduler of a call: the base's own; with motion modules, DDIM on linear betas.
 
         Motion modules are trained with betas that rise linearly, the base with scaled_linear ones (reference training).
-        Sampling motion with the base's betas would show it noise levels that it never met: colours fade and frames
+        With the base's betas, motion modules would see noise levels that they never met: colours fade and frames
         flicker. For another sampler, keep these betas:
         `scheduler=EulerDiscreteScheduler.from_config(animator.scheduler.config)`.
         """
@@ -356,13 +355,13 @@ class Animator:
         """Draw a clip; a list of prompts, or clips_per_prompt above 1, gives a list (the first prompt's clips first).
 
         frames: 1 to the motion module's positions. height, width: pixels. Clip i draws its noise with seed + i, on the
-        CPU, so that each can be made again alone and on any device; latents (b c f h w, standard normal) take the
-        noise's place. control (5.4): for an inserted ControlNet, a picture a frame, or its depth (control.pictures_of
-        says in which forms); {name: pictures} for several. guided {name: weight}: what is inserted under these names is
-        guided towards, as the text is, and so comes out more clearly: {"zoom in": 5}, until a share guided_until of the
-        timesteps is left; see sample and towards. eased {name: share}: what is inserted under these names has this share
-        of its alpha in the last eased_below of the timesteps: {"motion": 0.6} lets things keep more of their shape in a
-        look that the motion module never met, and frames hold together less. What is None comes from the control
+        CPU, so each can be made again alone and on any device; latents (b c f h w, standard normal) replace this noise.
+        control (5.4): for an inserted ControlNet, one picture per frame, or depth (control.pictures_of lists the forms);
+        {name: pictures} for several. guided {name: weight}, such as {"zoom in": 5}: the clip is guided towards these
+        inserted parts, as towards the text, so they show more clearly; until a share guided_until of the timesteps is
+        left (see sample and towards). eased {name: share}: these inserted parts act with this share of their alpha in
+        the last eased_below of the timesteps. {"motion": 0.6} keeps more of the shape of things in a look that the
+        motion module was not trained on, but frames hold together less. An argument that is None comes from the control
         (frames), from the base's animkit.json, else from the paper's release: 16 frames, 25 steps, guidance 7.5.
         Raises AnimkitError for words, sizes or numbers that the base or the motion module cannot take.
         """
@@ -376,7 +375,7 @@ class Animator:
                     {"frames": frames, "steps": steps, "clips_per_prompt": clips_per_prompt})
         guided = self._checked_weights("guided", guided, guided_until, "guided_until")
         eased = self._checked_weights("eased", eased, eased_below, "eased_below")
-        frames, seed, steps = int(frames), int(seed), int(steps)  # numpy's integers are not what libraries take
+        frames, seed, steps = int(frames), int(seed), int(steps)  # libraries do not take numpy's integers
         h, w = check_size(self.pipe, self.defaults, height, width)
         check_pictures(pictures, frames, h, w)
         prompts = [p for p in prompts for _ in range(clips_per_prompt)]
@@ -391,7 +390,7 @@ class Animator:
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         shape = (unet.config.in_channels, frames, h // self.pipe.vae_scale_factor, w // self.pipe.vae_scale_factor)
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
-        noise = noise if latents is None else latents  # drawn all the same: a sampler's own noise is what comes after it
+        noise = noise if latents is None else latents  # still drawn: a sampler's own noise comes after it
         if not torch.is_tensor(noise) or noise.shape != (len(prompts), *shape):
             got = f"the shape {tuple(noise.shape)}" if torch.is_tensor(noise) else f"the type {type(noise).__name__}"
             raise AnimkitError(f"latents have {got}; this call needs a tensor, b c f h w = "
@@ -420,7 +419,7 @@ class Animator:
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
-        """After offload(): what is left on the device at the end, or at an interruption, goes back to main memory."""
+        """After offload(): what is still on the device at the end, or after an error, goes back to main memory."""
         try:
             yield
         finally:
@@ -428,11 +427,11 @@ class Animator:
                 hook.offload()
 
     def _draw(self, noise: Tensor, text: Tensor, scheduler: Any, steps: int, guidance: float, **how) -> Tensor:
-        """Noise b c f h w -> latents; all that the methods which the paper compares with (5.2) do in another way."""
+        """Noise b c f h w -> latents. The baselines (5.2) do this step in another way."""
         return sample(self.video_unet, noise, text, scheduler, steps, guidance, **how)
 
     def _checked_weights(self, what: str, weights: Mapping[str, float] | None, share: float, of: str) -> dict[str, float]:
-        """{name: number} of what acts in the UNet; AnimkitError for another name, or a weight that is no number."""
+        """{name: number}, without parts at alpha 0; AnimkitError for an unknown name or a weight that is no number."""
         if not isinstance(share, Real) or not 0 <= share <= 1:
             raise AnimkitError(f"{of} is a share of the timesteps, 0 to 1; got {share!r}.")
         if weights is not None and not isinstance(weights, Mapping):

@@ -1,4 +1,4 @@
-"""Section 4.4, what a call needs of the base: looks by name, sizes, and pictures out of latents."""
+"""Section 4.4, what a call needs from the base: looks by name, sizes, and pictures from latents."""
 from __future__ import annotations
 
 import difflib
@@ -57,16 +57,16 @@ def check_size(pipe: Any, defaults: dict, height: int | None, width: int | None)
 
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor, frames_at_once: int = 8, upcast: bool = True) -> Tensor:
-    """Latents b c f h w -> pictures b f H W 3, uint8, on the CPU: the image VAE draws each frame alone.
+    """Latents b c f h w -> pictures b f H W 3, uint8, on the CPU: the image VAE decodes each frame by itself.
 
-    upcast: a VAE in float16 decodes in float32 if its config says force_upcast, as SDXL's, which overflows in half
-    precision. It is in the config of others too, that need it not and whose pipelines do not look at it.
+    upcast: a VAE in float16 decodes in float32 if its config says force_upcast. SDXL's VAE needs this: it overflows in
+    half precision. The configs of other VAEs have it too, but they do not need it, and their pipelines ignore it.
     """
     b = latents.shape[0]
     z = rearrange(latents, "b c f h w -> (b f) c h w") / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
     upcast = upcast and vae.dtype == torch.float16 and vae.config.get("force_upcast")
     if upcast:
-        vae.float()  # in place, and back without loss: a copy would hold it twice, and what it is offloaded with
+        vae.float()  # in place, and back without loss: a copy would double it, with its offloading hooks
     try:
         drawn = [vae.decode(part.to(vae.dtype)).sample.float().cpu() for part in z.split(frames_at_once)]
     finally:

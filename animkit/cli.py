@@ -43,7 +43,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code; the kit's own errors, and a disk's, become one line and code 2."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter of a prompt is shown its number
+    for stream in (sys.stdout, sys.stderr):  # a letter that the terminal cannot show becomes its number
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     if not argv:

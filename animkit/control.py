@@ -1,8 +1,8 @@
 """Section 5.4: a ControlNet of the base steers every frame of a clip by a picture of its own, such as its depth.
 
 A ControlNet (Zhang et al. 2023, arXiv 2302.05543) is a trained copy of the image UNet's first half. It reads the
-control picture beside the noisy latents, and what it finds is added to the UNet's own features on their way to the
-second half. It was trained on stills, knows nothing of time, and needs no training here: each frame is a picture to it,
+control picture beside the noisy latents. Its outputs are added to the UNet's own features on their way to the second
+half. It was trained on stills and knows nothing of time. It needs no training here: each frame is a picture to it,
 
     residuals = alpha * ControlNet(x_t as (b f) c h w, t, text, pictures as (b f) 3 H W)
 
@@ -34,7 +34,7 @@ def depth_pictures(depth: Any) -> np.ndarray:
     depth = np.asarray(depth, np.float64)
     if depth.ndim != 3 or 0 in depth.shape:
         raise AnimkitError(f"Depth is f h w, a distance for every pixel of every frame; got the shape {depth.shape}.")
-    if not (depth > 0).all():  # NaN among them
+    if not (depth > 0).all():  # also catches NaN
         raise AnimkitError("Depth is a distance from the camera, above 0 at every pixel (and inf for the sky); "
                            f"this has {int((~(depth > 0)).sum())} pixels that are not.")
     if np.isinf(depth).all():
@@ -66,7 +66,7 @@ Steered = list[tuple[Control, Tensor]]  # ControlNets, each with the pictures f 
 
 
 def steer(steered: Steered) -> Callable[..., dict[str, Any]] | None:
-    """What the sampler asks at each step for the keywords of the video UNet's call; several ControlNets add up."""
+    """A function that, at each step, gives keywords for the video UNet's call; several ControlNets add up."""
     if not steered:
         return None
 
@@ -99,10 +99,10 @@ def _plain(value: Any) -> Any:
 
 
 def pictures_of(given: Any, name: str = "control", channels: int = 3) -> Tensor:
-    """Control pictures f 3 H W, 0 to 1, of what a caller gave; AnimkitError if it is not one of these:
+    """Control pictures f 3 H W, 0 to 1, from what a caller gives; AnimkitError if that is none of these:
 
     uint8 (f h w 3, f h w), a Clip, a list of PIL images: pictures of the kind that the ControlNet was trained on.
-    Floats f h w: distances from the camera, for a ControlNet of depth (depth_pictures makes pictures of them).
+    Floats f h w: distances from the camera, for a depth ControlNet (depth_pictures turns them into pictures).
     """
     if isinstance(given, Tensor):
         given = (given.float() if given.is_floating_point() else given).detach().cpu().numpy()
@@ -126,7 +126,7 @@ def pictures_of(given: Any, name: str = "control", channels: int = 3) -> Tensor:
 
 
 def _colours(picture: Any) -> Any:
-    """A PIL picture of a palette, of other colours than RGB or with a mask, as RGB: its bytes are no brightness."""
+    """A PIL picture with a palette, colours other than RGB, or transparency, as RGB: its bytes are not brightness."""
     return to_rgb(picture) if isinstance(picture, Image) and picture.mode not in ("L", "RGB", "F", "I", "I;16") else picture
 
 

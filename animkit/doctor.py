@@ -156,7 +156,7 @@ def jupyter() -> Iterator[Finding]:
 
 
 def _environment(python: str) -> Path:
-    """The virtual environment that a Python belongs to, where the file is a link to one that others share; else the file."""
+    """The virtual environment of a Python (its file may link to one that others share); without one, the file."""
     folder = Path(python).parent.parent
     return folder.resolve() if (folder / "pyvenv.cfg").is_file() else Path(python).resolve()
 
@@ -188,7 +188,7 @@ def shipped_samples() -> Iterator[Finding]:
 
 
 def _weights(subject: str, files: list[Path], problem: str = "") -> Finding:
-    """What is to be said of some weights: `problem`, or that a file is damaged, or their size."""
+    """The finding on some weights: `problem`, or that a file is damaged, or their size."""
     from safetensors import SafetensorError, safe_open
     for file in files:
         try:

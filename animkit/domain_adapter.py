@@ -1,9 +1,9 @@
-"""Section 4.1: the domain adapter takes in the look of the training videos, which the motion module need not learn.
+"""Section 4.1: the domain adapter learns the look of the training videos, so that the motion module need not.
 
     Q = W_Q z + alpha * A B^T z      and K, V, output likewise, in every self- and cross-attention of the image UNet
 
-This is eq. (4) in the paper's letters: its A (out rank) is `up`, which is B in lora.py, its B^T (rank in) is `down`, A there.
-alpha = 1 in training; lowered or 0 at inference, and the videos' look (their watermark above all) fades.
+This is eq. (4) in the paper's letters. The paper's A (out rank) is `up`, B in lora.py; its B^T (rank in) is `down`, A there.
+alpha is 1 in training. At inference it is lowered, down to 0: the videos' look (above all their watermark) fades.
 """
 from torch import nn
 
@@ -18,5 +18,5 @@ def is_target(path: str) -> bool:
 
 
 def new_domain_adapter(unet: nn.Module, rank: int = 128, seed: int = 0) -> LoRA:
-    """A fresh domain adapter (4.1) for an image UNet, released with rank 128; video_unet.insert(it) sets it to work."""
+    """A fresh domain adapter (4.1) for an image UNet; the release has rank 128. Then: video_unet.insert(adapter)."""
     return LoRA.for_module(getattr(unet, "unet", unet), is_target, rank, seed=seed)

@@ -7,7 +7,7 @@ class AnimkitError(ValueError):
 
 
 def positive(word: str) -> int:
-    """The type of a command line's argument that is a whole number of at least 1; argparse tells who gives another."""
+    """argparse's type for an argument that is a whole number of at least 1; argparse reports any other word."""
     if not word.isdecimal() or int(word) < 1:
         raise ArgumentTypeError(f"{word} is no whole number of at least 1")
     return int(word)

@@ -31,12 +31,12 @@ def write_atomically(path: str | Path, write: Callable[[str], None]) -> Path:
         write(temporary)
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner reads
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
     except BaseException as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-        from safetensors import SafetensorError  # what its save_file makes of a full disk
+        from safetensors import SafetensorError  # what save_file raises on a full disk
         if isinstance(error, (OSError, SafetensorError)):
             why = getattr(error, "strerror", None) or error
             raise AnimkitError(f"could not write {path}: {why}; an older file there is untouched") from error
@@ -48,9 +48,9 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def save_folder(folder: str | Path, config: Mapping, state: Mapping[str, Tensor], own: Mapping | None = None) -> None:
-    """config.json and the weights; the weights carry the config too, so that the two can never be of different ages.
+    """Write config.json and the weights. The weights hold the config too, so weights and config always fit together.
 
-    own: what the weights carry instead, where config.json is in another library's words.
+    own: the config for the weights, where config.json is in another library's format.
     """
     from safetensors.torch import save_file
 
@@ -61,7 +61,7 @@ def save_folder(folder: str | Path, config: Mapping, state: Mapping[str, Tensor]
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of those that share memory with another (positions, at most), which safetensors refuses."""
+    """The tensors; those that share memory with another (positions, at most) copied, for safetensors refuses them."""
     own, seen = {}, set()
     for name, tensor in tensors.items():
         own[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
@@ -79,18 +79,18 @@ def make_folder(folder: str | Path) -> Path:
 
 
 def locked(folder: str | Path, busy: str) -> IO[str]:
-    """An open file, folder/lock, that no second run can hold; one that dies lets go of it. AnimkitError(busy) if held."""
+    """Open and lock folder/lock, for one run only; a run that dies releases it. AnimkitError(busy) if it is locked."""
     try:
         file = open(Path(folder) / "lock", "w")
     except OSError as error:
         raise AnimkitError(f"{folder} cannot be written to ({error.strerror}): choose another folder.") from error
     try:
-        import fcntl  # not on Windows: there nobody checks
+        import fcntl  # not on Windows: no check there
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:
         pass
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):  # else a file system without locks: nobody checks there either
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):  # else a file system without locks: no check there
             file.close()
             raise AnimkitError(busy) from error
     return file

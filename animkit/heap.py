@@ -1,8 +1,8 @@
 """Memory that a step frees is kept for the next one: on Linux, training and drawing on a CPU gain about a tenth.
 
-glibc gives large blocks back to the kernel as soon as they are freed, and every page of the next one has to be asked
-for again and zeroed: 120,000 page faults in a training step of the miniature's motion module, and 5,000 so
-(benchmarks/heap.py). What is computed is the same.
+glibc returns large blocks to the kernel as soon as they are freed, so every page of the next block must be requested
+again and zeroed. A training step of the miniature's motion module has 120,000 page faults; with the memory kept it has
+5,000 (benchmarks/heap.py). The results are the same.
 """
 import ctypes
 import re
@@ -14,8 +14,8 @@ MIB = 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Blocks of up to 32 MiB (glibc's most) come from the heap and stay in this process; larger ones, such as the
-    weights of a full-size model, still go back at once. -> whether this system has such settings; again is harmless."""
+    """Keep freed blocks of up to 32 MiB (glibc's most) in this process; larger ones, such as the weights of a full-size
+    model, still go back at once. -> whether this system can do it. A second call is harmless."""
     if sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl's libc has none
@@ -27,7 +27,7 @@ def keep_freed_memory() -> bool:
 def peak_memory() -> int | None:
     """The most main memory that this process has held so far, in bytes; None where the system does not tell.
 
-    Not Linux's ru_maxrss: a new program begins with the peak of the one that started it.
+    On Linux not ru_maxrss: a new program begins with the peak of the one that started it.
     """
     if sys.platform == "linux":
         return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()).group(1))

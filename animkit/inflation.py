@@ -1,8 +1,8 @@
-"""Section 4.2: network inflation. An image UNet becomes a video UNet; its image layers never learn of it.
+"""Section 4.2: network inflation. An image UNet becomes a video UNet; its image layers do not change.
 
-    image layers see  b c f h w  as  (b f) c h w;     motion modules alone see the frames, as  (b h w) f c
+    image layers see  b c f h w  as  (b f) c h w;     only motion modules see the frames, as  (b h w) f c
 
-Nothing of diffusers is copied or edited: forward hooks stand where the paper puts the motion modules, and act only
+No code of diffusers is copied or edited. Forward hooks stand where the paper puts the motion modules, and act only
 while a VideoUNet runs. b batch, f frames, c channels, h w latent height and width, n tokens, d width of a text token.
 """
 from collections.abc import Callable, Iterator, Mapping
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from animkit.errors import AnimkitError
 from animkit.insertion import Insertable
 
-# diffusers' processors that treat query tokens alike, whatever their number; any other gets its tokens frame by frame.
+# diffusers' processors that treat all query tokens alike, in any number; others get their tokens frame by frame.
 FOLDABLE = {f"diffusers.models.attention_processor.{name}" for name in (
     "AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor",
     "IPAdapterAttnProcessor", "IPAdapterAttnProcessor2_0", "IPAdapterXFormersAttnProcessor")}
 
 
 def inflate(unet: nn.Module) -> "VideoUNet":
-    """A video UNet around a diffusers UNet2DConditionModel (4.2), with its own weight tensors; `.deflate()` undoes it.
+    """Turn a diffusers UNet2DConditionModel into a video UNet (4.2) on the same weight tensors; `.deflate()` undoes it.
 
-    Raises AnimkitError if this is no such UNet.
+    Raises AnimkitError for any other model.
     """
     if not isinstance(unet, UNet2DConditionModel):
         raise AnimkitError(f"inflate needs a diffusers UNet2DConditionModel, not {type(unet).__name__}; of a pipeline, "
@@ -39,9 +39,9 @@ def inflate(unet: nn.Module) -> "VideoUNet":
 class VideoUNet(Insertable):
     """An image UNet that denoises clips (4.2): (x b c f h w, t a number or b, text b n d) -> b c f h w.
 
-    insert() and remove() set motion modules and LoRAs to work and take them off; alpha[name] is live (insertion.py).
-    text may also be (b f) n d, one prompt a frame. fold_text = False computes text keys and values once a frame, the
-    plain way.
+    insert() adds motion modules and LoRAs, remove() takes them out; alpha[name] can change at any time (insertion.py).
+    text may also be (b f) n d, one prompt per frame. With fold_text = False, text keys and values are computed for each
+    frame, the plain way.
     """
 
     def __init__(self, unet: UNet2DConditionModel):
@@ -61,7 +61,7 @@ class VideoUNet(Insertable):
                 added_cond_kwargs: Mapping[str, Any] | None = None,
                 down_block_additional_residuals: tuple[Tensor, ...] | None = None,
                 mid_block_additional_residual: Tensor | None = None, **kwargs) -> Tensor:
-        """Noise prediction, b c f h w; conditions are given once a clip (b ...) or once a frame ((b f) ...).
+        """Noise prediction, b c f h w; conditions are given once per clip (b ...) or once per frame ((b f) ...).
 
         ControlNet's residuals may also be b c f h w; other keywords go to the image UNet. Raises AnimkitError on shapes
         that do not fit.
@@ -72,7 +72,7 @@ class VideoUNet(Insertable):
         each = partial(_each_frame, b=b, f=f)
         images = _tensors(added.get("image_embeds"))
         if config.addition_embed_type in ("text", "text_image") or any(image.shape[0] != b for image in images):
-            text = each(text)  # and so attention finds one prompt a frame, and folds nothing
+            text = each(text)  # so attention gets one prompt per frame and folds nothing
         ip_adapter = config.encoder_hid_dim_type == "ip_image_proj"
         keep = ("image_embeds",) if ip_adapter and text.shape[0] == b else ()  # attention gets these beside text
         added = {key: value if key in keep else each(value) for key, value in added.items()}
@@ -136,7 +136,7 @@ class VideoUNet(Insertable):
                 return layer(*args)
         return checkpoint(again, *args)
 
-    # ---- text keys and values once a prompt: q (b f) n c -> b (f n) c, so that k and v stay at batch b
+    # ---- text keys and values once per prompt: q (b f) n c -> b (f n) c, so that k and v stay at batch b
 
     def _fold(self, attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         text = kwargs.get("encoder_hidden_states")
@@ -157,7 +157,7 @@ class VideoUNet(Insertable):
         return rearrange(y, "b (f n) c -> (b f) n c", f=self._call[1])
 
     def deflate(self) -> nn.Module:
-        """The image UNet again, with no hook left on it; this VideoUNet is of no further use."""
+        """Remove all hooks and return the image UNet; this VideoUNet cannot be used any more."""
         for name in reversed(list(self._inserted)):
             self.remove(name)
         for handle in self._handles or ():

@@ -1,4 +1,4 @@
-"""Section 4.2: what stands inside an inflated UNet, and where.
+"""Section 4.2: what is inserted into an inflated UNet, and where.
 
 Motion modules follow every (ResNet, spatial attention) pair, or the ResNet alone in blocks without attention; v2 has
 one in the middle block, between its attention and its second ResNet.
@@ -22,13 +22,13 @@ from animkit.motion_module import MotionModule, MotionModules, motion_sites
 
 @dataclass
 class Inserted:
-    """A part of a VideoUNet, and that part at work: what has its alpha and its remove()."""
+    """A part of a VideoUNet, and its hooks (`work`), which have its alpha and its remove()."""
     module: nn.Module  # MotionModules, a LoRA, or anything that attaches
     work: "MotionAtWork | Attachment"
 
 
 class Alphas(Mapping):
-    """The paper's alpha of every inserted part, live: video_unet.alpha["ink"] = 0.3; AnimkitError for unknown names."""
+    """The paper's alpha of every inserted part; set it at any time: alpha["ink"] = 0.3. AnimkitError if unknown."""
 
     def __init__(self, inserted: dict[str, Inserted]):
         self._inserted = inserted
@@ -42,10 +42,10 @@ class Alphas(Mapping):
         self[name]
         self._inserted[name].work.alpha = checked_alpha(alpha, name)
 
-    def __contains__(self, name: object) -> bool:  # Mapping's own would meet the AnimkitError
+    def __contains__(self, name: object) -> bool:  # Mapping's own expects a KeyError
         return name in self._inserted
 
-    def get(self, name: str, default: Any = None) -> Any:  # Mapping's own would meet the AnimkitError
+    def get(self, name: str, default: Any = None) -> Any:  # Mapping's own expects a KeyError
         return self[name] if name in self else default
 
     def __iter__(self) -> Iterator[str]:
@@ -68,7 +68,7 @@ def checked_alpha(alpha: Any, name: str) -> float:
 
 
 class MotionAtWork:
-    """Motion modules in their places: after(layer) -> x + alpha * TemporalTransformer(x), while a VideoUNet runs."""
+    """Motion modules at work: each adds alpha * TemporalTransformer(x) to its layer's output x in a VideoUNet."""
 
     def __init__(self, video_unet: "Insertable", modules: MotionModules, alpha: float = 1.0):
         self.video_unet, self.modules, self.alpha = video_unet, modules, alpha
@@ -84,7 +84,7 @@ class MotionAtWork:
         if self.video_unet._call is None:
             return output
         x = output if torch.is_tensor(output) else output[0]  # an attention returns (x,)
-        if module.temporal_transformer.proj_in.weight.device != x.device:  # the UNet was moved by itself, and has not taken them along
+        if module.temporal_transformer.proj_in.weight.device != x.device:  # the UNet was moved without them
             self.modules.to(x.device)
         move = partial(module, frames=self.video_unet._call[1], alpha=self.alpha)
         if torch.is_grad_enabled() and getattr(block, "gradient_checkpointing", False) and layer not in block.resnets:
@@ -117,7 +117,7 @@ class Insertable(nn.Module):
         self._inserted: dict[str, Inserted] = {}
         self.alpha = Alphas(self._inserted)
         self._call: tuple[int, int] | None = None  # (b, f) of the running call; None: the hooks do nothing
-        self._handles: list | None = []  # of the inflation itself; None once deflated
+        self._handles: list | None = []  # the inflation's own hooks; None once deflated
 
     @property
     def motion(self) -> MotionModules | None:
@@ -126,10 +126,10 @@ class Insertable(nn.Module):
 
     def insert(self, part: Any, alpha: float = 1.0, name: str | None = None,
                dtype: torch.dtype | None = None) -> str:
-        """Set motion modules (in the place of those there), a domain adapter, a look or a MotionLoRA to work; its name.
+        """Insert motion modules (they replace older ones), a domain adapter, a look or a MotionLoRA; returns its name.
 
         part: MotionModules, a LoRA, or what open_checkpoint gives; it moves to the UNet's device and dtype (or to the
-        dtype given). MotionLoRAs follow to new motion modules. If the part does not fit, AnimkitError, and no change.
+        dtype given). MotionLoRAs move over to new motion modules. AnimkitError, and no change, if it does not fit.
         """
         self._check_inflated()
         name = name or getattr(part, "name", None)
@@ -147,7 +147,7 @@ class Insertable(nn.Module):
         riders = [p for p in self._inserted.values() if on_motion(p.module)]
         if isinstance(part, MotionModules):
             check_fits(part, self.unet)
-            for rider in riders:  # look before anything changes: will every MotionLoRA find its layers again?
+            for rider in riders:  # before anything changes: does every MotionLoRA find its layers again?
                 rider.module.layers_in(self.unet, part)
             if replaced:
                 self.remove(replaced)
@@ -168,7 +168,7 @@ class Insertable(nn.Module):
         return next(name for i in count(1) if (name := stem if i == 1 else f"{stem}-{i}") not in taken)
 
     def remove(self, name: str) -> None:
-        """Take a part off; the rest is as if it had never been there. MotionLoRAs wait for the next motion modules."""
+        """Take a part out; nothing of it stays. Without motion modules, MotionLoRAs do nothing until new ones come."""
         if name not in self._inserted:
             raise AnimkitError(f"nothing is inserted as {name!r}; there is: {', '.join(self._inserted) or 'nothing'}")
         gone = self._inserted.pop(name)
@@ -185,14 +185,14 @@ class Insertable(nn.Module):
 
 
 def place(unet: nn.Module, site: str) -> tuple[nn.Module, nn.Module]:
-    """(block, layer) of a site's name: the layer whose output a motion module takes."""
+    """(block, layer) for a site's name: the motion module acts on the output of that layer."""
     path, j = site.split(".motion_modules.")
     block = unet.get_submodule(path)
     return block, (block.attentions if getattr(block, "attentions", None) else block.resnets)[int(j)]
 
 
 def resnet_norms(unet: nn.Module) -> list[nn.Module]:
-    """What v1 of the release normalises over all frames: both norms of every ResNet, and the last norm."""
+    """The norms that v1 of the release takes over all frames: both norms of every ResNet, and the UNet's last."""
     norms = [norm for m in unet.modules() if isinstance(m, ResnetBlock2D) for norm in (m.norm1, m.norm2)]
     return norms + [unet.conv_norm_out] * (unet.conv_norm_out is not None)
 

@@ -2,9 +2,9 @@
 
     y = W x + alpha * scale * B A x,     A: in -> rank, B: rank -> out, B = 0 when fresh      (Hu et al. 2021)
 
-alpha is the paper's, a live number, outside 0 to 1 too; `scale` belongs to the weights: kohya's and PEFT's
-"alpha / rank" (whose alpha is another one), 1 in the AnimateDiff release. The base is never touched: forward hooks add
-to what its layers give, so that its weights keep their tensors and names, and several LoRAs on one layer add up.
+alpha is the paper's; it can change at any time and lie outside 0 to 1. `scale` belongs to the weights: "alpha / rank"
+in kohya and PEFT (their alpha is another number), 1 in the AnimateDiff release. Forward hooks add to the outputs of the
+base's layers: its weights stay as they are (except after fuse()), and several LoRAs on one layer add up.
 """
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +21,7 @@ from animkit.files import set_submodule
 
 
 class LowRank(nn.Module):
-    """scale * B A x for one layer: down (A) rank in, up (B) out rank; with kernel sizes behind for a convolution."""
+    """scale * B A x for one layer: down (A) rank in, up (B) out rank; a convolution's end in its kernel sizes."""
 
     def __init__(self, down: Tensor, up: Tensor, scale: float = 1.0):
         super().__init__()
@@ -30,7 +30,7 @@ class LowRank(nn.Module):
         self.register_buffer("scale", torch.tensor(float(scale)), persistent=scale != 1)
 
     def forward(self, x: Tensor, layer: nn.Module) -> Tensor:
-        if self.down.weight.device != x.device:  # its model was moved (offloading, .to()), and has not taken it along
+        if self.down.weight.device != x.device:  # its model was moved without it (offloading, .to())
             self.to(x.device)
         x = x.to(self.down.weight.dtype)
         if self.down.weight.ndim == 4:
@@ -61,7 +61,7 @@ class LoRA(nn.Module):
     @classmethod
     def for_module(cls, module: nn.Module, targets: Callable[[str], bool] | Iterable[str], rank: int, *, seed: int = 0,
                    scale: float = 1.0, kinds: tuple[type[nn.Module], ...] = (nn.Linear,)) -> "LoRA":
-        """A fresh LoRA (no effect yet) on the layers whose path targets accepts, or ends in one of its names.
+        """A fresh LoRA (no effect yet). targets: a function that accepts paths, or the names that paths may end in.
 
         kinds: nn.Linear, nn.Conv2d (A has the convolution's kernel, B is 1 x 1: kohya's LoCon) or both.
         """
@@ -74,12 +74,12 @@ class LoRA(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         layers = {}
         for path, layer in module.named_modules():
-            path = path.replace(".base_layer", "")  # PEFT wraps layers; theirs is the one below, under its old name
+            path = path.replace(".base_layer", "")  # PEFT wraps a layer: take the one inside, under its old path
             if isinstance(layer, kinds) and ".lora_" not in path and wanted(path):
                 if getattr(layer, "groups", 1) != 1:
                     raise AnimkitError(f"{path} is a convolution in {layer.groups} groups, to which a LoRA here cannot "
                                        "add: leave it out of the targets.")
-                out, *fan_in = layer.weight.shape  # in; of a convolution in, height, width
+                out, *fan_in = layer.weight.shape  # in; for a convolution: in, height, width
                 down = (torch.rand(rank, *fan_in, generator=generator) * 2 - 1) / math.sqrt(math.prod(fan_in))
                 layers[path] = LowRank(down, torch.zeros(out, rank, *[1 for _ in fan_in[1:]]), scale)
         if not layers:
@@ -90,7 +90,7 @@ class LoRA(nn.Module):
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], scale: float | Mapping[str, float] = 1.0) -> "LoRA":
-        """A LoRA with these weights; scale (one, or one a path) multiplies what <path>.scale says, if there is one."""
+        """A LoRA with these weights; scale (one, or one per path) multiplies <path>.scale, if there is one."""
         paths = [key.removesuffix(".down.weight") for key in state if key.endswith(".down.weight")]
         known = {f"{path}.{end}" for path in paths for end in ("down.weight", "up.weight", "scale")}
         odd = [k for k in state if k not in known] + [f"{p}.up.weight" for p in paths if f"{p}.up.weight" not in state]
@@ -119,7 +119,7 @@ class LoRA(nn.Module):
         return LoRA({path: self[path] for path in self.paths if wanted(path)})
 
     def attach(self, *roots: nn.Module, alpha: float = 1.0) -> "Attachment":
-        """Set this LoRA to work on a module (or several: a path is sought in each); AnimkitError if it does not fit."""
+        """Let this LoRA act on a module (or several: a path is looked up in each); AnimkitError if it does not fit."""
         return Attachment(self, self.layers_in(*roots), alpha)
 
     def layers_in(self, *roots: nn.Module) -> dict[str, nn.Module]:
@@ -133,7 +133,7 @@ class LoRA(nn.Module):
             except AttributeError:
                 continue
             layer = getattr(layer, "base_layer", layer)
-            if isinstance(layer, NonDynamicallyQuantizableLinear):  # its weight is read, so that no hook would run
+            if isinstance(layer, NonDynamicallyQuantizableLinear):  # torch reads its weight and never calls it
                 raise AnimkitError(f"{path} is inside torch's MultiheadAttention, which never calls it as a layer: a "
                                    "LoRA would do nothing there; leave it out, with targets or with lora.select")
             attention = root.get_submodule(path.rpartition(".")[0])
@@ -161,7 +161,7 @@ def _has(root: nn.Module, path: str) -> bool:
 
 
 class Attachment:
-    """A LoRA at work on a module: `alpha` is read at every call; `remove()` leaves no trace; `fuse()` only if asked."""
+    """A LoRA at work on a module. `alpha` is read at every call; `remove()` leaves no trace; `fuse()` is optional."""
 
     def __init__(self, lora: LoRA, layers: Mapping[str, nn.Module], alpha: float):
         self.lora, self.layers, self.fused, self._key = lora, dict(layers), False, object()
@@ -186,14 +186,14 @@ class Attachment:
         self._alpha = float(value)
 
     def remove(self) -> None:
-        """Take the LoRA off; the module is as it was, bit for bit."""
+        """Take the LoRA off; the module is then as before, bit for bit."""
         self.unfuse()
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def fuse(self) -> None:
-        """W <- W + alpha * B A, in the same tensors: saves the LoRA's time when alpha stays."""
+        """W <- W + alpha * scale * B A, in the same tensors: saves the LoRA's time if alpha does not change."""
         if not self.fused:
             deltas = {path: (self._alpha * self.lora[path].delta()).detach().to(layer.weight.device)
                       for path, layer in self.layers.items()}
@@ -203,7 +203,7 @@ class Attachment:
                 _write(layer)
 
     def unfuse(self) -> None:
-        """Undo fuse() exactly: the weight is the kept original plus what else is fused, never a difference."""
+        """Undo fuse() exactly: the weight becomes the kept original plus what else is fused; nothing is subtracted."""
         if self.fused:
             self.fused = False
             for layer in self.layers.values():
@@ -213,8 +213,8 @@ class Attachment:
                     del _FUSED[layer]
 
 
-# layer -> (its own weight, {key of an attachment: what it added}). A key, since an attachment knows its layers: what is
-# registered must not keep alive what it is registered by.
+# layer -> (its own weight, {key of an attachment: what it added}). The key is not the attachment, which holds its
+# layers: a value here that holds its layer would keep that in memory for ever.
 _FUSED: WeakKeyDictionary[nn.Module, tuple[Tensor, dict[object, Tensor]]] = WeakKeyDictionary()
 
 

@@ -1,6 +1,6 @@
-"""Section 4.2: the motion module, x + alpha * TemporalTransformer(x), and the set of them that moves an image UNet.
+"""Section 4.2: the motion module, x + alpha * TemporalTransformer(x), and the set of them for one UNet.
 
-A fresh one is the identity: its output layer starts at zero, so training starts from the untouched image model.
+A fresh one is the identity: its output layer starts at zero, so training starts from the unchanged image model.
 b batch, f frames, c channels, h w latent height and width.
 """
 import math
@@ -45,17 +45,17 @@ class MotionModule(nn.Module):
             raise AnimkitError(f"{frames} frames were asked of a motion module that has {self.positions} positions: "
                                f"ask for at most {self.positions} frames")
         weight = self.temporal_transformer.proj_in.weight
-        motion = self.temporal_transformer(x.to(weight.dtype), frames).to(x.dtype)  # float32 on a half base: training
+        motion = self.temporal_transformer(x.to(weight.dtype), frames).to(x.dtype)  # training: float32 on a half base
         return x + (motion if alpha == 1 else alpha * motion)
 
 
 class MotionModules(nn.Module):
     """All motion modules of one UNet (4.2); `modules["down_blocks.0.motion_modules.1"]` is one of them.
 
-    sites: name -> width, as motion_sites(unet) gives them. The other arguments are saved with the weights: version as
-    released, positions (the most frames), heads, norm_groups, kind ("conv" is the ablation of 5.3), and norm, which
-    may change at any time: "diffusers" computes every norm as that library does (a module's own over all frames,
-    v1's ResNets per frame), so that the two can be compared. Raises AnimkitError.
+    sites: name -> width, as motion_sites(unet) gives them. version: one of the release's. positions: the most frames.
+    kind: "conv" is the ablation of 5.3. norm: "diffusers" computes every norm as that library does (a module's own
+    over all frames, v1's ResNets per frame), so that the two can be compared; it may change at any time. All arguments
+    are saved with the weights. Raises AnimkitError for values that do not exist or do not fit the widths.
     """
 
     def __init__(self, sites: Mapping[str, int], version: str = "v3", positions: int | None = None, heads: int = 8,
@@ -74,7 +74,7 @@ class MotionModules(nn.Module):
     def for_unet(cls, unet: nn.Module, version: str = "v3", *, positions: int | None = None, heads: int | None = None,
                  norm_groups: int | None = None, kind: str = "attention", norm: str = "reference",
                  seed: int = 0) -> "MotionModules":
-        """Fresh motion modules that fit a UNet; inserted, they change nothing yet (v1's joint ResNet norms apart).
+        """Fresh motion modules that fit a UNet; inserted, they change nothing yet (except v1's joint ResNet norms).
 
         heads and norm_groups default to the release's 8 and 32, or to the largest power of two that fits all widths.
         """
@@ -123,12 +123,12 @@ class MotionModules(nn.Module):
         return self.get_submodule(site)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and diffusion_pytorch_model.safetensors, each beside its place and then renamed."""
+        """Write config.json and diffusion_pytorch_model.safetensors; each file appears only when whole."""
         save_folder(folder, {"_class_name": "MotionModules", **self.config}, self.state_dict())
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "MotionModules":
-        """What save_pretrained wrote, exactly; AnimkitError if a file is missing, damaged or does not fit."""
+        """Load what save_pretrained wrote; AnimkitError if a file is missing, damaged or does not fit."""
         config, state = load_folder(folder, "MotionModules")
         if not any(".temporal_transformer." in name for name in state) and any("motion_modules" in name for name in state):
             raise AnimkitError(f"{folder} has the names of diffusers' MotionAdapter: open it with "
@@ -158,7 +158,7 @@ def motion_sites(unet: nn.Module, mid: bool = False) -> dict[str, int]:
 
 @contextmanager
 def record_attention(modules: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Inside, every temporal attention keeps its last map: {path: (b h w) n f f}, rows the reading frames, sums 1.
+    """Inside, every temporal attention keeps its last map, {path: (b h w) n f f}; row i is what frame i reads.
 
         with record_attention(video_unet) as maps: video_unet(x, t, text)
     """

@@ -36,9 +36,9 @@ def parameters(notebook: str | os.PathLike) -> dict[str, dict[str, str]]:
 
 
 def checked(notebook: str | os.PathLike, given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` with words turned into the declared kind of value; a name that the notebook lacks is refused.
+    """`given`, with words turned into values of the declared type. AnimkitError for a name that the notebook lacks.
 
-    papermill only warns of an unknown name, and hands over "false" as a word: both would go unnoticed.
+    papermill only warns of an unknown name, and passes "false" on as a word: both would go unnoticed.
     """
     declared = parameters(notebook)
     unknown = sorted(set(given) - set(declared))
@@ -80,7 +80,7 @@ def _value(name: str, given: Any, declared: Mapping[str, str]) -> Any:
     return value
 
 
-_NOT_UP = ("Kernel died before replying to kernel_info", "Kernel didn't respond")  # jupyter_client, of a busy machine
+_NOT_UP = ("Kernel died before replying to kernel_info", "Kernel didn't respond")  # jupyter_client, on a busy machine
 
 
 def execute(notebook: str | os.PathLike, output: str | os.PathLike, given: Mapping[str, Any] | None = None, *,
@@ -88,7 +88,7 @@ def execute(notebook: str | os.PathLike, output: str | os.PathLike, given: Mappi
     """Run `notebook` from its own folder with the parameters `given`; the executed copy is `output`.
 
     Raises AnimkitError for an unknown parameter (before a kernel starts), and for a failing cell, naming it; what was
-    run until then stays in `output`. A kernel that does not come up is tried again.
+    run until then stays in `output`. A kernel that does not start is tried again.
     """
     papermill = needs("papermill")
     notebook, output = Path(notebook).resolve(), Path(output).resolve()

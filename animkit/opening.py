@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from animkit.errors import AnimkitError
 from animkit.quiet import quiet_libraries
 
-with quiet_libraries():  # importing pipelines makes transformers talk of torchvision, which nothing here uses
+with quiet_libraries():  # importing pipelines makes transformers warn of torchvision, which is not used here
     from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 # What the paper's own release samples with; a base may say otherwise in an animkit.json beside its model_index.json.
@@ -22,8 +22,8 @@ DEFAULTS = {"steps": 25, "guidance": 7.5, "frames": 16, "fps": 8, "vocabulary": 
 # What libraries raise on a damaged or foreign file.
 _UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, SafetensorError,
                pickle.UnpicklingError)
-_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # how names end that are no names on the hub
-# The VAE's attention went by other names in older files, the text encoder's names had a first word more.
+_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # a name that ends so is a file, not a name on the hub
+# In older files the VAE's attention has these names, and the text encoder's names begin with one more word.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -32,9 +32,9 @@ def open_base(base: str | Path | Any, dtype: torch.dtype = torch.float32,
     """-> (diffusers pipeline, its defaults, the motion module shipped beside it or None).
 
     base: "miniature", a diffusers folder, a single .safetensors or .ckpt file, a name on the Hugging Face hub, or a
-    Stable Diffusion pipeline that you hold. A file keeps its own dtype until it is moved to its device, and finds its
-    tokenizer by itself, or takes `tokenizer` (or its folder), as a folder without one does. Raises AnimkitError if the
-    base is none of these, cannot be read, or lacks weights.
+    Stable Diffusion pipeline that you hold. A file keeps its own dtype until it is moved to its device.
+    tokenizer: one, or its folder, for a file that does not find its own or a folder without one. Raises AnimkitError
+    if the base is none of these, cannot be read, or lacks weights.
     """
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise AnimkitError(f"dtype is torch.float32, torch.float16 or torch.bfloat16; got {dtype!r}.")
@@ -103,13 +103,13 @@ def _without_checker(folder: Path) -> dict:
 
 
 def _variant(folder: Path) -> dict:
-    """A folder that holds half-precision files alone (unet/...fp16.safetensors) is read by them."""
+    """The option to read half-precision files (unet/...fp16.safetensors), for a folder that has no others."""
     files = [f.name for f in (folder / "unet").glob("*") if f.suffix in _FILES]
     return {"variant": "fp16"} if files and all(".fp16." in name for name in files) else {}
 
 
 def _tokenizers(folder: Path, given: Any) -> dict:
-    """What takes the place of a folder's tokenizer; transformers makes up an empty one where its files are missing."""
+    """The tokenizer in place of the folder's. AnimkitError if there is none: transformers would make an empty one."""
     from animkit.checkpoints.tokenizer import clip_tokenizer
     index = json.loads((folder / "model_index.json").read_text()) if folder.is_dir() else {}
     options = {} if given is None else {"tokenizer": clip_tokenizer(given) if isinstance(given, (str, Path)) else given}
@@ -121,7 +121,7 @@ def _tokenizers(folder: Path, given: Any) -> dict:
 
 
 def _tokenizers_fit(pipe: Any, base: Any) -> None:
-    """AnimkitError where a tokenizer gives numbers, or more of them, than its text encoder has places for."""
+    """AnimkitError if a tokenizer has more words, or makes longer prompts, than its text encoder can take."""
     for name in ("", "_2"):
         tokenizer, encoder = getattr(pipe, f"tokenizer{name}", None), getattr(pipe, f"text_encoder{name}", None)
         if tokenizer is None or encoder is None:
@@ -129,9 +129,9 @@ def _tokenizers_fit(pipe: Any, base: Any) -> None:
         words, longest = len(tokenizer) if hasattr(tokenizer, "__len__") else 0, getattr(tokenizer, "model_max_length", 0)
         if words > encoder.config.vocab_size or longest > encoder.config.max_position_embeddings:
             raise AnimkitError(
-                f"The tokenizer knows {words:,} words and makes prompts up to {longest:,} long; the text encoder of '{base}' has "
-                f"{encoder.config.vocab_size:,} and {encoder.config.max_position_embeddings}: give the one that it was trained "
-                "with (tokenizer=), its model_max_length set.")
+                f"The tokenizer knows {words:,} words and makes prompts of up to {longest:,} tokens; the text encoder of "
+                f"'{base}' takes {encoder.config.vocab_size:,} words and {encoder.config.max_position_embeddings} tokens: give "
+                "tokenizer= the one that it was trained with, with its model_max_length set.")
 
 
 def _cached(name: str) -> Path:
@@ -155,13 +155,13 @@ def _complete(pipe: Any, folder: Path) -> None:
 
 
 def _plain(name: str) -> str:
-    """A tensor's name, alike in old files and new."""
+    """A tensor's name, made the same for old and new files."""
     words = name.removeprefix("text_model.").split(".")
     return ".".join(_OLD_NAMES.get(word, word) if "attentions" in words else word for word in words)
 
 
 def _stored(folder: Path) -> set[str]:
-    """The names of the tensors in a part's files, of those that are read: safetensors before pickles, fp32 before fp16."""
+    """The tensors' names in those files of a part that are read: safetensors before pickles, fp32 before fp16."""
     from animkit.checkpoints.files import read_file
     for suffix in ("safetensors", "bin"):
         files = sorted(folder.glob(f"*.{suffix}"))
@@ -177,7 +177,7 @@ def best_device() -> str:
 
 
 def checked_device(device: str | torch.device | None) -> torch.device:
-    """A device that is there, by default the best; AnimkitError for any other."""
+    """The device, by default the best; AnimkitError if this machine does not have it."""
     try:
         return torch.empty(0, device=device or best_device()).device
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:

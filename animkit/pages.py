@@ -11,7 +11,7 @@ from .files import write_atomically
 from .notebooks import needs
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-ICONS = re.compile(r"\s*--jp-icon-[\w-]+:\s*url\([^)]*\);")  # JupyterLab's, for buttons that no page has: 86 kB of each
+ICONS = re.compile(r"\s*--jp-icon-[\w-]+:\s*url\([^)]*\);")  # JupyterLab's buttons, which no page has: 86 kB per page
 # nbconvert's own page without the scripts that it takes from other hosts (require, MathJax, mermaid, widgets).
 TEMPLATE = """{%- extends 'index.html.j2' -%}
 {%- block html_head_js -%}{%- endblock -%}
@@ -48,7 +48,7 @@ def write_page(notebook: str | os.PathLike, page: str | os.PathLike) -> Path:
 
 
 def without_widgets(nb) -> None:
-    """Leave out of an executed notebook what lives only beside a kernel: progress bars, saved as they began, among it."""
+    """Remove what needs a running kernel from an executed notebook, also progress bars, which are saved as they began."""
     nb.metadata.pop("widgets", None)
     for cell in nb.cells:
         if cell.cell_type == "code":

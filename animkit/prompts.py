@@ -1,4 +1,4 @@
-"""Section 4.4, an animator's text: are the prompt's words known and not too many, and how are they encoded."""
+"""Section 4.4, an animator's text: checks that a prompt's words are known and not too many, and encodes it."""
 from __future__ import annotations
 
 import difflib
@@ -15,7 +15,7 @@ from animkit.quiet import quiet_libraries
 def check_prompt(prompt: str, tokenizer: Any, vocabulary: str | list[str] = "open") -> None:
     """Warn when a prompt is longer than the text encoder reads; refuse words that the base never learned.
 
-    vocabulary: "open" takes any word; a list takes its words; "closed" takes words that the tokenizer leaves whole.
+    vocabulary: "open" allows any word; a list, only its words; "closed", only words that the tokenizer does not split.
     Raises AnimkitError that names the words and the nearest known ones.
     """
     prompt = as_read(prompt, tokenizer)
@@ -63,7 +63,7 @@ def encode_text(pipe: Any, prompts: list[str], negative: str, guided: bool, size
     """-> (text [negative, positive] stacked: 2b n d, or b n d when not guided; SDXL's added conditions, else {})."""
     prompts, negative = [as_read(p, pipe.tokenizer) for p in prompts], as_read(negative, pipe.tokenizer)
     negatives = [negative] * len(prompts) if guided and negative else None  # None: SDXL takes zeros for the text ""
-    with quiet_libraries():  # check_prompt has said what is cut
+    with quiet_libraries():  # check_prompt has warned of what is cut
         encoded = pipe.encode_prompt(prompt=prompts, device=device, num_images_per_prompt=1,
                                      do_classifier_free_guidance=guided, negative_prompt=negatives)
     positive, negative, *pooled = encoded

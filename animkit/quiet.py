@@ -1,4 +1,4 @@
-"""Silence for the libraries below, while animkit itself says what matters and refuses what they would only log."""
+"""Silences diffusers and transformers: animkit itself says what matters, and refuses what they would only log."""
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 @contextmanager
 def quiet_libraries(progress_bars: bool = False) -> Iterator[None]:
     """Inside, diffusers and transformers log errors only, draw no progress bars (unless asked to) and announce no API
-    changes; afterwards all is as before."""
+    changes; afterwards they are as before."""
     import diffusers.utils.logging
     import transformers.utils.logging
     logs = [diffusers.utils.logging, transformers.utils.logging]

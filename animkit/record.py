@@ -21,7 +21,7 @@ def record(path: str | os.PathLike, parameters: Mapping[str, Any], metrics: Mapp
     """Write a run's results as JSON and return them; the file appears only when whole.
 
     parameters: what the run was given; metrics: name -> number, or a table of such; seconds: name -> wall-clock time.
-    Raises AnimkitError for what JSON cannot hold, NaN and infinity among it: they must not pass for numbers.
+    Raises AnimkitError for what JSON cannot hold, also for NaN and infinity: they must not pass for numbers.
     """
     import psutil
     import torch
@@ -44,7 +44,7 @@ def record(path: str | os.PathLike, parameters: Mapping[str, Any], metrics: Mapp
 
 
 def _processor() -> str:
-    """What the machine calls its processor, with what decides how fast bf16 is; "" where it does not say."""
+    """The processor's name, and whether it has avx512_bf16, which makes bf16 fast; "" if the system does not say."""
     try:
         told = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines() if ":" in line)
     except OSError:                                    # no Linux
@@ -54,7 +54,7 @@ def _processor() -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A single number of numpy's or torch's as Python's own."""
+    """A single number of numpy or torch as a Python number."""
     if hasattr(value, "item") and not getattr(value, "shape", ()):
         return value.item()
     raise TypeError(f"{type(value).__name__} is neither a number, a text nor a table of these: {value!r}")

@@ -18,7 +18,7 @@ def root() -> Path:
 
 
 def names() -> list[str]:
-    """What stands at the top of the samples, such as "miniature"; empty when there are none."""
+    """The top-level names of the samples, such as "miniature"; empty when there are none."""
     try:
         return sorted(p.name for p in root().iterdir() if not p.name.startswith("."))
     except AnimkitError:

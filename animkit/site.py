@@ -13,7 +13,7 @@ from .errors import AnimkitError
 from .files import write_atomically
 
 REPO = Path(__file__).resolve().parent.parent
-COMMITTED = Path("reproduce/laptop/report.html")  # of a clone in which nothing was reproduced yet
+COMMITTED = Path("reproduce/laptop/report.html")  # for a clone in which nothing was reproduced yet
 STYLE = ("body{font:16px/1.5 system-ui,sans-serif;max-width:46em;margin:2em auto;padding:0 1em;color:#111;background:#fff}"
          "a{color:#0b4f8a}li{margin:.6em 0}")
 
@@ -69,7 +69,7 @@ def reports_of(repo: Path) -> list[Path]:
 
 
 def executed(notebook: Path, folder: Path, given: dict[str, str]) -> Path:
-    """The notebook, run with those of the parameters that it has, unless an equal run is newer than the notebook."""
+    """Run the notebook with those parameters that it has, or take an equal run that is newer than the notebook."""
     known = notebooks.parameters(notebook)
     values = {name: value for name, value in given.items() if name in known}
     if "out" in known:
@@ -81,7 +81,7 @@ def executed(notebook: Path, folder: Path, given: dict[str, str]) -> Path:
             key.unlink()
         notebooks.execute(notebook, done, values, progress=False)
         write_atomically(key, lambda path: Path(path).write_text(repr(sorted(values.items())), encoding="utf-8"))
-    else:  # what else may have changed since, the library's code for one, is not looked at
+    else:  # other changes since then, such as in the library's code, are not checked
         print(f"  as it ran before; to run it again, delete {done}", file=sys.stderr, flush=True)
     return done
 
@@ -102,7 +102,7 @@ def index(out: Path, found: list[Path]) -> Path:
 
 
 def problems(page: str) -> list[str]:
-    """What would keep someone from reading a page: no language, headings out of order, pictures and clips without words."""
+    """What would keep someone from reading a page: no language, headings out of order, pictures or clips without a text."""
     reader = _Reader()
     reader.feed(page)
     found = list(reader.problems)

@@ -2,8 +2,8 @@
 
     proj_out( block( proj_in( GroupNorm(x) ) ) ),   block = two temporal self-attentions and a feed-forward
 
-b batch, f frames, c channels, h w latent height and width, n heads, d width of a head. Names of weights are the
-reference release's, so that its checkpoints load as they are.
+b batch, f frames, c channels, h w latent height and width, n heads, d width of a head. The weights have the names of
+the reference release, so its checkpoints load unchanged.
 """
 import math
 from collections.abc import Callable
@@ -89,7 +89,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """c -> 4 c (GEGLU) -> c, for each frame and place alone."""
+    """c -> 4 c (GEGLU) -> c, for each frame and place separately."""
 
     def __init__(self, c: int):
         super().__init__()
@@ -100,7 +100,7 @@ class FeedForward(nn.Module):
 
 
 class TemporalBlock(nn.Module):
-    """x += mix(LayerNorm x), twice, then x += FeedForward(LayerNorm x); mix looks along frames."""
+    """x += mix(LayerNorm x), twice, then x += FeedForward(LayerNorm x); mix: attention or convolution along frames."""
 
     def __init__(self, c: int, heads: int, positions: int, kind: str):
         super().__init__()
@@ -124,7 +124,7 @@ class TemporalTransformer(nn.Module):
         self.proj_in = nn.Linear(c, c)
         self.transformer_blocks = nn.ModuleList([TemporalBlock(c, heads, positions, kind)])
         self.proj_out = nn.Linear(c, c)
-        nn.init.zeros_(self.proj_out.weight)  # 4.2: training starts from the untouched image model
+        nn.init.zeros_(self.proj_out.weight)  # 4.2: training starts from the unchanged image model
         nn.init.zeros_(self.proj_out.bias)
         self.norm_rule = "reference"
 

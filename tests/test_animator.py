@@ -618,7 +618,7 @@ def test_a_folder_without_a_tokenizer_is_refused_or_given_one(folder, tmp_path, 
 def test_a_tokenizer_that_does_not_fit_is_refused_before_a_prompt_is(folder):
     long = make_tokenizer()
     long.model_max_length = int(1e30)
-    with pytest.raises(ak.AnimkitError, match="makes prompts up to .* long; the text encoder of .* 12: give the one"):
+    with pytest.raises(ak.AnimkitError, match="makes prompts of up to .* tokens; .* words and 12 tokens: give"):
         ak.Animator(folder, device="cpu", tokenizer=long)
     wordy = make_tokenizer()
     wordy.add_tokens(["zeppelin"])

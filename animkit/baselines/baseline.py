@@ -1,7 +1,7 @@
 """What the methods of the comparison (5.2) share: an animator's base and looks, its call, its sampler loop; no motion.
 
-A method inflates the animator's image UNet once more for itself. So the looks in it, and their alphas, act here too;
-the motion module, which acts in the animator's own VideoUNet alone, does not; the animator never learns of the method.
+A method inflates the animator's image UNet once more for itself. So the looks in it, and their alphas, act here too.
+The motion module acts only in the animator's own VideoUNet, so not here. The animator itself does not change.
 """
 import weakref
 from collections.abc import Callable, Sequence
@@ -22,10 +22,10 @@ from animkit.show.clip import Clip
 
 
 class Baseline(Animator):
-    """A method of the comparison on an Animator (or on what one is made of): called as it is, giving the same Clip.
+    """A method of the comparison on an Animator (or on a base that one takes); called like one, it returns a Clip.
 
     clip.settings["method"] names it, and ["alpha"] holds the looks at work. insert, remove, alpha are the animator's.
-    Once nothing holds the method any more, its hooks leave the base. Raises AnimkitError as an Animator does.
+    When the method is deleted, its hooks leave the base. Raises AnimkitError as an Animator does.
     """
 
     method = ""
@@ -33,7 +33,7 @@ class Baseline(Animator):
 
     def __init__(self, animator: Any = "miniature"):
         animator = animator if isinstance(animator, Animator) else Animator(animator, motion=False)
-        self.animator = animator = getattr(animator, "animator", animator)  # of another method, what that stands on
+        self.animator = animator = getattr(animator, "animator", animator)  # for another method, the animator below it
         self.pipe, self.base, self.alpha = animator.pipe, animator.base, animator.alpha
         self.insert, self.remove = animator.insert, animator.remove
         self.defaults = {**animator.defaults, **self.usual}
@@ -51,7 +51,7 @@ class Baseline(Animator):
                 if not isinstance(part.module, MotionModules) and not on_motion(part.module)}
 
     def __call__(self, prompt: str | Sequence[str], *args, **how) -> Clip | list[Clip]:
-        """A clip, or a list of them, by the arguments of Animator.__call__; what differs, the class says."""
+        """A clip, or a list of them, with the arguments of Animator.__call__; the class says what differs."""
         if getattr(self.pipe, "_offload_device", None) is not None:
             raise AnimkitError(f"{self.method} does not run on a base after offload(), which moves the UNet along with "
                                "the animator's own motion modules only: load the base again, without offload().")
@@ -63,12 +63,12 @@ class Baseline(Animator):
         return clips
 
     def _settings(self) -> dict[str, Any]:
-        """What else makes its clips again."""
+        """What else is needed to make its clips again."""
         return {}
 
 
 class DDIMBaseline(Baseline):
-    """One that needs DDIM (eta 0): it starts, stops or turns back between steps."""
+    """A method that needs DDIM (eta 0): it starts, stops or goes backwards between steps."""
 
     @property
     def scheduler(self) -> DDIMScheduler:
@@ -85,7 +85,7 @@ class DDIMBaseline(Baseline):
 def read_frames(video_unet: VideoUNet, frames_read: Callable[[int], Sequence[int]]) -> None:
     """In every spatial self-attention of frame i, keys and values come from the frames frames_read(i), not from i.
 
-    Their tokens are concatenated, so that softmax(Q_i K^T / sqrt d) V runs over n tokens of each. Until deflate().
+    Their tokens are concatenated, so that softmax(Q_i K^T / sqrt d) V runs over n tokens of each. deflate() ends it.
     """
     def others(attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         if video_unet._call is None or kwargs.get("encoder_hidden_states") is not None:

@@ -7,8 +7,8 @@
 
         softmax(Q_k K_0^T / sqrt d) V_0
 
-The global motion gives the clip its move, frame 0's keys and values its appearance. What an object does by itself, no
-part of it knows. b clips, f frames, c channels, h w latent height and width.
+The global motion moves the picture; frame 0's keys and values keep its appearance. No part of the method knows how an
+object moves by itself. b clips, f frames, c channels, h w latent height and width.
 """
 import math
 from collections.abc import Sequence
@@ -35,10 +35,10 @@ def first_frame(i: int) -> tuple[int]:
 class Text2VideoZero(DDIMBaseline):
     """Text2Video-Zero: `Text2VideoZero(animator)("a red balloon over the sea", seed=0)`, called as an Animator is.
 
-    delta: the global motion, in pixels a frame of a 512-pixel picture, along x and y (its paper's lambda (dx, dy)):
-    what is drawn goes left and up where they are positive. times: where the moved frames are made, and up to where they
-    are noised: the nearest of the scheduler's steps. By default 50 steps. A callback sees the last part, all frames
-    together. Raises AnimkitError for another delta or times, and as an Animator does.
+    delta: the global motion along x and y, in pixels per frame of a 512-pixel picture (lambda (dx, dy) in its paper);
+    positive numbers move the picture left and up. times: the timestep at which frames are moved, and that up to which
+    they are noised again; the scheduler's nearest steps are taken. By default 50 steps. A callback sees the last part
+    only, all frames together. Raises AnimkitError for a wrong delta or times, and as an Animator does.
     """
 
     method, usual = "Text2Video-Zero", {"steps": 50}
@@ -65,7 +65,7 @@ class Text2VideoZero(DDIMBaseline):
         return draw(torch.cat([x_941, others], dim=2), part=slice(j_941, None), callback=callback, progress=progress)
 
     def places(self, scheduler: Any, steps: int) -> tuple[int, int, float]:
-        """The steps nearest to both times (the smaller one's after the other's), a the product of alphas in between."""
+        """The steps nearest to the larger and the smaller time, in this order; a, the product of alphas in between."""
         scheduler = type(scheduler).from_config(scheduler.config)
         scheduler.set_timesteps(steps)
         low, high = (int((scheduler.timesteps - t).abs().argmin()) for t in self.times)
@@ -81,16 +81,16 @@ class Text2VideoZero(DDIMBaseline):
 
 
 def move(x: Tensor, k: int, delta: Sequence[float]) -> Tensor:
-    """Latents ... h w as frame k sees them: each place takes what is k delta further on, nearest, edges mirrored."""
+    """Latents ... h w for frame k: each place takes the nearest value k delta further on; edges are mirrored."""
     h, w = x.shape[-2:]
     rows, columns = (source(size, k * d).to(x.device) for size, d in ((h, delta[1]), (w, delta[0])))
     return x[..., rows[:, None], columns]
 
 
 def source(size: int, shift: float) -> Tensor:
-    """Which of `size` latents each one takes, for a shift in pixels of 512: size whole numbers.
+    """For each of `size` latents, the index of the one it takes, for a shift in pixels of 512.
 
-    The half pixel stands in the authors' code: their grid counts from a pixel's corner, torch's from its middle.
+    The half pixel is as in the authors' code: their grid counts from a pixel's corner, torch's from its middle.
     """
     i = (torch.arange(size) + (shift - 0.5) * size / GRID).round().long() % (2 * size)  # 1 0 | 0 1 ... n | n ... 1 0
     return torch.where(i < size, i, 2 * size - 1 - i)

@@ -1,6 +1,6 @@
-"""Two methods of our own in the comparison (5.2), which bound it: how they fare in a metric shows what the metric sees.
+"""Two methods of our own that bound the comparison (5.2): their score in a metric shows what the metric sees.
 
-Frames that are drawn each alone differ as much as frames can, and make no clip; a still is perfectly smooth, and does
+Frames that are drawn independently differ as much as frames can, and are no clip; a still is perfectly smooth, and does
 not move.
 """
 from typing import Any
@@ -12,7 +12,7 @@ from animkit.baselines.baseline import Baseline
 
 
 class IndependentFrames(Baseline):
-    """Every frame is a picture of its own, from noise of its own: the inflated base with nothing in it."""
+    """Every frame is a picture of its own, from noise of its own: the inflated base without a motion module."""
 
     method = "frames sampled independently"
 

@@ -6,7 +6,7 @@
     trained           W_Q of attn1 (self) and attn2 (text), and the new attention: AdamW 3e-5, 500 steps on one clip
     drawn             from x_T of the source clip by DDIM inversion (the prompt ""), with guidance 12.5
 
-What moves and how is the source's; the prompt changes what it is and how it looks. b clips, f frames, c channels,
+The movement is the source's; the prompt changes what moves and how it looks. b clips, f frames, c channels,
 h w latent height and width, n tokens.
 """
 import hashlib
@@ -43,11 +43,11 @@ def first_and_former(i: int) -> tuple[int, int]:
 class TuneAVideo(DDIMBaseline):
     """Tune-a-Video: `TuneAVideo(animator, clip, "a cat walking")("a dog walking")`, called as an Animator is.
 
-    Tunes when it is made, on source (a Clip, or frames f h w 3 uint8) with its caption. folder: where a killed run goes
-    on, and a finished one is found again. Every clip starts from the source's inverted latents, so a call gives the
+    The constructor tunes it on source (a Clip, or frames f h w 3 uint8) with its caption. folder: there a killed run
+    resumes, and a finished one is found again. Every clip starts from the source's inverted latents, so it has the
     source's frames and size, and seed changes nothing; with `.inverted = False` it starts from the seed's noise. By
-    default 50 steps and guidance 12.5 (in proportion, where the base's own guidance is not 7.5). `.history` is the loss
-    curve. At full size, animator.pipe.unet.enable_gradient_checkpointing() first spares most of the memory. Raises
+    default 50 steps and guidance 12.5 (in proportion, if the base's own guidance is not 7.5). `.history` is the loss
+    curve. At full size, first call animator.pipe.unet.enable_gradient_checkpointing(): it saves most memory. Raises
     AnimkitError for a source or caption that the base cannot take, and as an Animator does.
     """
 
@@ -94,7 +94,7 @@ class TuneAVideo(DDIMBaseline):
         model = nn.ModuleList([self.tuned, self.pipe.unet, *looks])
         with tempfile.TemporaryDirectory() as passing:
             run = Path(passing)
-            if folder is not None:  # a run's own place there, by all that it depends on
+            if folder is not None:  # a folder for each run, named by all that it depends on
                 key = (self._made, config.fixed(), self.looks, *map(fingerprint_of, model[1:]))
                 run = Path(folder) / f"tune-a-video-{_digest(repr(key).encode())}"
             self.history = fit(model, loss, lambda k, generator: self.z, config, run, quiet=quiet,
@@ -104,7 +104,7 @@ class TuneAVideo(DDIMBaseline):
     # ---- drawing
 
     def __call__(self, prompt, *args, latents: Tensor | None = None, **how) -> Clip | list[Clip]:
-        """Animator.__call__; latents take the noise's place, and so want `.inverted = False`."""
+        """As Animator.__call__; latents replace the noise, so they need `.inverted = False`."""
         if latents is not None and self.inverted:
             raise AnimkitError("Tune-a-Video starts from its source's inverted latents: set .inverted = False to start "
                                "from yours.")
@@ -120,13 +120,13 @@ class TuneAVideo(DDIMBaseline):
         return super()._draw(noise, text, scheduler, steps, guidance, **how)
 
     def invert(self, steps: int = 50, scheduler: Any = None) -> Tensor:
-        """The x_T (1 c f h w) that DDIM leads to the source: its steps backwards, by the sampler, with the prompt "".
+        """The x_T (1 c f h w) from which DDIM leads to the source: its steps backwards, by the sampler, the prompt "".
 
             x_t+1 = sqrt(abar_t+1) (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t) + sqrt(1 - abar_t+1) eps
 
-        eps is predicted at x_t in the place of x_t+1 (Song et al. 2021, 4.3): exact as steps grow.
+        eps is predicted at x_t instead of x_t+1 (Song et al. 2021, 4.3): the more steps, the more exact.
         """
-        with quiet_libraries():  # settings of other schedulers ride along in a base's configuration
+        with quiet_libraries():  # a base's configuration may hold settings of other schedulers
             inverse = DDIMInverseScheduler.from_config((scheduler or self.scheduler).config)
         return sample(self.video_unet, self.z, self.empty, inverse, steps, guidance=1, progress=False)
 
@@ -147,7 +147,7 @@ def _digest(content: bytes) -> str:
 class Tuned(nn.Module):
     """All that is trained, under the reference code's names: a change of W_Q (zero at first), and attn_temp.
 
-    The base's own W_Q stay as they are, for every other method on it; so weight decay draws towards the base, not to 0.
+    The base's own W_Q do not change, for other methods use them too; so weight decay pulls towards the base, not to 0.
     """
 
     def __init__(self, video_unet: VideoUNet, seed: int = 0):
@@ -165,7 +165,7 @@ class Tuned(nn.Module):
                     self.paths.append(f"{path}.{name}")
                 attn_temp = Attention(c, heads=heads, dim_head=block.attn1.inner_dim // heads)
                 nn.init.zeros_(attn_temp.to_out[0].weight)
-                nn.init.zeros_(attn_temp.to_out[0].bias)  # the reference leaves it random: it begins beside the base
+                nn.init.zeros_(attn_temp.to_out[0].bias)  # random in the reference, which so starts off the base
                 set_submodule(self, f"{path}.norm_temp", nn.LayerNorm(c))
                 set_submodule(self, f"{path}.attn_temp", attn_temp)
         self.to(video_unet.device)
@@ -175,7 +175,7 @@ class Tuned(nn.Module):
         return [p for name, p in self.named_parameters() if ".norm_temp." not in name]
 
     def attach(self, video_unet: VideoUNet) -> None:
-        """Set it to work in a VideoUNet, whose deflate() takes it off."""
+        """Attach it to a VideoUNet, whose deflate() takes it off."""
         def change_query(change: nn.Module, layer: nn.Module, args: tuple, y: Tensor) -> Tensor:
             return y if video_unet._call is None else y + change(args[0].to(change.weight.dtype)).to(y.dtype)
 

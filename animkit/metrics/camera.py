@@ -1,18 +1,18 @@
 """The camera's move, read off a clip (4.3, 5.1): zoom, pan, tilt and roll, and which of the eight shot types that is.
 
-    p' = s R(theta) p + d       a similarity carries each point p of the background from frame to frame; fitted to
-                                tracked points by RANSAC, for what moves by itself or was tracked wrongly does not
-                                agree with it; multiplied up (A_k: frame 0 to k) and read as the world does:
+    p' = s R(theta) p + d       a similarity carries each point p of the background from frame to frame. RANSAC fits it
+                                to tracked points: what moves by itself or was tracked wrongly does not agree with
+                                it. The steps, multiplied up (A_k: frame 0 to k), are read as the world does:
     A_k p = z R(angle) (p - c)  zoom z, centre c of what the camera sees, angle anticlockwise   (world.camera_matrix)
 
-Lengths are in half short sides of the picture, (0, 0) its middle, x to the right, y up: the world's own units. Words
-and signs are those of `animkit.world.SHOTS`: "pan left", the camera looks to the left; "roll clockwise", the picture
-turns so.
-Lucas-Kanade tracks (Shi-Tomasi points, one in each cell of a grid, so that a detailed object has no more say than its
-area; kept where tracking back returns), on frames brought to one size and blurred, STRIDE frames apart: neighbouring
-frames of pixel art differ by jumps of whole squares. Reach: about a fifth of the short side a stride. What can pass for
-the camera: a texture of the paper, which stands still, and an object that grows over most of an empty picture; the
-share of right names over all looks, 205 of 216 renders, is measured in tests/metrics/test_camera.py.
+The unit of length is half the picture's short side; (0, 0) is its middle, x to the right, y up: the world's own units.
+Names and signs are those of `animkit.world.SHOTS`: in "pan left" the camera looks to the left, in "roll clockwise" the
+picture turns clockwise.
+The points are Shi-Tomasi corners, one per cell of a grid, so that a detailed object counts only by its area. Frames are
+brought to one size and blurred. Lucas-Kanade tracks points over STRIDE frames, for neighbouring frames of pixel art
+differ by jumps of whole squares; a track is kept if tracking back returns. Reach: about a fifth of the short side per
+stride. Two things can be mistaken for the camera: a paper texture, which stands still, and an object that grows over
+most of an empty picture. tests/metrics/test_camera.py measures the right names over all looks: 205 of 216 renders.
 """
 import math
 from typing import NamedTuple
@@ -23,8 +23,8 @@ from ..errors import AnimkitError
 from .frames import grey, pixels
 
 SIDE, BLUR, GRID, STRIDE = 192, 3.0, 12, 3  # pixels of the short side; its blur; cells a side; frames of a track
-CORNER, ROUND, RETURN = 1e-6, 0.1, 0.01     # a corner's least strength, and against its strongest; off on the way back
-AGREE, BODIES, PAPER = 0.012, 3, 0.4        # off the fit, for a stride of 1; moves looked for; a still one's weight
+CORNER, ROUND, RETURN = 1e-6, 0.1, 0.01     # a corner's least strength, also relative; error of tracking back
+AGREE, BODIES, PAPER = 0.012, 3, 0.4        # error of the fit, for a stride of 1; moves tried; weight of a still one
 FULL = {"zoom": 0.7, "pan": 0.8, "tilt": 0.8, "roll": 0.7}  # the world's move of amount 1: SHOTS at u = 1
 NAMES = {"zoom": ("zoom in", "zoom out"), "pan": ("pan right", "pan left"), "tilt": ("tilt up", "tilt down"),
          "roll": ("roll clockwise", "roll anticlockwise")}
@@ -33,7 +33,7 @@ LEAST = 0.15  # of the world's move: less is "still"
 
 class CameraPath(NamedTuple):
     """A camera's path: zoom, x, y, angle (radians, anticlockwise), f numbers each, from 1, 0, 0, 0 on; support, f-1:
-    the share of the tracked points that agree with each step (0: nothing to track there, taken to stand still)."""
+    the share of tracked points that agree with each step (0: nothing to track, the camera is taken to stand still)."""
     zoom: np.ndarray
     x: np.ndarray
     y: np.ndarray
@@ -65,8 +65,8 @@ def name_shot(moves: dict[str, float], least: float = LEAST) -> list[str]:
 def camera_path(clip, steady: bool = False) -> CameraPath:
     """The path of a clip's camera (Clip or f h w 3, uint8). Raises AnimkitError under 2 frames.
 
-    steady: of a camera that keeps its pace, as in the eight moving crops of 4.3: then one step is fitted to the tracks of
-    all the clip, and what moves by itself for a while, or can be tracked in few frames only, has less say."""
+    steady: for a camera of constant speed, as in the eight moving crops of 4.3. One step is then fitted to all tracks of
+    the clip, so what moves by itself for a while, or can be tracked in few frames only, counts less."""
     import cv2
 
     frames = grey(pixels(clip, least=2))
@@ -80,7 +80,7 @@ def camera_path(clip, steady: bool = False) -> CameraPath:
 
 
 def camera_path_of_flow(flow: np.ndarray) -> CameraPath:
-    """The same from a flow f-1 h w 2 in pixels (motion.optical_flow, or exact_flow: no tracking, so no error of it)."""
+    """The same from a flow f-1 h w 2 in pixels (motion.optical_flow, or exact_flow: without tracking errors)."""
     flow = np.asarray(flow, float)
     if flow.ndim != 4 or flow.shape[-1] != 2 or 0 in flow.shape:
         raise AnimkitError(f"A flow is f-1 h w 2; got {flow.shape}.")
@@ -92,13 +92,13 @@ def camera_path_of_flow(flow: np.ndarray) -> CameraPath:
 
 
 def fit_similarity(points: np.ndarray, moved: np.ndarray, agree: float = AGREE) -> tuple[np.ndarray, float]:
-    """The similarity (3 3) by which the background goes from points n 2 to n 2, and the share of points that agree.
+    """The similarity (3 3) that carries the background from points n 2 to moved n 2, and the share that agree.
 
     OpenCV's RANSAC (estimateAffinePartial2D) finds the move that most points agree with, within `agree`, then that of
-    most of the rest, and so on for BODIES. The background is the one of them that has the most to say at the picture's
-    edges: a point's vote is max(|x|, |y|)^2, and PAPER of it for a body that stands still: it may be the paper's
-    texture, or edges along which nothing can be seen to move. Under 6 points, or where no
-    similarity is found: the identity, 0."""
+    most of the rest, BODIES moves in all. The background is the move with the most votes; points near the picture's
+    edges count most: a vote is max(|x|, |y|)^2. A move that stands still gets only PAPER of its votes: it may be a
+    paper texture, or edges along which no motion can be seen. With under 6 points, or if no similarity is found: the
+    identity, 0."""
     import cv2
 
     votes, rest = np.abs(points).max(-1, initial=0) ** 2, np.ones(len(points), bool)
@@ -151,8 +151,8 @@ def _units(points: np.ndarray, h: int, w: int) -> np.ndarray:
 def _path(tracks: list[tuple[np.ndarray, np.ndarray]], stride: int, frames: int, steady: bool = False) -> CameraPath:
     """Fits each step from a frame to the next and multiplies them up; tracks[t] leads from frame t to t + stride.
 
-    A step is fitted to all tracks that pass over it, together: a camera's pace hardly changes in so few frames, and an
-    object's does. What they agree on is the move of `stride` steps; its root is one step's. steady: to all tracks."""
+    A step is fitted to all tracks that pass over it, together: a camera's speed hardly changes in so few frames, but an
+    object's does. They agree on the move of `stride` steps; its root is that of one step. steady: fits all tracks."""
     def fitted(over: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, float]:
         return fit_similarity(*(np.concatenate(each) for each in zip(*over)), agree=AGREE * stride ** 0.5)
 

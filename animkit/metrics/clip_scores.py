@@ -6,8 +6,8 @@
 
 e, t: unit vectors. The cosine is not clipped at 0, unlike CLIPScore (arXiv 2104.08718). What they do not see, shown in
 tests/metrics/test_known_answers.py: smooth is highest, 100, for a still, hardly lower for a clip's frames in another
-order, and high for noise, whose frames are all alike to CLIP: report the amount, smoothness and warp error of motion.py
-beside it. domain also sees what stands in the references: give tens, of various content. text and domain know no time.
+order, and high for noise, whose frames look alike to CLIP. So report the amount, smoothness and warp error of motion.py
+beside it. domain also depends on what the references show: give tens, of various content. text and domain ignore time.
 """
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ class Encoder:
     def from_pretrained(cls, folder: str | Path, batch: int = 64) -> "Encoder":
         """A folder of transformers' CLIPModel with its processor (ViT-B/32 at full size) or of the kit's judge.
 
-        Nothing is fetched. Raises AnimkitError if the folder holds neither, or a part of it is missing or damaged.
+        Nothing is downloaded. Raises AnimkitError if the folder holds neither, or a part of it is missing or damaged.
         """
         folder = Path(folder)
         try:
@@ -62,7 +62,7 @@ class Encoder:
             raise AnimkitError(f"{folder} lacks {len(said['missing_keys'])} of its CLIP's weights, first "
                                f"{sorted(said['missing_keys'])[0]}: fetch it again.")
         wanted, there = model.config.text_config.vocab_size, len(processor.tokenizer)
-        if there < wanted:  # a file is gone: transformers makes an empty one
+        if there < wanted:  # a file is missing: transformers makes an empty one
             raise AnimkitError(f"{folder} holds a tokenizer of {there} words for a CLIP of {wanted}: tokenizer.json "
                                "or vocab.json and merges.txt, is missing.")
 
@@ -88,7 +88,7 @@ class Encoder:
                 tokenizer = CLIPTokenizer.from_pretrained(judge, local_files_only=True)
             except (OSError, ValueError, TypeError) as e:
                 raise AnimkitError(f"{judge} holds no tokenizer for its model ({str(e).splitlines()[0]}).") from e
-            if len(tokenizer) != model.text_model.config.vocab_size:  # a file is gone: transformers makes an empty one
+            if len(tokenizer) != model.text_model.config.vocab_size:  # a file is missing: it makes an empty one
                 raise AnimkitError(f"{judge} holds a tokenizer of {len(tokenizer)} words for a model of "
                                    f"{model.text_model.config.vocab_size}: fetch or train the judge again.")
         return cls(model, lambda frames: to_signal(torch.from_numpy(np.ascontiguousarray(frames))),

@@ -3,8 +3,8 @@
     d(A, B) = |mu_A - mu_B|^2 + tr(S_A + S_B - 2 (S_A S_B)^1/2)         (Dowson & Landau 1982; FID, arXiv 1706.08500)
 
 This is not FVD (arXiv 1812.01717), whose features are those of an I3D network trained on Kinetics, and no number here
-compares with any FVD printed elsewhere. The features are what a network learned that tells ten cartoon motions apart:
-they know motion, and of looks only what moves. And d is biased upwards for few clips, by about c / n, with another c
+can be compared with an FVD from elsewhere. The features come from a network that learned to tell ten cartoon motions
+apart: they describe motion, and of a look only what moves. For few clips d is too large, by about c / n, with another c
 for each set: compare only equal n, or use `frechet_extrapolated`, which takes n to infinity along a fitted line (Chong
 & Forsyth 2020, arXiv 1911.07023).
 """
@@ -18,7 +18,7 @@ from .intervals import Interval, quantiles
 
 @torch.no_grad()
 def motion_judge_features(eye, clips, batch: int = 50) -> np.ndarray:
-    """Clips (n of 16 frames, square, a multiple of 32 pixels) -> n d: what MotionJudge `eye` sees, mean over time."""
+    """Clips (n of 16 frames, square, a multiple of 32 pixels) -> n d: features of MotionJudge `eye`, mean over time."""
     from ..miniature.motion_judge import signal
     eye.eval()
     clips = stacked(clips)
@@ -57,11 +57,11 @@ def _root(s: np.ndarray) -> np.ndarray:
 
 
 def frechet_interval(a: np.ndarray, b: np.ndarray, level: float = 0.95, rounds: int = 400, seed: int = 0) -> Interval:
-    """d of features n d and m d with a bootstrap interval for what sets of these sizes have on average; n the smaller.
+    """d of features n d and m d with a bootstrap interval for the average d of sets of these sizes; n the smaller.
 
-    Both sets are resampled with replacement. A resample repeats clips, so that it is biased once more, as if it held
-    fewer: its d lies above the sets' own. Only its spread is taken: d + (d* - mean of d*), by `quantiles`. The bias of
-    d itself stays in, see above. Raises AnimkitError as frechet_distance, or for a level outside 0 to 1.
+    Both sets are resampled with replacement. A resample repeats clips, so it is biased once more, as if it held
+    fewer: its d* lies above d. Only the spread of d* is used: d + (d* - mean of d*), by `quantiles`. The bias of d
+    itself remains, see above. Raises AnimkitError as frechet_distance, or for a level outside 0 to 1.
     """
     d, rng = frechet_distance(a, b), np.random.default_rng(seed)
     if not 0 < level < 1 or rounds < 2:
@@ -74,10 +74,10 @@ def frechet_interval(a: np.ndarray, b: np.ndarray, level: float = 0.95, rounds: 
 
 
 def frechet_extrapolated(a: np.ndarray, b: np.ndarray, points: int = 8, seed: int = 0) -> dict:
-    """{"distance": at the n there is, "extrapolated": n to infinity, "n"}, of features n d and m d.
+    """{"distance": at the given n, "extrapolated": n to infinity, "n"}, of features n d and m d.
 
-    d is taken of random subsets of both sets, of `points` sizes from a third of n up to n, n the smaller set's, and a
-    line is fitted over 1 / n: its value at 0 is the answer (it may come out slightly below 0 where the sets are alike).
+    d is computed on random subsets of both sets, of `points` sizes from n / 3 to n, n the smaller set's size. A line is
+    fitted over 1 / n: its value at 0 is the answer (it may be slightly below 0 where the sets are alike).
     Raises AnimkitError as frechet_distance, or under 30 clips a set.
     """
     a, b = _features(a, b)

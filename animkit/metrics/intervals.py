@@ -22,15 +22,15 @@ class Interval(NamedTuple):
 
 def bootstrap(values, level: float = 0.95, rounds: int = 2000, seed: int = 0,
               bounds: tuple[float, float] | None = None) -> Interval:
-    """The mean of n values and its percentile bootstrap interval: quantiles of the means of `rounds` resamples with
-    replacement, n drawn from n (Efron & Tibshirani 1993, chapter 13), which for small n lie further out (`quantiles`).
+    """The mean of n values and its percentile bootstrap interval: quantiles of the means of `rounds` resamples, n
+    drawn from n with replacement (Efron & Tibshirani 1993, chapter 13); for small n they lie further out (`quantiles`).
 
     One value for each independent unit (a prompt, a clip), never for each frame: frames of a clip are alike and would
-    make it too narrow. For a comparison on the same prompts give the differences. NaN, a metric's "no answer" (the
+    make it too narrow. To compare on the same prompts, give the differences. NaN, a metric's "no answer" (the
     smoothness of a still), is left out and not counted in n.
-    bounds: what a value can be at least and at most, (0, 1) of a share, (-1, 1) of a difference of two. Where all n are
-    equal no resample differs; then up to 1 - ((1 - level) / 2)^(1/n) of all values may still be others (Clopper &
-    Pearson 1934), each at a bound at the furthest. Without bounds the interval of equal values has no width.
+    bounds: the least and the greatest possible value: (0, 1) for a share, (-1, 1) for a difference of two. If all n are
+    equal, no resample differs; then up to 1 - ((1 - level) / 2)^(1/n) of all values may still be others (Clopper &
+    Pearson 1934), at most as far away as a bound. Without bounds the interval of equal values has no width.
     Raises AnimkitError for values that are not a row of numbers or lie outside the bounds, or a level outside 0 to 1.
     """
     try:
@@ -57,10 +57,10 @@ def bootstrap(values, level: float = 0.95, rounds: int = 2000, seed: int = 0,
 
 
 def quantiles(n: int, level: float = 0.95) -> tuple[float, float]:
-    """Which quantiles of the resampled means of n values cover as `level` says: the "expanded percentile" interval.
+    """The quantiles of the resampled means of n values that cover `level`: the "expanded percentile" interval.
 
-    The plain ones, (1 +- level) / 2, miss too often for small n, in two ways: resampled means spread by a factor
-    sqrt((n - 1) / n) too little, and a normal curve takes the place of Student's t (Hesterberg 2015, section 5.3).
+    The plain ones, (1 +- level) / 2, miss too often for small n, for two reasons: resampled means spread too little, by
+    a factor sqrt((n - 1) / n), and a normal curve stands for Student's t (Hesterberg 2015, section 5.3).
     """
     if n < 2:
         return (1 - level) / 2, (1 + level) / 2

@@ -3,9 +3,9 @@
     reader = MaskReader.fit(renders, masks)         # pictures of the thing in this look, whose masks are exact
     overlap(reader(clip), footage.mask > 0.5)       # f numbers, 0 to 1
 
-In the cartoon world exact masks are to be had in any look, so the reader learns from renders of other scenes what
-colours the thing has there and what colours the rest. It knows nothing of shapes and places, so the mask that a clip
-should follow cannot help it; what it misses on real renders is its own error, to be reported beside every result.
+The cartoon world has exact masks in any look, so the reader learns from renders of other scenes which colours the thing
+has there, and which colours the rest has. It knows nothing of shapes and places, so it cannot use the mask that a clip
+should follow. What it misses on real renders is its own error: report it beside every result.
 """
 from dataclasses import dataclass
 
@@ -24,8 +24,8 @@ class MaskReader:
 
     @classmethod
     def fit(cls, pictures, masks) -> "MaskReader":
-        """From pictures (n h w 3, uint8) and their masks (n h w, true where the thing is), by Bayes' rule, thing and rest
-        taken to be equally likely beforehand.
+        """From pictures (n h w 3, uint8) and their masks (n h w, true where the thing is), by Bayes' rule, with thing and
+        rest equally likely beforehand.
 
         Colours are counted in a histogram that is smoothed over neighbouring colours, since a model does not hit them
         exactly. Raises AnimkitError where shapes differ, or if the masks are all of one kind.
@@ -38,7 +38,7 @@ class MaskReader:
                                "masks have only one of the two.")
         places = _colour(pictures)
         thing, rest = (_smooth(np.bincount(places[m], minlength=LEVELS ** 3)) for m in (masks, ~masks))
-        rare = 0.01                                             # a colour never seen is rather not the thing
+        rare = 0.01                                             # a colour never seen counts as not the thing
         return cls(thing / (thing + rest + rare))
 
     def __call__(self, clip) -> np.ndarray:
@@ -70,8 +70,8 @@ def centres(mask: np.ndarray) -> np.ndarray:
 
 
 def follows(found: np.ndarray, given: np.ndarray) -> float:
-    """Correlation of where a thing is and where it should be: of the centres of masks f h w, both axes together; NaN
-    where it is never seen or never elsewhere."""
+    """Correlation of where a thing is with where it should be: of the centres of masks f h w, both axes together; NaN
+    if it is never seen, or does not move in one of the two."""
     a, b = centres(found), centres(given)
     seen = ~np.isnan(a + b).any(1)
     a, b = (z[seen] - z[seen].mean(0) if seen.any() else z[seen] for z in (a, b))
@@ -111,9 +111,9 @@ def _smooth(counts: np.ndarray) -> np.ndarray:
 
 
 def reader_of(scene, count: int = 12, seed: int = 0, vae=None) -> MaskReader:
-    """A reader for the one thing of a cartoon scene, in its colour, setting and look: from `count` renders of others.
+    """A reader for the one thing of a cartoon scene, in its colour, setting and look, from `count` renders of others.
 
-    With a vae, from what it gives back of them, as the frames of a clip are. AnimkitError unless there is one thing.
+    With a vae, they first go `through` it, as the frames of a clip do. AnimkitError unless there is one thing.
     """
     from ..world import random_scene, render
     if len(scene.things) != 1:
@@ -126,7 +126,7 @@ def reader_of(scene, count: int = 12, seed: int = 0, vae=None) -> MaskReader:
 
 
 def through(vae, pictures) -> np.ndarray:
-    """Pictures n h w 3 (uint8) as a VAE gives them back."""
+    """Pictures n h w 3 (uint8), encoded and decoded by a VAE."""
     import torch
 
     from ..base import decode

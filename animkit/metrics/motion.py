@@ -2,15 +2,15 @@
 
     amount       mean |v|                                          percent of the picture's short side a frame
     smoothness   100 (1 - mean |a| / mean (|v| + |v'|)),  a = v' - v
-                 v the flow at a point, v' the next frame's flow where that point has gone: 100 keeps its pace and
-                 direction, 0 goes straight back; steps of random direction come to about 35 (tests/metrics)
+                 v the flow at a point, v' the next frame's flow where that point has gone: 100 keeps its speed and
+                 direction, 0 goes straight back; steps of random direction give about 35 (tests/metrics)
     warp error   root mean square of what flow does not explain, I'(p + v) - I(p), in percent of white: flicker
 
-DIS: Kroeger et al. 2016, arXiv 1603.03590. Flow also arises where nothing moves but pictures differ (noise, flicker):
-read amount beside smoothness and warp error, never alone. A still has no smoothness (NaN), and time no direction: a
-reversed clip scores as the clip itself. Against exact flow, DIS is within 5 % for a camera's move; a lone object on
-flat ground it spreads over its surroundings: 1.5 to 2 times the amount, 3 for a slow one. Compare DIS with DIS only. At
-edges of objects exact flow bends too (what was behind goes on elsewhere), so that good motion scores 45 to 95.
+DIS: Kroeger et al. 2016, arXiv 1603.03590. It also finds flow where nothing moves but pictures differ (noise, flicker):
+read amount beside smoothness and warp error, never alone. A still has no smoothness (NaN). A reversed clip scores as
+the clip itself. For a camera's move, DIS is within 5 % of exact flow. It spreads a lone object on flat ground over the
+surroundings: 1.5 to 2 times the amount, 3 for a slow one. Compare DIS with DIS only. At edges of objects exact flow is
+not smooth either (what is behind moves in another way), so good motion scores 45 to 95.
 """
 from typing import NamedTuple
 
@@ -32,8 +32,8 @@ class Motion(NamedTuple):
 def optical_flow(clip, enlarge_to: int = 256) -> np.ndarray:
     """DIS flow of a clip: f-1 h w 2, float32, where each pixel goes in the next frame, in pixels, right and down.
 
-    DIS matches 8 x 8 patches: a clip with a shorter side than `enlarge_to` is enlarged by a whole number first, and its
-    flow brought back. Raises AnimkitError under 2 frames.
+    DIS matches 8 x 8 patches: a clip whose short side is below `enlarge_to` is enlarged by a whole number first, and
+    its flow scaled back. Raises AnimkitError under 2 frames.
     """
     import cv2
 
@@ -54,7 +54,7 @@ def exact_flow(footage) -> np.ndarray:
 def motion_of(clip, flow: np.ndarray | None = None) -> Motion:
     """The three numbers above for a clip (Clip or f h w 3, uint8), by its own DIS flow or a flow f-1 h w 2 given.
 
-    Points that leave the picture are left out of smoothness and warp error. Smoothness wants 3 frames (NaN below).
+    Points that leave the picture are left out of smoothness and warp error. Smoothness needs 3 frames (NaN below).
     Raises AnimkitError under 2 frames, or for a flow of another shape.
     """
     frames = pixels(clip, least=2)

@@ -2,7 +2,7 @@
 
     steady_k(p) = frame_k(A_k A_m^-1 p)      A_k the camera's similarity from frame 0 to k, m the middle frame
 
-What the camera did not see at that moment takes the mean of the moments at which it was seen: nothing changes there.
+A place that the camera does not see in frame k takes its mean over the frames that see it: nothing changes there.
 """
 import numpy as np
 

@@ -40,8 +40,8 @@ class Page:
 def plan(prompts: Sequence[str], methods: Iterable[str], participant: str, seed: int = 0) -> list[Page]:
     """The pages of a participant: prompts in random order, on each the methods in random order, the same at every call.
 
-    Raises AnimkitError for fewer than 2 or more than 4 methods (24 orders are as many as one can choose from), no
-    prompts or one twice, an empty participant.
+    Raises AnimkitError for fewer than 2 or more than 4 methods (their 24 orders are as many as one can choose
+    from), no prompts, a prompt twice, or an empty participant.
     """
     methods, participant = tuple(methods), str(participant).strip()
     if not 2 <= len(set(methods)) == len(methods) <= 4:
@@ -57,7 +57,7 @@ def plan(prompts: Sequence[str], methods: Iterable[str], participant: str, seed:
 def ranked(participant: str, page: Page, orders: Mapping[str, str]) -> list[dict]:
     """A page's answers as rows of COLUMNS; orders: aspect -> letters, the best first ("BAC").
 
-    Raises AnimkitError for an aspect that is missing or unknown, or letters that are not each of the page's once.
+    Raises AnimkitError for an aspect that is missing or unknown, or letters that do not name each of the page once.
     """
     if set(orders) != set(ASPECTS):
         raise AnimkitError(f"A page is ranked by {', '.join(ASPECTS)}; got {', '.join(orders) or 'none'}.")
@@ -130,10 +130,10 @@ def average_user_ranking(paths: str | Path | Iterable[str | Path], level: float 
                          seed: int = 0) -> dict[str, dict[str, Interval]]:
     """method -> aspect -> mean score and interval, from any number of CSV files; n counts rankings.
 
-    People weigh as many rankings as they gave. The interval is a bootstrap in two stages (Davison & Hinkley 1997, 3.8):
-    people with replacement, then each one's prompts, since one person's answers are alike, with quantiles that lie
-    further out for few people (`intervals.quantiles`); with one person it tells about the prompts only. Raises AnimkitError if there is no file or answer, a ranking stands in two files, or
-    rankings differ in their methods.
+    A person counts by the number of rankings given. The interval is a bootstrap in two stages (Davison & Hinkley 1997,
+    3.8), since one person's answers are alike: people with replacement, then each one's prompts. For few people
+    its quantiles lie further out (`intervals.quantiles`); for one person it is about the prompts only. Raises
+    AnimkitError if there is no file or answer, a ranking is in two files, or rankings differ in their methods.
     """
     methods, tables = _tables(paths)
     rng = np.random.default_rng(seed)
@@ -146,7 +146,7 @@ def average_user_ranking(paths: str | Path | Iterable[str | Path], level: float 
 
 def user_lead(paths: str | Path | Iterable[str | Path], ours: str, others: Sequence[str], aspect: str = "smoothness",
               level: float = 0.95, rounds: int = 2000, seed: int = 0) -> tuple[Interval, str]:
-    """How far `ours` is ahead in an aspect, ranking by ranking, of the best of the others; and which one that is.
+    """How far `ours` is ahead of the best of the others in an aspect, ranking by ranking; and which one that is.
 
     Interval and errors as in `average_user_ranking`, but n counts people: what a few of them agree on may be their own
     taste. AnimkitError also if the files rank no such method or aspect.

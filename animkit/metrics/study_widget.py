@@ -1,8 +1,8 @@
-"""The user study's view (5.2): one page a prompt, clips A, B, C side by side, an order to choose for each aspect.
+"""The user study's view (5.2): one page per prompt, clips A, B, C side by side, an order to choose for each aspect.
 
     RankingStudy({"a red balloon rising": {"AnimateDiff": clip, "Tune-a-Video": clip}, ...}, "answers/p01.csv", "p01")
 
-All it knows lies in study.py; every page is saved when it is left, and a study opened again goes on where it stopped.
+Its logic is in study.py. Every page is saved when it is left; a study that is opened again continues where it stopped.
 """
 import html
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ class RankingStudy(widgets.VBox):
     """A blind ranking of clips: prompt -> method -> clip, for one participant, answers in the CSV file `path`.
 
     references: prompt -> pictures (m h w 3, uint8) of the look that its clips should have, shown above them.
-    `.page` is the present Page (None when done), `.orders[aspect]` its choosers, `.next` the button.
+    `.page` is the current Page (None when done), `.orders[aspect]` its choosers, `.next` the button.
     Raises AnimkitError if prompts differ in their methods, or the file holds something else.
     """
 
@@ -64,7 +64,7 @@ class RankingStudy(widgets.VBox):
         return next((page for page in self.pages if page.prompt not in done), None)
 
     def answer(self) -> None:
-        """Save the page and turn it; what is missing, or cannot be written, is said below and nothing is lost."""
+        """Save the page and show the next; what is missing, or cannot be written, is said below and nothing is lost."""
         try:
             page, new = self.page, {a: w.value for a, w in self.orders.items()}
             own = (self.participant, page.prompt)  # another may have answered since, into the same file

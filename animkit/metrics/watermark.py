@@ -1,11 +1,11 @@
 """How much of the web videos' watermark a clip shows (5.3): 100 as the training videos, 0 as clean pictures.
 
-    r(clip) = corr(H mean_i x_i, H m)         x: luminance of the frames, m: the mark, H: what is finer than the mark
+    r(clip) = corr(H mean_i x_i, H m)         x: luminance of the frames, m: the mark, H: detail as fine as the mark
     score   = 100 (r - mean r(clean)) / (mean r(web) - mean r(clean))
 
 Three steps keep the scene out of it. The mean over frames keeps what stands still and blurs what moves. H takes away a
 Gaussian blur (wide areas), then divides by the local contrast (so that one strong edge counts no more than a faint
-mark). And what correlation scenery still has by chance (a horizon beside the mark's bars) is the clean pictures' own.
+mark). Scenery may still correlate by chance (a horizon beside the mark's bars): so the clean pictures' r is subtracted.
 """
 import numpy as np
 
@@ -50,8 +50,8 @@ def mark_correlation(clip, mark: np.ndarray | None = None) -> float:
 def watermark_score(clips, web, clean, mark: np.ndarray | None = None) -> np.ndarray:
     """A number for each of n clips: 100 where it correlates with the mark as web videos do on average, 0 as clean ones.
 
-    web, clean: lists of clips, best of the same scenes, some tens of them: single clips scatter by +-30 and more, so
-    give the mean of many with its interval (intervals.bootstrap). Raises AnimkitError if web does not exceed clean.
+    web, clean: lists of some tens of clips, best of the same scenes. Single clips scatter by +-30 and more: report the
+    mean of many with its interval (intervals.bootstrap). Raises AnimkitError if web does not exceed clean.
     """
     if not len(web) or not len(clean):
         raise AnimkitError(f"The watermark's scale wants web and clean clips; got {len(web)} and {len(clean)}.")

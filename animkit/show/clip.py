@@ -34,7 +34,7 @@ class Clip:
     Raises AnimkitError when the frames are not f h w 3 uint8, or fps is not positive.
     """
 
-    crf = 16  # of films in H.264: this cannot be told from the frames by eye; 28 is a third as long, for a page of many
+    crf = 16  # of H.264 films: the eye sees no loss; 28 makes files a third as large, for a page with many
 
     def __init__(self, frames: Any, fps: float = 8, prompt: str = "", settings: dict | None = None):
         if not isinstance(frames, np.ndarray):
@@ -47,7 +47,7 @@ class Clip:
                                f"are {frames.dtype} of shape {frames.shape}: give RGB without alpha, 0 to 255, the colours last.")
         if not isinstance(fps, Real) or not 0 < fps < math.inf:
             raise AnimkitError(f"A clip's fps is a number above 0; got {fps!r}.")
-        fps = fps if isinstance(fps, int) else float(fps)  # numpy's numbers are not what libraries take
+        fps = fps if isinstance(fps, int) else float(fps)  # libraries do not take numpy's numbers
         self.array, self.fps, self.prompt, self.settings = frames, fps, prompt, dict(settings or {})
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class Clip:
             return PIL.Image.fromarray(self.array[index])
         if not len(self.array[index]):
             raise AnimkitError(f"No frame of {len(self)} is left by the index {index}.")
-        kept = np.array(self.settings.get("frames_kept", range(len(self))))[index]  # a part still says which part it is
+        kept = np.array(self.settings.get("frames_kept", range(len(self))))[index]  # a part knows which part it is
         return Clip(self.array[index], self.fps, self.prompt, {**self.settings, "frames_kept": kept.tolist()})
 
     def __iter__(self) -> Iterator[PIL.Image.Image]:
@@ -143,7 +143,7 @@ class Clip:
         """Read a film (anything PyAV reads), a GIF, a WebP, or a folder of pictures in the order of their names.
 
         A film that a Clip saved comes back at its own size, with prompt and settings; one that another program has
-        resized or cut since, at the size that it has now. What is transparent lies on white. fps overrides the file's.
+        resized or cut since, at its present size. Transparent parts become white. fps overrides the file's.
         Raises AnimkitError when there is nothing there, or it cannot be read.
         """
         path = Path(path)
@@ -170,7 +170,7 @@ class Clip:
 
     @property
     def alt(self) -> str:
-        """What someone who cannot see the clip is told."""
+        """The description for someone who cannot see the clip."""
         return f"Clip of {len(self)} frames at {self.fps:g} frames a second: {self.prompt or 'no prompt'}"
 
     def __repr__(self) -> str:
@@ -180,7 +180,7 @@ class Clip:
 
     def _repr_html_(self) -> str:
         from animkit.show.filmstrip import filmstrip
-        n = min(8, max(3, 2400 // (self.array.shape[2] * self.enlargement)))  # as many stills as a page is wide
+        n = min(8, max(3, 2400 // (self.array.shape[2] * self.enlargement)))  # as many as fit across a page
         stills = filmstrip(self, n)
         stills.lossy = self.enlargement == 1  # frames of full size, where no pixel was enlarged
         return f"<figure>{self._film()}{stills._img()}</figure>"

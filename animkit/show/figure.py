@@ -1,4 +1,4 @@
-"""A matplotlib figure as a Picture: a PNG with the words for those who cannot see it, which a bare figure lacks."""
+"""A matplotlib figure as a Picture: a PNG with a description for those who cannot see it, which a bare figure lacks."""
 from __future__ import annotations
 
 import io

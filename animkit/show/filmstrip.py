@@ -20,10 +20,10 @@ GAP, BAND, INK, PAPER = 4, 28, (32, 32, 32), (255, 255, 255)
 
 
 class Picture:
-    """A PIL image (`.image`) with the words for those who cannot see it (`.alt`); shows itself in a notebook."""
+    """A PIL image (`.image`) with a description for those who cannot see it (`.alt`); shows itself in a notebook."""
 
-    lossy = False  # on a page: as WebP, a third as long where it is of frames
-    quality = 75   # of that, 0 to 100
+    lossy = False  # True: lossy WebP on a page, a third as large for frames
+    quality = 75   # of the WebP, 0 to 100
 
     def __init__(self, image: PIL.Image.Image, alt: str):
         self.image, self.alt = image, alt
@@ -121,7 +121,7 @@ def _check(clips: list[Clip], labels: Sequence | None) -> list[str] | None:
 
 
 def _band(label: str, width: int) -> np.ndarray:
-    """A label, centred on a strip of paper, shrunk until it fits; of a longer one the beginning and three dots."""
+    """A label, centred on a strip of paper, shrunk until it fits; if that is not enough, cut, with three dots."""
     band = PIL.Image.new("RGB", (width, BAND), PAPER)
     draw = PIL.ImageDraw.Draw(band)
     for size in range(17, 7, -1):

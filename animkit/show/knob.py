@@ -11,7 +11,7 @@ from animkit.errors import AnimkitError
 
 
 class Knob(widgets.VBox):
-    """`.slider`, `.play` and `.shown` (HTML); each value is drawn once, when it is first wanted, and kept in `.kept`."""
+    """`.slider`, `.play` and `.shown` (HTML); each value is drawn once, when first chosen, and kept in `.kept`."""
 
     def __init__(self, draw: Callable[[Any], Any], values: Sequence[Any], value: Any, description: str):
         self.draw, self.kept = draw, {}
@@ -47,7 +47,7 @@ class Knob(widgets.VBox):
 
 
 def knob(draw: Callable[[Any], Any], values: Sequence[Any], value: Any, description: str) -> Knob:
-    """A slider over `values`, at `value`, above what draw(value) gives: a Clip, a Picture, anything with HTML of its own.
+    """A slider over `values`, starting at `value`, above what draw(value) gives: a Clip, a Picture, anything with HTML.
 
     Show a static picture of a few settings beside it: a knob lives only in a running notebook. Raises AnimkitError when
     value is not among the values.

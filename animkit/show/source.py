@@ -46,7 +46,7 @@ def beside(thing: Any, equations: Mapping[str, str]) -> Source:
 
         beside(TemporalAttention.forward, {"self.to_q(x)": r"Q = W_Q z,\\; K = W_K z,\\; V = W_V z"})
 
-    Raises AnimkitError if a piece is in no line of the function's code, or in several: a notebook cannot drift from it.
+    Raises AnimkitError if a piece is in no line of the function's code, or in several: so notebooks stay true to it.
     """
     lines, start, file = _lines(thing)
     rows, text = [], []

@@ -20,7 +20,7 @@ def draw(animator: Any, prompt: str, seed: int = 0, look: Any = None, alphas: Ma
          **options) -> Clip:
     """One clip of an animator, with a look (what `insert` takes) and alphas that hold for this clip alone.
 
-    alphas: name -> alpha of what is inserted; the name "look" is the look's. The animator is afterwards as it was.
+    alphas: name -> alpha of what is inserted; the name "look" is the look's. Afterwards the animator is as before.
     options go to the animator's call. Raises AnimkitError as the animator does.
     """
     before, inserted = dict(animator.alpha), None

@@ -1,4 +1,4 @@
-"""`animkit train STAGE --config FILE`: one command per stage; the same command again goes on where it was stopped."""
+"""`animkit train STAGE --config FILE`: one command per stage; the same command again resumes a stopped run."""
 import argparse
 import shlex
 from pathlib import Path

@@ -43,7 +43,7 @@ class WorldConfig:
     looks: tuple[str, ...] = BASE_LOOKS
     web: bool = False                                 # soft, compressed and watermarked, as web video is
     moving: float = 0.95                              # the share of things that move
-    moves: float = 0.0                                # the share of clips whose camera moves, unsaid
+    moves: float = 0.0                                # the share whose camera moves; captions do not say it
     seed: int = 0
 
     def __post_init__(self):
@@ -52,7 +52,7 @@ class WorldConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned from. `source`: "world" (the cartoon world), a folder of videos (for a look: of images), a WebVid
+    """The training data. `source`: "world" (the cartoon world), a folder of videos (for a look: of images), a WebVid
     CSV (its files in `videos`), or WebDataset shards (.tar, streamed)."""
     source: str
     batch: int                                        # per process and micro-step
@@ -62,9 +62,9 @@ class DataConfig:
     frames: int = 16
     stride: int = 4
     crop: Literal["centre", "random"] = "centre"
-    flip: bool = False                                # never where left and right have a meaning: captions, pans, rolls
+    flip: bool = False                                # not where left and right matter: captions, pans, rolls
     workers: int = 1                                  # threads that decode, or processes that draw the world
-    cache: bool = True                                # latents and text computed once; false: at every step anew
+    cache: bool = True                                # latents and text computed once; false: at every step
     world: WorldConfig = field(default_factory=WorldConfig)
 
     def __post_init__(self):
@@ -74,18 +74,18 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """What all stages have."""
-    base: str = "miniature"                           # what Animator takes; the file's own `base` if not said
+    """The settings that all stages have."""
+    base: str = "miniature"                           # what Animator takes; by default the file's own `base`
     data: DataConfig
     training: LoopConfig = field(default_factory=LoopConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     drop_captions: float = 0.1                        # the share of captions replaced by "", for guidance
-    min_snr_gamma: float | None = None                # nearly clean timesteps count less; 5 is usual, null the paper's
+    min_snr_gamma: float | None = None                # nearly clean timesteps count less; 5 is usual; null: the paper's
     snr_plus_one: bool = False                        # noisy timesteps count as for v-prediction; false: the paper's
-    towards_noise: float = 1.0                        # t = 1000 u^this: 1 is even, below 1 more often towards noise
+    towards_noise: float = 1.0                        # t = 1000 u^this: 1 is even, below 1 more often near noise
     gradient_checkpointing: bool = False
-    prompts: tuple[str, ...] | None = None            # of the samples drawn on the way; null: captions of the data
-    sample_steps: int | None = None                   # of the sampler for these; null: the base's
+    prompts: tuple[str, ...] | None = None            # of samples drawn during training; null: captions of the data
+    sample_steps: int | None = None                   # steps of the sampler for these; null: the base's
 
     def __post_init__(self):
         check_settings(self, drop_captions=0 <= self.drop_captions <= 1, rank=getattr(self, "rank", 1) >= 1,
@@ -115,7 +115,7 @@ class MotionLoRAConfig(StageConfig):
     motion_module: str
     shot: str                                         # one of data.camera.SHOTS
     camera: Literal["crop", "scene"] = "crop"         # moving crops (the paper's), or the world's own camera
-    amount: float = 0.3                               # how far it goes: of the crop 0 to 1; of the scene 1 is all
+    amount: float = 0.3                               # how far it moves: crop 0 to 1; scene 1 is the whole move
     rank: int = 64
     domain_adapter: str | None = None
 
@@ -124,7 +124,7 @@ class MotionLoRAConfig(StageConfig):
 class LookConfig(StageConfig):
     """A personalised base: a LoRA on captioned images, or (full: true) all of the UNet, as DreamBooth does."""
     rank: int = 32
-    layers: Literal["linear", "convolutions"] = "linear"  # of the UNet, that the LoRA is on: see look.py
+    layers: Literal["linear", "convolutions"] = "linear"  # of the UNet that get the LoRA: see look.py
     full: bool = False
 
 
@@ -206,10 +206,10 @@ def _build(kind: type, values: Any, where: str, prefix: str = "", root: type | N
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """The value as its type hint wants it; no guesses but one: YAML reads 1e-4 as a word."""
+    """The value as its type hint wants it. A number may be a word, for YAML reads 1e-4 as one."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        if value is False and "no" in options:  # YAML 1.1 reads a bare no so
+        if value is False and "no" in options:  # YAML 1.1 reads a bare no as false
             return "no"
         if value in options:
             return value
@@ -266,7 +266,7 @@ def _mapping(value: Any, where: str) -> dict:
 
 
 class _NoDuplicates(yaml.SafeLoader):
-    """YAML in which a setting written twice is an error; by the book the last one would win in silence."""
+    """YAML in which a setting written twice is an error; in standard YAML the last one would win silently."""
 
     def construct_mapping(self, node, deep=False):
         names = [key.value for key, _ in node.value]

@@ -24,7 +24,7 @@ class EMA:
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
-        """The model's weights become the average, for good."""
+        """The model's weights become the average, permanently."""
         for name, p in self.parameters.items():
             p.copy_(self.average[name])
 

@@ -1,4 +1,4 @@
-"""What a run wrote down as it went: a line of JSON per step, its curve, and TensorBoard where it is installed."""
+"""What a run records: a line of JSON per step, its curve, and TensorBoard where it is installed."""
 import json
 import os
 from contextlib import contextmanager, suppress
@@ -15,8 +15,8 @@ from animkit.errors import AnimkitError
 class History:
     """The loss curve of a run, from its folder's log.jsonl; `ema` is the average of the weights if one was kept.
 
-    `ended` says why the last call came back: "finished" (all steps), "stopped" (its `stop` said so); or "running".
-    `before`: the seconds of training that were there when that call began.
+    `ended` says why the last call returned: "finished" (all steps), "stopped" (its `stop` said so); or "running".
+    `before`: the seconds of training before that call.
     """
 
     def __init__(self, records: list[dict], ema=None, ended: str = "finished", before: float = 0.0):
@@ -88,7 +88,7 @@ class Log:
             self.file.write(json.dumps(record) + "\n")
 
     def show(self, record: dict) -> None:
-        """Make the record visible to those who look on: on the disk, in TensorBoard."""
+        """Make the record visible from outside: on the disk, in TensorBoard."""
         with _on_disk(self.path):
             self.file.flush()
             for name, value in record.items() if self.board else ():
@@ -96,7 +96,7 @@ class Log:
                     self.board.add_scalar(name, value, record["step"])
 
     def draw(self, pictures: dict, step: int) -> None:
-        """Pictures, such as samples drawn on the way, into TensorBoard."""
+        """Show pictures, such as samples drawn during training, in TensorBoard."""
         with _on_disk(self.path):
             for name, picture in pictures.items() if self.board else ():
                 self.board.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
@@ -106,7 +106,7 @@ class Log:
 
     def __exit__(self, *error) -> None:
         for file in (self.file, self.board, self.lock):
-            with suppress(OSError):  # a full disk, of which the error under way tells
+            with suppress(OSError):  # a full disk: the error under way reports it
                 if file:
                     file.close()
 
@@ -130,6 +130,6 @@ def _records(path: Path) -> list[dict]:
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError:  # a kill in mid-write leaves half a line, the last one
+        except json.JSONDecodeError:  # a kill while writing leaves half a line, the last one
             break
     return records

@@ -5,7 +5,7 @@ from animkit.training.history import History
 
 
 class LiveCurve:
-    """Draws the curve below the cell again at most every `every` seconds; outside a notebook it does nothing."""
+    """Redraws the curve below the cell at most every `every` seconds; outside a notebook it does nothing."""
 
     def __init__(self, every: float = 2.0):
         self.every, self.shown, self.handle = every, -float("inf"), None
@@ -26,7 +26,7 @@ class LiveCurve:
         figure, losses = Figure(figsize=(6, 3), layout="constrained"), history.losses
         history.plot(figure.subplots())
         ends = f", from {losses[0]:.3g} to {losses[-1]:.3g}" if len(losses) else ""
-        # a bare figure may come out as text only: Jupyter draws figures from the cell on that follows the first of them
+        # a bare figure may come out as text: Jupyter begins to draw figures in the cell after the first of them
         picture = drawn(figure, f"The loss over {len(losses)} steps{ends}")
         if self.handle is None:
             self.handle = display(picture, display_id=True)

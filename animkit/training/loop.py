@@ -24,7 +24,7 @@ from animkit.training.history import History, Log
 Batch = Any
 Loss = Callable[[nn.Module, Batch, torch.Generator], Tensor | tuple[Tensor, dict[str, float]]]
 
-LATER = ("optimizer",)  # settings that came when there were runs already, which had what is the default
+LATER = ("optimizer",)  # settings that older runs do not have: they had the default
 
 
 def check_settings(config: Any, **sensible: bool) -> None:
@@ -32,17 +32,17 @@ def check_settings(config: Any, **sensible: bool) -> None:
     for name, ok in sensible.items():
         if not ok:
             raise AnimkitError(f"{type(config).__name__}.{name} = {getattr(config, name)!r} makes no sense; see its "
-                               "comment.")
+                               f"comment in {type(config).__module__.replace('.', '/')}.py.")
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How to train. A run resumes only under the same settings, those after the line `free` excepted."""
+    """How to train. A run resumes only under the same settings, except those after the line `free`."""
     lr: float = 1e-4
     warmup: int = 0                                   # steps over which lr rises from 0
     schedule: Literal["constant", "cosine"] = "constant"
     floor: float = 0.0                                # cosine falls to lr * floor at the last step
-    optimizer: Literal["adamw", "muon"] = "adamw"     # muon: for matrices, AdamW for what else there is
+    optimizer: Literal["adamw", "muon"] = "adamw"     # muon: for matrices, AdamW for the rest
     betas: tuple[float, float] = (0.9, 0.999)         # AdamW's
     weight_decay: float = 1e-2
     clip_norm: float = 1.0                            # 0: no clipping
@@ -88,7 +88,7 @@ class LoopConfig:
 
 
 def known_before(settings: dict) -> dict:
-    """A LoopConfig's settings but for those in LATER that are as they always were: what a run is known by stays so."""
+    """A LoopConfig's settings, without those in LATER that are at the default: older runs are still recognised."""
     return {k: v for k, v in settings.items() if k not in LATER or v != getattr(LoopConfig, k)}
 
 
@@ -111,16 +111,16 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
         folder: str | Path, *, validate: Callable[[nn.Module, int], dict | None] | None = None,
         stop: float | Callable[[float], bool] | None = None, parameters: Iterable[nn.Parameter] | None = None,
         resume: bool = True, quiet: bool = False, watch: Callable[[History], None] | None = None) -> History:
-    """Train `model` in place and return the loss curve; the same call again goes on where it ended.
+    """Train `model` in place and return the loss curve; the same call again continues where it ended.
 
-    A checkpoint is written to `folder` each config.checkpoint_seconds and at the end; resume=False forgets an old one.
-    batch(k, generator) gives micro-batch k (of this process: see draws.py), loss(model, batch, generator) its mean
-    loss, maybe with a dict of further numbers to log. Both must draw from their generator alone (on the CPU): it is a
-    function of (config.seed, k), which is why a killed run resumes bit for bit. validate(model, step) runs under the
-    EMA weights; of a dict that it returns the numbers are logged, and PIL images shown in TensorBoard. stop: seconds of
-    training in all, or a function of them. Only `parameters` (default: all with requires_grad) change. The model ends
-    with its own weights; `history.ema.copy_to_model()` makes them the average. watch(history) is called as the log is
-    shown, each `log_every` steps: LiveCurve() draws it in a notebook.
+    A checkpoint is written to `folder` every config.checkpoint_seconds and at the end; resume=False deletes an old one.
+    batch(k, generator) returns micro-batch k (of this process: see draws.py); loss(model, batch, generator) its mean
+    loss, optionally with a dict of more numbers to log. Both must draw from their generator only (on the CPU): it
+    depends on (config.seed, k) alone, so a killed run resumes bit for bit. validate(model, step) runs with the EMA
+    weights, if any; of the dict that it returns, numbers are logged and PIL images shown in TensorBoard. stop: seconds
+    of training in all, or a function of them. Only `parameters` (default: all with requires_grad) change. The model
+    ends with its own weights; `history.ema.copy_to_model()` puts the average in their place. watch(history) is called
+    when the log is shown, every `log_every` steps: LiveCurve() draws it in a notebook.
     Raises AnimkitError on a NaN, on a full disk, and on a checkpoint in `folder` of other settings or another model.
     """
     folder = make_folder(folder)
@@ -189,7 +189,7 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
             *each, mean, halt, due = accelerator.reduce(told, "mean").tolist()
             bad_gradient = config.mixed_precision != "fp16" and not math.isfinite(float(norm))  # fp16 skips such steps
             if bad_gradient or not math.isfinite(mean):
-                fetch.close()  # the thread ahead ends before the guilty batch is made again: a stream has one reader
+                fetch.close()  # end the prefetching thread before the bad batch is made again: a stream has one reader
                 raise AnimkitError(plumbing.not_finite(folder, step, each, float(norm), batch, config))
             for optimizer in optimizers:
                 optimizer.step()

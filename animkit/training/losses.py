@@ -2,9 +2,9 @@
 
     L = E || eps - eps_theta(z_t, t, text) ||^2,      z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps,      eps ~ N(0, I)
 
-4.1 sees single random frames, 4.2 whole clips with one timestep t for all their frames, 4.3 is 4.2; they differ in what
-is trained, which is not a loss's affair (`fit(parameters=...)`). Latents z_0 b c f h w, text b n d (the embeddings of
-the captions), `empty` 1 n d or n d (that of ""). Noise and timesteps are drawn on the CPU by the generator given.
+4.1 sees single random frames; 4.2 sees whole clips, with one timestep t for all frames of a clip; 4.3 is 4.2. What is
+trained differs too, but `fit(parameters=...)` chooses that, not the loss. Latents z_0 b c f h w, text b n d (of the
+captions), `empty` 1 n d or n d (that of ""). Noise and timesteps are drawn on the CPU by the generator given.
 """
 from typing import Any
 
@@ -22,10 +22,10 @@ from animkit.training.draws import rand, randint, randn
 
 def domain_adapter_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: torch.Generator, *, scheduler: Any,
                         empty: Tensor | None = None, drop: float = 0.1, **weighting) -> Tensor:
-    """4.1: the plain image loss on one random frame of each clip; frames of a clip have nothing to do with each other.
+    """4.1: the plain image loss on one random frame of each clip, without the other frames.
 
     z b c f h w (or stills, f = 1), text b n d, scheduler with the base's betas (Stable Diffusion: scaled_linear).
-    Insert no motion module while it runs: on a single frame that would be another network. weighting: as for
+    Insert no motion module while it runs: on a single frame it would be another network. weighting: as for
     denoising_loss. Scalar. AnimkitError on shapes that do not fit.
     """
     b, _, f = _checked(z, text).shape[:3]
@@ -36,7 +36,7 @@ def domain_adapter_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generato
 
 def motion_module_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: torch.Generator, *, scheduler: Any,
                        empty: Tensor | None = None, drop: float = 0.1, **weighting) -> Tensor:
-    """4.2: the video loss; a clip has one timestep, each of its frames noise of its own; captions dropped with p = 0.1.
+    """4.2: the video loss; one timestep per clip, noise of its own for each frame, captions dropped with p = 0.1.
 
     z b c f h w, text b n d, scheduler with linear betas 0.00085 to 0.012. The domain adapter, inserted with alpha = 1,
     and the base are frozen. weighting: as for denoising_loss. Scalar. AnimkitError on shapes that do not fit.
@@ -53,7 +53,7 @@ def denoising_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: to
                    min_snr_gamma: float | None = None, snr_plus_one: bool = False) -> Tensor:
     """E || eps - eps_theta(sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, t, text) ||^2 over clips b c f h w; a scalar.
 
-    The paper's is the plain one. towards_noise: see timesteps. min_snr_gamma, snr_plus_one: see snr_weight.
+    The paper's loss is the plain one. towards_noise: see timesteps. min_snr_gamma, snr_plus_one: see snr_weight.
     """
     b = _checked(z, text).shape[0]
     t = timesteps(b, scheduler, generator, towards_noise).to(z.device)  # one for all frames of a clip
@@ -72,8 +72,8 @@ def denoising_loss(video_unet: nn.Module, z: Tensor, text: Tensor, generator: to
 
 
 def timesteps(b: int, scheduler: Any, generator: torch.Generator, towards_noise: float = 1.0) -> Tensor:
-    """t for b clips: uniform (the paper's), or T u^towards_noise with u uniform in 0 to 1, below 1 more often towards
-    noise, where it is decided what is where: a small model in a short training learns motion sooner so. b integers."""
+    """t for b clips, b integers: uniform (the paper's), or T u^towards_noise with u uniform in 0 to 1. Below 1, t is
+    more often near noise, where the layout is decided: a small model in a short training then learns motion sooner."""
     T = scheduler.config.num_train_timesteps
     check_weighting(towards_noise)
     if towards_noise == 1:
@@ -82,8 +82,8 @@ def timesteps(b: int, scheduler: Any, generator: torch.Generator, towards_noise:
 
 
 def short_attention(device: torch.device, model: Any = None) -> AbstractContextManager:
-    """Under bfloat16 autocast on a CPU, attention by plain matrix products: there torch's fused kernel takes longer on
-    the 16 to 64 tokens of small latents and of frames; in float32 it is the faster one (benchmarks/attention.py).
+    """Under bfloat16 autocast on a CPU, attention by plain matrix products: torch's fused kernel is slower there on the
+    16 to 64 tokens of small latents and of frames; in float32 it is faster (benchmarks/attention.py).
 
     Not for a model with gradient checkpointing: it computes again in backward, where this choice no longer holds.
     """
@@ -105,13 +105,13 @@ def drop_captions(text: Tensor, empty: Tensor | None, p: float, generator: torch
 
 
 def snr_weight(scheduler: Any, t: Tensor, min_snr_gamma: float | None = None, snr_plus_one: bool = False) -> Tensor:
-    """What timestep t counts, b; SNR_t = abar_t / (1 - abar_t). As weights of the error of z_0 they are
+    """The weight of timestep t, b numbers; SNR_t = abar_t / (1 - abar_t). As weights of the error of z_0:
 
         min(SNR_t, gamma)    Hang et al. 2023 (arXiv 2303.09556): nearly clean pictures count less
-        SNR_t + 1            Salimans & Ho 2022 (arXiv 2202.00512): no timestep counts next to nothing. The plain loss,
-                             SNR_t, falls to 0 towards noise, where it is decided what is where and how it moves
+        SNR_t + 1            Salimans & Ho 2022 (arXiv 2202.00512): every timestep counts. The plain loss, SNR_t, falls
+                             to 0 near noise, where layout and movement are decided
 
-    and the error of eps is SNR_t times, that of v SNR_t + 1 times the error of z_0. AnimkitError if asked for both.
+    The error of eps is SNR_t times the error of z_0, that of v SNR_t + 1 times. AnimkitError if asked for both.
     """
     check_weighting(min_snr_gamma=min_snr_gamma, snr_plus_one=snr_plus_one)
     abar = scheduler.alphas_cumprod.to(t.device)[t]

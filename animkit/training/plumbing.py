@@ -26,16 +26,16 @@ from animkit.training.draws import generator_at
 
 
 def accelerator_for(config) -> Accelerator:
-    """An Accelerator; in one process the device and precision of an earlier run in the same notebook do not stick."""
+    """An Accelerator; in one process, device and precision of an earlier run in the same notebook are forgotten."""
     if "LOCAL_RANK" not in os.environ:
         several = {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= os.environ.keys()
         if several and not {"WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"} & os.environ.keys():
             raise AnimkitError("accelerate launch was asked for several processes but starts only one on a CPU unless "
                                "--multi_gpu is given too: accelerate launch --multi_gpu --num_processes 2 ...")
         AcceleratorState._reset_state(reset_partial_state=True)
-    cpu = config.device == "cpu" or not torch.accelerator.is_available()  # said, or processes do not find each other
+    cpu = config.device == "cpu" or not torch.accelerator.is_available()  # without it, processes do not find each other
     try:
-        patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # of the others, while the first fills the cache
+        patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while the first fills the cache
         accelerator = Accelerator(mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.accumulate,
                                   cpu=cpu, kwargs_handlers=[patient])
     except ValueError as error:
@@ -109,7 +109,7 @@ class Signals:
 
 
 class Screen:
-    """A tqdm bar in a terminal or notebook; elsewhere (nohup) a plain line at most each 10 seconds."""
+    """A tqdm bar in a terminal or notebook; elsewhere (nohup) a plain line at most every 10 seconds."""
 
     def __init__(self, config, start: int, device: str, quiet: bool):
         self.config, self.start, self.device, self.quiet = config, start, device, quiet
@@ -176,8 +176,8 @@ def tensors_of(model: nn.Module, trainable: dict[str, nn.Parameter], ema) -> dic
 def optimizers_for(parameters: Iterable[nn.Parameter], config, device: torch.device) -> list[torch.optim.Optimizer]:
     """AdamW; or Muon for the matrices among the parameters and AdamW for the others (Jordan et al. 2024).
 
-    Muon makes each step's matrix of momenta orthogonal, so that no few directions drown the others; scaled as large as
-    AdamW's steps are, the same lr serves both (Liu et al. 2025, arXiv 2502.16982).
+    Muon makes each step's matrix of momenta orthogonal, so that a few directions cannot dominate. Its steps are scaled
+    to the size of AdamW's, so the same lr serves both (Liu et al. 2025, arXiv 2502.16982).
     """
     parameters = list(parameters)
     matrices = [p for p in parameters if p.ndim == 2] if config.optimizer == "muon" else []
@@ -190,7 +190,7 @@ def optimizers_for(parameters: Iterable[nn.Parameter], config, device: torch.dev
 
 
 def check_optimizer(config) -> None:
-    """AnimkitError for a Muon that this torch does not have, or that gradients scaled for fp16 do not suit."""
+    """AnimkitError if Muon is chosen but this torch lacks it, or together with fp16, which scales gradients."""
     if config.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
         raise AnimkitError(f"optimizer = 'muon' needs torch 2.9 or newer, and this is {torch.__version__}: choose adamw.")
     if config.optimizer == "muon" and config.mixed_precision == "fp16":
@@ -211,7 +211,7 @@ def load(folder: Path, config, model: nn.Module, trainable: dict[str, nn.Paramet
         return 0, 0.0
     tensors, torch_state, state = found
     again = "go back to those, train in another folder, or start again: remove this one (of fit, resume=False)"
-    default = {field.name: field.default for field in fields(config)}  # of what a run does not tell
+    default = {field.name: field.default for field in fields(config)}  # for settings that an older run does not name
     now, then = default | config.fixed(), default | state["config"]
     differ = [f"{k} (was {then[k]!r}, now {now[k]!r})" for k in sorted({*now, *then}) if now.get(k) != then.get(k)]
     if differ:
@@ -259,7 +259,7 @@ def validated(validate: Callable, model: nn.Module, step: int, ema) -> tuple[dic
 
 
 def not_finite(folder: Path, step: int, losses: list[float], norm: float, batch: Callable, config) -> str:
-    """The message of a run that a NaN or an infinity ended; the guilty batch is made once more to describe it."""
+    """The message of a run that a NaN or an infinity ended; the bad batch is made once more to describe it."""
     kept, first = saving.read_state(folder), (step - 1) * config.accumulate
     j = next((j for j, v in enumerate(losses) if not math.isfinite(v)), None)
     what = f"the gradient's norm is {norm}" if j is None else f"the loss is {losses[j]}"

@@ -21,9 +21,9 @@ from animkit.errors import AnimkitError
 
 def write(folder: Path, log: TextIO, tensors: dict[str, dict[str, Tensor]], torch_state: dict[str, Any],
           state: dict) -> None:
-    """Write folder/checkpoint: a safetensors file per entry of `tensors`, optimizer.pt, state.json; before it the log.
+    """Write folder/checkpoint: a safetensors file per entry of `tensors`, optimizer.pt, state.json; the log first.
 
-    Raises AnimkitError if the disk refuses; the checkpoint that was there before is then untouched.
+    Raises AnimkitError if the disk refuses; the checkpoint from before is then untouched.
     """
     new, here, old = (folder / f"checkpoint{end}" for end in (".tmp", "", ".old"))
     shutil.rmtree(new, ignore_errors=True)
@@ -84,7 +84,7 @@ def _readable(found: Path) -> Iterator[None]:
 
 
 def remove(folder: Path) -> None:
-    """Forget the checkpoint in a run's folder."""
+    """Delete the checkpoint in a run's folder."""
     for end in (".tmp", "", ".old"):
         shutil.rmtree(folder / f"checkpoint{end}", ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""What a stage learns from: the settings' `data` -> batches, and of a batch latents b c f h w and text b n d."""
+"""The training data of a stage: from the settings' `data` to batches, from a batch to latents and text."""
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +21,11 @@ from animkit.training.draws import rank_and_world
 
 
 class Source:
-    """batch(k, generator) for `fit`; tensors(batch) -> (z, text); `empty`: the text of ""; some of the captions."""
+    """batch(k, generator) for `fit`; tensors(batch) -> (z, text); `empty`: the embedding of ""; `captions`: some."""
 
     def __init__(self, pipe: Any, clips: Any, data: DataConfig, seed: int, cache: Path, quiet: bool):
         self.pipe, self.size, self.skipped = pipe, (data.size, data.size), getattr(clips, "skipped", None)
-        self.clips = clips  # kept, for its end is when it names the videos that it skipped
+        self.clips = clips  # kept: when it is deleted, it names the videos that it skipped
         if data.cache and not isinstance(clips, StreamClips):
             threads = 1 if isinstance(clips, WorldClips) else data.workers  # the world has processes of its own
             latents = cache_latents(pipe.vae, clips, cache, workers=threads, quiet=quiet)
@@ -67,7 +67,7 @@ def videos(data: DataConfig, seed: int, shot: dict) -> Any:
         raise AnimkitError(f"data.videos is where the videos of a WebVid .csv lie; {data.source} has its own: leave it out.")
     if data.source.endswith(".tar"):
         if data.count is not None:
-            raise AnimkitError(f"data.count cannot be had of a stream ({data.source}): give fewer shards instead.")
+            raise AnimkitError(f"data.count does not work with a stream ({data.source}): give fewer shards instead.")
         return StreamClips(data.source, data.batch, seed=seed, workers=data.workers, **recipe)
     table = _exists(data, webvid_table if data.source.endswith(".csv") else video_table)
     folder = Path(data.videos) if data.videos else Path(data.source).parent
@@ -96,7 +96,7 @@ def _world(data: DataConfig, frames: int, shot: dict) -> WorldClips:
                                       "flip": data.flip, "crop": data.crop != "centre",
                                       "cache: false": not data.cache}.items() if used]
     if unused:
-        raise AnimkitError(f"data.{unused[0]} is nothing that the cartoon world knows: leave it out, or name another "
+        raise AnimkitError(f"data.{unused[0]} does nothing in the cartoon world: leave it out, or name another "
                            "source.")
     w = data.world
     return WorldClips(data.count, workers=data.workers, size=data.size, frames=frames, looks=w.looks, web=w.web,

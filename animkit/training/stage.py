@@ -1,4 +1,4 @@
-"""What all stages share around the loop: the base and what is frozen in it, data, samples on the way, files."""
+"""What all stages share around the loop: the base and what is frozen in it, data, samples while training, files."""
 import copy
 import json
 import sys
@@ -99,7 +99,7 @@ class Stage:
     # ---- what is at work
 
     def insert(self, part: nn.Module) -> None:
-        """Set what learns to work, with alpha 1 and in float32."""
+        """Insert the part to be trained, with alpha 1 and in float32."""
         motion = part if isinstance(part, MotionModules) else self.video_unet.motion
         if motion is not None and self.config.data.frames > motion.positions:
             raise AnimkitError(f"data.frames is {self.config.data.frames}, more than the {motion.positions} positions "
@@ -137,7 +137,7 @@ class Stage:
         return checkpoint
 
     def like_start(self, modules: MotionModules) -> None:
-        """`version`, `kind` and `heads` say how fresh motion modules are made; those of `start` are as they are."""
+        """AnimkitError if `version`, `kind` or `heads`, meant for fresh motion modules, differ from `start`."""
         for name in ("version", "kind", "heads"):
             own, found = getattr(self.config, name), getattr(modules, name)
             if own not in (None, found):
@@ -147,7 +147,7 @@ class Stage:
     # ---- what is learned from
 
     def videos(self, **shot) -> sources.Source:
-        """The clips of `data`, of one shot type if told so; latents and text computed once, in <folder>/../cache."""
+        """The clips of `data`, of one shot type if asked for; latents and text computed once, in <folder>/../cache."""
         return self._source(lambda: sources.videos(self.config.data, self.config.training.seed, shot))
 
     def images(self) -> sources.Source:
@@ -156,7 +156,7 @@ class Stage:
 
     def _source(self, clips: Callable) -> sources.Source:
         self._same_settings()
-        with self.accelerator.main_process_first():  # which fills the cache for all
+        with self.accelerator.main_process_first():  # it fills the cache for all
             return sources.Source(self.animator.pipe, clips(), self.config.data, self.config.training.seed,
                                   self.folder.parent / "cache", self.quiet)
 
@@ -198,7 +198,7 @@ class Stage:
                      towards_noise=config.towards_noise)
         prompts = self._prompts(source)
         prepared = time.monotonic() - self.began
-        self._same_settings()  # once more: another run may have begun here, and ended, while the clips were made ready
+        self._same_settings()  # once more: another run may have begun here, and ended, while the clips were prepared
         history = fit(self.video_unet, lambda model, batch, draw: loss(model, *source.tensors(batch), draw, **fixed),
                       source.batch, config.training, self.folder, parameters=part.parameters(), quiet=self.quiet,
                       validate=lambda _, step: self._sample(prompts, step), watch=_Watch(self.folder),
@@ -218,7 +218,7 @@ class Stage:
         return Trained(self.file, history, self.animator, record)
 
     def _prompts(self, source: sources.Source) -> list[str]:
-        """Those of the settings; else the first captions, as far as the base knows their words."""
+        """Those of the settings; else the first three captions whose words the base knows."""
         prompts = list(self.config.prompts or ())
         for caption in () if prompts else source.captions[:20]:
             with suppress(AnimkitError):
@@ -230,8 +230,8 @@ class Stage:
         return DDIMScheduler.from_config(self.animator.scheduler.config, **asdict(self.config.noise))
 
     def _sample(self, prompts: list[str], step: int) -> dict:
-        """Clips (of motion stages) or stills of the prompts, by the stage's own betas: samples/step-000500.png, a .mp4
-        of clips, and a picture for TensorBoard."""
+        """Draw clips (of motion stages) or stills of the prompts with the stage's own betas: samples/step-000500.png, a
+        .mp4 of clips, and a picture for TensorBoard."""
         frames = self.config.data.frames if self.video_unet.motion is not None else 1
         size = self.config.data.size
         clips = [self.animator(prompt, frames=frames, seed=i, steps=self.config.sample_steps, height=size, width=size,
@@ -252,7 +252,7 @@ class Stage:
         if last["seconds"] <= history.before and self.file.exists() and path.exists():  # this call trained nothing
             record = json.loads(path.read_text())
             if record.get("steps") == last["step"]:
-                return record  # the run had ended before: what made the file stands there
+                return record  # the run had ended before: this says what made the file
         state = {name: t.detach().cpu().half().contiguous() for name, t in part.state_dict().items()}
         if odd := [name for name, t in state.items() if not t.isfinite().all()]:
             raise AnimkitError(f"{odd[0]} has numbers that float16 cannot hold: the run diverged; lower training.lr.")
@@ -309,7 +309,7 @@ def _peak_memory(device: torch.device) -> int | None:
 
 
 def _with_defaults(then: dict, now: dict, config: Any) -> dict:
-    """Settings that an older animkit wrote, with those that it did not know yet: they were what they are by default."""
+    """Settings that an older animkit wrote, completed with the defaults of those that it did not know yet."""
     whole = dict(then)
     for field in (field for field in fields(config) if field.name in now):
         value = getattr(config, field.name)

@@ -4,9 +4,9 @@
     domain adapter   4.1      base                          LoRA in its spatial attentions      single random frames
     motion module    4.2      base, adapter (alpha 1)       temporal Transformers in between    clips
     MotionLoRA       4.3      base, adapter, motion module  LoRA in the temporal attentions     clips of one shot type
-    look             -        base                          LoRA in its layers, or it itself  captioned images
+    look             -        base                          LoRA in its layers, or all of it    captioned images
 
-Each is resumable by the same call, and leaves <folder>/<folder's name>.safetensors (float16, the average of the weights
+The same call resumes a run. It leaves <folder>/<folder's name>.safetensors (float16, the average of the weights
 where one is kept), train.json (what made it), loss.png and samples/. `animkit train` is the same on the command line.
 """
 from pathlib import Path
@@ -21,10 +21,10 @@ from animkit.training.stage import Stage, Trained
 
 
 def train_domain_adapter(config: DomainAdapterConfig, folder: str | Path, **how) -> Trained:
-    """4.1: the adapter takes in the look of the videos, from single random frames, by the plain image loss.
+    """4.1: the adapter learns the look of the videos, from single random frames, with the plain image loss.
 
-    how: quiet, command (what train.json says made it), seconds (stop after so many; the same call goes on, and only a
-    run that has ended leaves its file). Raises AnimkitError for settings that do not fit the base.
+    how: quiet, command (for train.json), seconds (stop after this many; the same call continues, and only a finished
+    run leaves its file). Raises AnimkitError for settings that do not fit the base.
     """
     stage = Stage("domain adapter", config, folder, **how)               # the base, frozen
     stage.needs_betas_of_base()
@@ -34,7 +34,7 @@ def train_domain_adapter(config: DomainAdapterConfig, folder: str | Path, **how)
 
 
 def train_motion_module(config: MotionModuleConfig, folder: str | Path, **how) -> Trained:
-    """4.2: the motion module learns motion from clips; base and domain adapter, its alpha 1, are frozen, betas linear.
+    """4.2: the motion module learns motion from clips; base and domain adapter (alpha 1) are frozen, betas linear.
 
     how: quiet, command, seconds. Raises AnimkitError for settings that do not fit the base.
     """
@@ -51,7 +51,7 @@ def train_motion_module(config: MotionModuleConfig, folder: str | Path, **how) -
 
 
 def train_motion_lora(config: MotionLoRAConfig, folder: str | Path, **how) -> Trained:
-    """4.3: MotionLoRA takes in one shot type from 20 to 50 clips, by the objective of 4.2; all else is frozen.
+    """4.3: MotionLoRA learns one shot type from 20 to 50 clips, with the objective of 4.2; all else is frozen.
 
     how: quiet, command, seconds. Raises AnimkitError for settings that do not fit the base or the motion module.
     """

@@ -64,7 +64,7 @@ def test_overrides_reach_their_setting():
     ("training.betas=[1]", "must be 2 numbers"),
     ("data.flip=1", "must be true or false"),
     ("data.source=null", "must be text"),
-    ("training.steps=0", "LoopConfig.steps = 0 makes no sense"),
+    ("training.steps=0", "LoopConfig.steps = 0 makes no sense; see its comment in animkit/training/loop.py"),
     ("training.mixed_precision=fast", "must be one of 'no', 'bf16', 'fp16', 'auto'"),
     ("data.batch=0", "look: DataConfig.batch = 0 makes no sense"),
     ("data.frames=0", "DataConfig.frames = 0 makes no sense"),
