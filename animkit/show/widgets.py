@@ -56,7 +56,7 @@ class Playground(widgets.VBox):
         first = max(guided.values(), default=0.0)
         self.weight = widgets.FloatSlider(first, min=0, max=max(10, first), step=0.5, description="guided",
                                           tooltip=f"towards {', '.join(guided)}", continuous_update=False, **wide)
-        self.run = widgets.Button(description="Animate", button_style="primary", tooltip="Draw a clip so")
+        self.run = widgets.Button(description="Animate", button_style="primary", tooltip="Draw a clip with these settings")
         self.bar = widgets.IntProgress(0, 0, 1, description="steps", **wide)
         self.shown = widgets.HTML(_figure(clip), layout={"flex": "1 1 18em"})
         self.run.on_click(lambda _: self.animate())
