@@ -191,9 +191,9 @@ WRONG_RESULTS = [
     ({"numbers": {"alpha 0": [3.0], "alpha 1": [1.0, 1.5, 0.5]}}, "'alpha 0' has 1 numbers for 3 seeds"),
     ({"numbers": {"alpha 0": [3.0, 2.5, float("nan")], "alpha 1": [1.0, 1.5, 0.5]}}, "not finite"),
     ({"numbers": {"alpha 0": [1.0, 1.5, 0.5], "alpha 1": [1.0, 1.5, 0.5]}}, "nothing was varied"),
-    ({"held": {}}, "nothing of held"),
-    ({"question": "", "metric": ""}, "nothing of question, metric"),
-    ({"numbers": {"alpha 0": 2.5, "alpha 1": 1.0}}, "'alpha 0' has 1 numbers for 3 seeds: list one a seed")]
+    ({"held": {}}, "nothing about held"),
+    ({"question": "", "metric": ""}, "nothing about question, metric"),
+    ({"numbers": {"alpha 0": 2.5, "alpha 1": 1.0}}, "'alpha 0' has 1 numbers for 3 seeds: list one per seed")]
 
 
 def source(repo, assignment):
