@@ -1,7 +1,7 @@
 """The course's exercises, checked in the cell where they are answered: `checks.fold(fold)` at its end says what is wrong.
 
-Each takes the student's function, runs it on small numbers, and compares with the library's own; known mistakes are
-named. What a function is given and must give back stands in the docstring of its check.
+Each takes the student's function, runs it on small numbers, and compares the result with the library's own. Known
+mistakes are named. The docstring of a check says what the function is given and what it must return.
 """
 from collections.abc import Callable
 
@@ -71,16 +71,16 @@ def unfold(answer: Callable[[Tensor, int], Tensor]) -> None:
             rearrange(y, "(f b) c h w -> b c f h w", f=F)})
 
 
-@exercise("a text for every frame", "each frame is asked for with its own clip's words.")
+@exercise("a text for every frame", "each frame gets the text of its own clip.")
 def text_for_frames(answer: Callable[[Tensor, int], Tensor]) -> None:
-    """answer(text, f) -> one text a frame, (b f) n d, from one a clip, b n d."""
+    """answer(text, f) -> one text per frame, (b f) n d, from one per clip, b n d."""
     text = _randn(B, H, W)
     compare("your text", answer(text.clone(), F), repeat(text, "b n d -> (b f) n d", f=F), "(b f) n d", {
         "frame 1 of the first clip gets the second clip's words: repeat each clip's text f times in a row "
         "(repeat_interleave), not all texts f times (repeat).": text.repeat(F, 1, 1)}, b=B, f=F)
 
 
-@exercise("change between frames", "zero for a still, and it grows with whatever changes, motion or flicker.")
+@exercise("change between frames", "zero for a still, and it grows with every change, motion or flicker.")
 def frame_change(answer: Callable[[Tensor], float]) -> None:
     """answer(video) -> the mean |difference| of neighbouring frames, a number; video f h w c, uint8."""
     video = (_randn(F, H, W, 3).sigmoid() * 255).to(torch.uint8)
@@ -109,7 +109,7 @@ def rows_for_time(answer: Callable[[Tensor, int], Tensor]) -> None:
             rearrange(x, "(f b) c h w -> (b h w) f c", f=F)}, b=B, h=H, w=W)
 
 
-@exercise("sinusoidal positions", "position 0 is 0, 1, 0, 1, ... and each pair of channels turns more slowly.")
+@exercise("sinusoidal positions", "position 0 is 0, 1, 0, 1, ... and each pair of channels turns more slowly than the last.")
 def sinusoidal_positions(answer: Callable[[int, int], Tensor]) -> None:
     """answer(frames, c) -> PE, frames c, with PE[p, 2i] = sin(p / 10000^(2i/c)), PE[p, 2i+1] = cos(the same)."""
     from animkit.temporal_transformer import sinusoidal_positions as right
@@ -156,7 +156,7 @@ def temporal_attention(answer: Callable[..., Tensor]) -> None:
             "V without positions: in the motion module they are added to x before Q, K and V alike.": wrong(y, x),
             "no positions at all: add them to x first, or attention cannot tell the order of frames.": wrong(x, x),
             "the scores are not divided by sqrt(c): softmax gets too sharp.": wrong(y, y, scale=1.0),
-            "the scores are divided by c; it must be its square root.": wrong(y, y, scale=1 / c),
+            "the scores are divided by c: divide by its square root.": wrong(y, y, scale=1 / c),
             "that attends across rows, the places of the picture, not along frames: the frames are dimension 1 of x.":
                 ((swapped[0] @ swapped[1].mT * c ** -0.5).softmax(-1) @ swapped[2]).transpose(0, 1)}
         expected = library(x)
@@ -183,20 +183,20 @@ def zero_init(answer: Callable[[nn.Module], None]) -> None:
         raise Wrong("nothing has changed: set the module's own weights, in place (nn.init.zeros_ does so).")
     if more:
         raise Wrong(f"you also changed {more[0]}{f' and {len(more) - 1} others' if more[1:] else ''}: zero the output "
-                    "layer alone (temporal_transformer.proj_out); zeroed layers before it give it nothing to learn from.")
+                    "layer alone (temporal_transformer.proj_out); if layers before it are zero, it cannot learn.")
     if bool((out.weight == 0).all()) and bool((out.bias != 0).any()):
         raise Wrong("proj_out.weight is zero and its bias is not: every channel is still shifted by a constant.")
     compare("module(x)", y, x, "(b f) c h w", {}, tolerance=1e-6, b=B, f=F)
     if frozen := [name for name, p in module.named_parameters() if not p.requires_grad]:
-        raise Wrong(f"{frozen[0]} no longer asks for a gradient: zero it, but let it learn.")
+        raise Wrong(f"{frozen[0]} gets no gradient (requires_grad = False): leave requires_grad True, or it cannot learn.")
     (y - _randn(*x.shape, seed=9)).pow(2).mean().backward()
     if out.weight.grad is None or not out.weight.grad.any():
-        raise Wrong("the module is the identity and stays it: no gradient reaches proj_out.weight.")
+        raise Wrong("the module is the identity and will stay so: no gradient reaches proj_out.weight.")
 
 
 # ---- 04: domain adapter
 
-@exercise("LoRA's update", "W x stays whole, and alpha scales the correction alone.")
+@exercise("LoRA's update", "W x is unchanged, and alpha scales only the correction.")
 def lora_update(answer: Callable[..., Tensor]) -> None:
     """answer(x, weight, down, up, alpha) -> y, n out: W x + alpha B A x; weight out in, down (A) rank in, up (B) out rank."""
     x, weight, down, up = _randn(F, 6), _randn(5, 6, seed=1), _randn(2, 6, seed=2), _randn(5, 2, seed=3)
@@ -205,10 +205,10 @@ def lora_update(answer: Callable[..., Tensor]) -> None:
         compare(f"y for alpha = {alpha:g}", answer(x.clone(), weight.clone(), down.clone(), up.clone(), alpha),
                 base + alpha * delta, "n out", {
             "alpha is applied twice (to A and to B, or to A and to the sum): use it once.": base + alpha ** 2 * delta,
-            "alpha scales W x too: only the correction B A x may fade.": alpha * (base + delta),
+            "alpha scales W x too: it must scale only the correction B A x.": alpha * (base + delta),
             "W x is missing: LoRA adds to the layer, it does not replace it.": alpha * delta,
             "alpha has no effect: multiply the correction by it.": base + delta,
-            "this blends from W to B A: W x must stay whole at every alpha.": (1 - alpha) * base + alpha * delta,
+            "this blends W and B A: W x must stay unchanged at every alpha.": (1 - alpha) * base + alpha * delta,
             "the correction is subtracted.": base - alpha * delta})
 
 
@@ -222,8 +222,8 @@ def lora_numbers(answer: Callable[[int, int, int], int]) -> None:
                 torch.tensor(sum(p.numel() for p in lora.parameters())), "", {
             "that is A alone (rank x in): B has out x rank more.": rank * d_in,
             "that is B alone (out x rank): A has rank x in more.": rank * d_out,
-            "that is the whole layer: a LoRA has two thin matrices in its place.": d_in * d_out,
-            "A and B stand beside each other: add their sizes.": rank * d_in * rank * d_out})
+            "that is the number of the layer itself: a LoRA has two thin matrices, A and B.": d_in * d_out,
+            "A and B are two separate matrices: add their sizes.": rank * d_in * rank * d_out})
 
 
 @exercise("where the domain adapter sits", "q, k, v and out of both spatial attentions, and nothing else.")
@@ -242,12 +242,12 @@ def adapter_targets(answer: Callable[[str], bool]) -> None:
         if bool(said) == right:
             continue
         if right:
-            raise Wrong(f"`{path}` is left out; the adapter sits on q, k, v and out of attn1 (self) and attn2 (cross).")
-        hint = ("it is temporal, the motion module's: the adapter keeps to the image layers" if ".motion_modules." in path
+            raise Wrong(f"`{path}` must be adapted: the adapter sits on q, k, v and out of attn1 (self) and attn2 (cross).")
+        hint = ("it is temporal, in the motion module: the adapter is only in the image layers" if ".motion_modules." in path
                 else "it is the dropout behind the output layer, not a Linear layer" if path.endswith("to_out.1")
                 else "it is the whole attention, not one of its Linear layers" if path.endswith("attn1")
-                else "it is no projection of an attention")
-        raise Wrong(f"`{path}` is taken; {hint}.")
+                else "it is not q, k, v or out of an attention")
+        raise Wrong(f"`{path}` must not be adapted: {hint}.")
 
 
 @exercise("one random frame of each clip", "stage 1 sees pictures, never films.")
@@ -262,10 +262,10 @@ def one_random_frame(answer: Callable[[Tensor, torch.Generator], Tensor]) -> Non
             raise Wrong(f"your result has the shape {tuple(got.shape)}; expected {(b, C, 1, H, W)}, b c f h w with f = 1.")
         clip, frame = got[:, 0, 0, 0, 0] // F, got[:, 0, 0, 0, 0] % F
         if (got != got[:, :1, :, :1, :1]).any() or (frame != frame.round()).any():
-            raise Wrong("a result mixes several frames: choose one frame of a clip, do not average or cut across.")
+            raise Wrong("a result mixes several frames: choose one frame of each clip; do not average or combine frames.")
         if (clip != torch.arange(b)).any():
             k = int((clip != torch.arange(b)).nonzero()[0])
-            raise Wrong(f"row {k} holds a frame of clip {int(clip[k])}: clips must keep their places, or captions go astray.")
+            raise Wrong(f"row {k} holds a frame of clip {int(clip[k])}: clips must keep their order, or captions get mixed up.")
         seen |= {int(j) for j in frame}
         alike += len(set(frame.tolist())) == 1
         drawn.add(tuple(frame.tolist()))
@@ -278,7 +278,7 @@ def one_random_frame(answer: Callable[[Tensor, torch.Generator], Tensor]) -> Non
         raise Wrong("20 generators, and always the same frames: draw them at random, with generator=.")
     a, again = (answer(z.clone(), torch.Generator().manual_seed(3)) for _ in range(2))
     if not torch.equal(torch.as_tensor(a), torch.as_tensor(again)):
-        raise Wrong("the same generator gives other frames the second time: pass generator= to every draw.")
+        raise Wrong("two generators with the same seed give different frames: pass generator= to every draw.")
 
 
 # ---- 05: training the motion module
@@ -289,14 +289,14 @@ def stage2_draw(answer: Callable[[Tensor, int, torch.Generator], tuple[Tensor, T
     z, T = _randn(64, C, F, H, W), 10
     drawn = answer(z.clone(), T, torch.Generator().manual_seed(0))
     if not isinstance(drawn, (tuple, list)) or len(drawn) != 2:
-        raise Wrong("give back two things, `return t, eps`.")
+        raise Wrong("return two things: `return t, eps`.")
     t, eps = as_tensor("t", drawn[0]), as_tensor("eps", drawn[1])
     if t.shape == (64 * F,) or t.shape == (64, F):
         raise Wrong("you drew a t for every frame: the frames of a clip share one, so that t is b.")
     if t.shape != (64,):
         raise Wrong(f"t has the shape {tuple(t.shape)}; expected (64,), b: one for each clip.")
     if (t != t.round()).any():
-        raise Wrong("t must be whole: it is a place in the table of noise levels.")
+        raise Wrong("t must be a whole number: it is an index into the table of noise levels.")
     if t.unique().numel() == 1:
         raise Wrong("all clips of the batch have the same t: draw one for each.")
     if t.min() < 0 or t.max() > T - 1:
@@ -315,14 +315,14 @@ def stage2_draw(answer: Callable[[Tensor, int, torch.Generator], tuple[Tensor, T
         raise Wrong(f"eps has mean {float(eps.mean()):.2f} and deviation {float(eps.std()):.2f}; expected 0 and 1.")
     again = answer(z.clone(), T, torch.Generator().manual_seed(0))
     if not torch.equal(as_tensor("t", again[0]), t) or not torch.equal(as_tensor("eps", again[1]), eps):
-        raise Wrong("the same generator gives other numbers the second time: pass generator= to every draw.")
+        raise Wrong("two generators with the same seed give different numbers: pass generator= to every draw.")
     other = answer(z.clone(), T, torch.Generator().manual_seed(1))
     if torch.equal(as_tensor("t", other[0]), t) or torch.equal(as_tensor("eps", other[1]), eps):
-        raise Wrong("another generator gives the same numbers: pass generator= to every draw, and set no seed yourself.")
+        raise Wrong("a generator with another seed gives the same numbers: pass generator= to every draw, and set no seed.")
 
 
 class _Predictor(nn.Module):
-    """Stands in for the video UNet: gives something that depends on all it is given."""
+    """Takes the place of the video UNet: its output depends on every input."""
 
     def forward(self, z_t: Tensor, t: Tensor, text: Tensor) -> Tensor:
         return 0.7 * z_t + (t / 1000)[:, None, None, None, None] + text.mean((1, 2))[:, None, None, None, None]
@@ -353,15 +353,15 @@ def stage2_loss(answer: Callable[..., Tensor]) -> None:
         "the target is the noise eps, not z_t.": wrong(a**.5, (1-a)**.5, a**.5 * z + (1-a)**.5 * eps).mean(),
         "abar and 1 - abar are variances: multiply by their square roots.": wrong(a, 1 - a).mean(),
         "the weights are exchanged: sqrt(abar) belongs to z, sqrt(1 - abar) to eps.": wrong((1-a)**.5, a**.5).mean(),
-        "the noise is not there: eps_theta must be shown z_t, not sqrt(abar) z.": ((eps - model(a**.5 * z, t, text)) ** 2).mean(),
-        "eps_theta was shown the clean z: add the noise first.": ((eps - model(z, t, text)) ** 2).mean(),
-        "every clip has its own t: you used that of the first for all.": wrong(first**.5, (1-first)**.5).mean(),
+        "the noise is missing: eps_theta must be given z_t, not sqrt(abar) z.": ((eps - model(a**.5 * z, t, text)) ** 2).mean(),
+        "eps_theta was given the clean z: add the noise first.": ((eps - model(z, t, text)) ** 2).mean(),
+        "every clip has its own t: you used the first clip's t for all.": wrong(first**.5, (1-first)**.5).mean(),
         "that is the sum; the loss is the mean over all numbers.": wrong(a**.5, (1-a)**.5).sum(),
         "those are the errors without the square.": wrong(a**.5, (1-a)**.5).sqrt().mean(),
         "that is the square root of the loss: leave it out.": wrong(a**.5, (1-a)**.5).mean().sqrt()})
 
 
-@exercise("amount of motion", "how far things go, whatever their direction, comparable between sizes of picture.")
+@exercise("amount of motion", "how far things move, in any direction; pictures of different sizes can be compared.")
 def motion_amount(answer: Callable[[Tensor], float]) -> None:
     """answer(flow) -> mean length of the flow f h w 2 (pixels right, down) in percent of the picture's short side."""
     from animkit.metrics.motion import motion_of
@@ -372,7 +372,7 @@ def motion_amount(answer: Callable[[Tensor], float]) -> None:
         compare(f"the amount in a picture {w} wide and {h} high", answer(flow.clone()), torch.tensor(right), "", {
             "left and right cancel: take the length of each arrow first, the mean last.": 100 * flow.mean((0, 1, 2)).norm() / 10,
             "that is in pixels: divide by the short side, times 100.": lengths.mean(),
-            "that is a part of the short side; it was to be in percent, times 100.": lengths.mean() / 10,
+            "that is a fraction of the short side; give it in percent, times 100.": lengths.mean() / 10,
             "divide by the short side, the smaller of h and w, not the long one.": 100 * lengths.mean() / 12,
             "the length of an arrow is sqrt(x^2 + y^2), not |x| + |y|.": 100 * flow.abs().sum(-1).mean() / 10,
             "that is the mean of |x| and |y|; the length is sqrt(x^2 + y^2).": 100 * flow.abs().mean() / 10,
@@ -381,7 +381,7 @@ def motion_amount(answer: Callable[[Tensor], float]) -> None:
 
 # ---- 06: MotionLoRA
 
-@exercise("crop path of a zoom", "the window shrinks by the same factor in every frame, as a lens zooms.")
+@exercise("crop path of a zoom", "the window shrinks by the same factor in every frame, as in a lens that zooms.")
 def zoom_path(answer: Callable[[int, float], list[float]]) -> None:
     """answer(frames, amount) -> the window's size in each frame of a zoom in: 1 at first, 1 - amount at last."""
     from animkit.data.camera import crop_path
@@ -400,7 +400,7 @@ def zoom_path(answer: Callable[[int, float], list[float]]) -> None:
             "the last window is `amount` wide; it must be 1 - amount.": amount ** t})
 
 
-@exercise("composition of LoRAs", "one W x, and every LoRA's correction by its own alpha.")
+@exercise("composition of LoRAs", "W x once, and every LoRA's correction times its own alpha.")
 def compose_loras(answer: Callable[..., Tensor]) -> None:
     """answer(x, weight, loras) -> y: W x + sum of alpha_i B_i A_i x; loras: a list of (down, up, alpha) of any ranks."""
     x, weight = _randn(F, 6), _randn(5, 6, seed=1)
@@ -430,7 +430,7 @@ def relative_change(answer: Callable[..., float]) -> None:
         size = delta.norm() / weight.norm()
         compare(f"the ratio for alpha = {alpha:g}", answer(weight.clone(), down.clone(), up.clone(), alpha),
                 abs(alpha) * size, "", {
-            "alpha has no effect on yours.": size, "a size is never negative: take |alpha|.": alpha * size,
+            "alpha has no effect on your ratio.": size, "a size is never negative: take |alpha|.": alpha * size,
             "that is the ratio of the squared norms.": (alpha * size) ** 2,
             "the norm of a product is not the product of the norms: multiply B A first.":
                 abs(alpha) * up.norm() * down.norm() / weight.norm(),
@@ -455,10 +455,10 @@ def noise_of_seeds(answer: Callable[..., Tensor]) -> None:
             "the first clip has the seed itself, not seed + 1.": right(seed + 1, 2, shape)})
     if torch.equal(as_tensor("the noise", answer(5, 1, shape)), right(5, 1, shape).double()):
         return
-    raise Wrong("one clip alone has other noise than the same clip among two.")
+    raise Wrong("clip 0 has other noise when it is drawn alone than when two clips are drawn.")
 
 
-@exercise("a clip laid on its side", "time runs to the right, and what stands still draws level lines.")
+@exercise("a clip laid on its side", "time runs to the right, and what stands still draws horizontal lines.")
 def time_slice(answer: Callable[[Tensor, int], Tensor]) -> None:
     """answer(video, column) -> that column of pixels of every frame, side by side, h f 3; video f h w 3, uint8."""
     video = (_randn(F, H, W, 3).sigmoid() * 255).to(torch.uint8)
@@ -488,7 +488,7 @@ def clip_smoothness(answer: Callable[[Tensor], float]) -> None:
 
 # ---- 09: at full size
 
-@exercise("numbers of a motion module", "as the library builds it, to the last bias.")
+@exercise("numbers of a motion module", "the same as in the library's module, biases included.")
 def module_numbers(answer: Callable[[int], int]) -> None:
     """answer(c) -> how many parameters a motion module of width c has (two attentions, positions apart)."""
     from animkit.motion_module import MotionModule
@@ -499,35 +499,35 @@ def module_numbers(answer: Callable[[int], int]) -> None:
             "one attention is missing (its norm is there): a block has two.": right - 4 * c * c - c,
             "q, k and v have no bias in the motion module.": right + 6 * c,
             "all biases and norms are missing.": 22 * c * c,
-            "GEGLU has twice its inner width in front: c -> 8 c, then 4 c -> c.": right - 4 * c * c - 4 * c,
+            "GEGLU's first layer has twice the inner width: c -> 8 c, then 4 c -> c.": right - 4 * c * c - 4 * c,
             "proj_in and proj_out are missing.": right - 2 * c * c - 2 * c,
             "the four norms are missing, 2 c each.": right - 8 * c})
 
 
-@exercise("memory of a training", "what is frozen costs its weights alone; what learns costs eight times as much a number.")
+@exercise("memory of a training", "a frozen number costs 2 bytes; a trained number costs eight times as much.")
 def training_bytes(answer: Callable[[int, int], int]) -> None:
     """answer(frozen, trained) -> bytes for so many parameters: frozen in bfloat16; trained, their gradients and Adam's two
     averages in float32."""
     for a, b in ((860, 417), (1000, 30)):
         compare(f"the number of bytes for {a} frozen and {b} trained", answer(a, b), torch.tensor(2 * a + 16 * b), "", {
-            "what is frozen needs no gradient and nothing of Adam's.": 16 * a + 16 * b,
+            "frozen numbers need no gradient and no averages of Adam.": 16 * a + 16 * b,
             "Adam keeps two averages for each trained number, 4 bytes each.": 2 * a + 8 * b,
-            "4 bytes a trained number are missing: weight, gradient and two averages are 4 each.": 2 * a + 12 * b,
+            "4 bytes per trained number are missing: weight, gradient and two averages take 4 each.": 2 * a + 12 * b,
             "frozen weights are in bfloat16, 2 bytes each.": 4 * a + 16 * b})
 
 
-@exercise("days of a training", "twice the GPUs, half the days: as long as they can be fed.")
+@exercise("days of a training", "twice the GPUs, half the days: as long as data come fast enough.")
 def gpu_days(answer: Callable[..., float]) -> None:
-    """answer(clips, epochs, batch, gpus, seconds) -> days by the clock; batch clips a GPU and step, seconds a step."""
-    clips, epochs, batch, gpus, seconds = 10_000_000, 3, 5, 7, 1.5  # no product of some is that of others
+    """answer(clips, epochs, batch, gpus, seconds) -> days by the clock; batch: clips per GPU and step; seconds: per step."""
+    clips, epochs, batch, gpus, seconds = 10_000_000, 3, 5, 7, 1.5  # different formulas give different numbers
     steps = clips * epochs / (batch * gpus)
     days = steps * seconds / 86400
     compare("the number of days", answer(clips, epochs, batch, gpus, seconds), torch.tensor(days, dtype=torch.float64), "", {
         "that is in seconds: a day has 86,400.": days * 86400, "that is in hours.": days * 24,
         "the batch is missing: a step takes `batch` clips on each GPU.": days * batch,
         "more GPUs must take less time: divide by their number.": days * gpus * gpus,
-        "the epochs are missing: each clip is seen so many times.": days / epochs,
-        "those are GPU-days, all GPUs' together; by the clock it is less.": days * gpus})
+        "the epochs are missing: each clip is seen `epochs` times.": days / epochs,
+        "those are GPU-days, the sum over all GPUs; by the clock it is less.": days * gpus})
 
 
 __all__ = sorted(name for name, check in list(globals().items()) if hasattr(check, "exercise"))

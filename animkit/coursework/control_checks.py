@@ -19,11 +19,11 @@ def depth_picture(answer: Callable[[Tensor], Tensor]) -> None:
         compare(f"the picture of depths in {'metres' if unit == 1 else 'centimetres'}", answer(depth.clone() * unit),
                 255 * least / depth, "f h w", {
             "far is white and near is black: a depth ControlNet is shown inverse depth.": 255 * depth / depth.max(),
-            "that is 1 / depth: the nearest point must come out at 255, in whatever unit the depth is.":
+            "that is 1 / depth: the nearest point must be 255, whatever the unit of depth is.":
                 255 / (depth * unit),
             "every frame has a nearest point of its own: the clip would flicker. Take that of the whole clip.":
                 255 * each / depth,
-            "that falls in a straight line from near to far; inverse depth keeps its contrast for what is near.":
+            "that falls in a straight line from near to far; inverse depth has most of its contrast where things are near.":
                 255 * (1 - span),
             "the nearest point is 1, and it must be 255.": least / depth})
 
@@ -35,7 +35,7 @@ def zero_convolution(answer: Callable[[int], nn.Module]) -> None:
     if not isinstance(conv, nn.Conv2d):
         raise Wrong(f"give an nn.Conv2d, not a {type(conv).__name__}: did you forget `return`?")
     if conv.kernel_size != (1, 1) or (conv.in_channels, conv.out_channels) != (4, 4):
-        raise Wrong(f"it goes from c to c channels with 1 x 1 pixels; yours from {conv.in_channels} to "
+        raise Wrong(f"it must go from c to c channels, 1 x 1 pixels; yours goes from {conv.in_channels} to "
                     f"{conv.out_channels} with {conv.kernel_size[0]} x {conv.kernel_size[1]}.")
     x = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(0))
     if not bool((conv.weight == 0).all()):
@@ -44,7 +44,7 @@ def zero_convolution(answer: Callable[[int], nn.Module]) -> None:
         "its bias is not zero: every channel is shifted by a constant.": repeat(
             torch.zeros(4) if conv.bias is None else conv.bias.detach(), "c -> b c h w", b=2, h=3, w=3)})
     if not all(p.requires_grad for p in conv.parameters()):
-        raise Wrong("it asks for no gradient: zero it, but let it learn.")
+        raise Wrong("it has requires_grad = False: its values must be zero, but let it learn.")
     (conv(x) - x).pow(2).mean().backward()
     if conv.weight.grad is None or not conv.weight.grad.any():
         raise Wrong("no gradient reaches its weight: it would stay zero for ever.")
@@ -57,12 +57,12 @@ def pictures_for_frames(answer: Callable[[Tensor, int], Tensor]) -> None:
     compare("your batch", answer(pictures.clone(), 2), repeat(pictures, "f c h w -> (b f) c h w", b=2), "(b f) c h w", {
         "the batch is (b f): all pictures of the first clip come first. You repeat each picture b times in a row "
         "(repeat_interleave); repeat the whole list.": pictures.repeat_interleave(2, 0),
-        "every frame is shown the first picture: each frame has its own.": pictures[:1].repeat(6, 1, 1, 1),
+        "every frame gets the first picture: each frame has its own.": pictures[:1].repeat(6, 1, 1, 1),
         "the clips stand on an axis of their own, b f c h w: merge the first two, (b f).": pictures.expand(2, -1, -1, -1, -1)},
         b=2, f=3)
 
 
-@exercise("intersection over union", "1 for equal masks, 0 for masks apart, and too large a mask costs as well.")
+@exercise("intersection over union", "1 for equal masks, 0 for masks that do not overlap; too large a mask lowers it too.")
 def mask_overlap(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     """answer(found, given) -> f numbers, for two masks f h w of booleans."""
     found, given = torch.zeros(2, 6, 6, dtype=torch.bool), torch.zeros(2, 6, 6, dtype=torch.bool)
@@ -79,5 +79,5 @@ def mask_overlap(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
             2 * both / areas,
         "the union counts what both share only once: found | given, not the sum of the areas.": both / areas,
         "that is one number for all frames: sum over height and width only.": both.sum() / either.sum(),
-        "that is the share of pixels on which the masks agree; where both are empty counts for nothing here.":
+        "that is the share of pixels on which the masks agree; pixels where both are empty do not count here.":
             (found == given).double().mean((1, 2))})

@@ -35,12 +35,12 @@ from ..notebooks import own_sockets
 SEEN = ".seen.json"  # in the course's folder: what was copied and marked
 SECONDS = 600  # for one cell; nbgrader's own limit is 30
 SANITIZE = [*(f"nbgrader.preprocessors.{step}" for step in ("ClearOutput", "DeduplicateIds", "OverwriteKernelspec")),
-            "animkit.coursework.put_back.PutBack", "nbgrader.preprocessors.CheckCellMetadata"]  # nbgrader's, but for PutBack
+            "animkit.coursework.put_back.PutBack", "nbgrader.preprocessors.CheckCellMetadata"]  # nbgrader's, except PutBack
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One exercise of one student: `by_hand` while a person has yet to read it."""
+    """One exercise of one student: `by_hand` while a person has not read it yet."""
     student: str
     assignment: str
     exercise: str
@@ -64,7 +64,7 @@ class Course:
         self.config.Autograde.sanitize_preprocessors = SANITIZE  # also where its answer is deleted
         self.config.IgnorePattern.enabled = True                # nbgrader takes a warning in a test's cell for a failure
         self.config.IgnorePattern.pattern = "(?s).*"
-        if (self.folder / "nbgrader_config.py").is_file():      # what the course says itself goes first
+        if (self.folder / "nbgrader_config.py").is_file():      # the course's own settings win
             try:
                 own = traitlets.PyFileConfigLoader("nbgrader_config.py", str(self.folder)).load_config()
             except Exception as error:                          # it is a program, and may raise anything
@@ -114,8 +114,8 @@ class Course:
         return files
 
     def submissions(self, assignment: str) -> list[str]:
-        """Who handed it in. What lies in submitted/STUDENT/ itself is first copied to its assignment: a notebook by its
-        name, other files, such as results that it reads, to all that the student hands in."""
+        """Who handed it in. Files directly in submitted/STUDENT/ are copied first: a notebook to the assignment that has
+        its name, other files, such as results, to every assignment that the student hands in."""
         for student in self._students():
             loose = [file for file in _visible(student) if file.relative_to(student).parts[0] not in self.assignments()]
             own = [f for f in loose if f.suffix == ".ipynb" and f.parent == student
@@ -150,7 +150,7 @@ class Course:
         return sorted(p for p in self._place("submitted").glob("*") if p.is_dir() and p.name[0] != ".")
 
     def _copy(self, file: Path, student: Path, assignment: str) -> None:
-        """Unless it was copied before: what a teacher mended in its place since then stays."""
+        """Unless the same file was copied before: then a teacher's later corrections to the copy stay."""
         place = student / assignment / file.relative_to(student)
         key, digest = f"{file.relative_to(self.folder)} to {assignment}", _digest(file)
         if not place.exists() or self._seen().get(key) != digest:
@@ -158,10 +158,10 @@ class Course:
             shutil.copy2(file, place)
             self._see(key, digest)
 
-    # Contents tell what is new, not times of files: an archive, rsync or a copy brings a file's old time with it.
+    # Contents, not times of files, tell what is new: files from an archive, rsync or a copy keep their old times.
 
     def _seen(self) -> dict[str, str]:
-        """What was copied and marked, by the contents that it had."""
+        """What was copied and marked, and the digest of its contents then."""
         try:
             return json.loads((self.folder / SEEN).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -196,7 +196,7 @@ class Course:
         return None
 
     def _given(self, assignment: str, student: str) -> str:
-        """The points and comments that the student's page shows, as a digest: a reader's come after the tests'. "" for none."""
+        """A digest of all points and comments of the student's page; it changes when a reader adds some. "" for none."""
         with self._gradebook() as book:
             try:
                 notebooks = book.find_submission(assignment, student).notebooks
@@ -207,13 +207,13 @@ class Course:
         return hashlib.sha256(repr(given).encode()).hexdigest()
 
     def marks(self, assignment: str) -> Iterator[Mark]:
-        """Every exercise of every student that was marked, as the gradebook has it now, points given by hand among them."""
+        """Every exercise of every student that was marked, as the gradebook has it now, with points given by hand."""
         with self._gradebook() as book:
             for submission in book.assignment_submissions(assignment):
                 unmarked = all(grade.auto_score is None and grade.manual_score is None
                                for notebook in submission.notebooks for grade in notebook.grades)
                 if unmarked and not (self._place("autograded") / submission.student.id / assignment).is_dir():
-                    continue  # nbgrader stopped at it; the gradebook has its name all the same
+                    continue  # nbgrader stopped at it, but the gradebook has its name
                 for notebook in submission.notebooks:
                     for grade in notebook.grades:
                         yield Mark(submission.student.id, assignment, grade.cell.name, float(grade.score or 0),
@@ -230,7 +230,7 @@ class Course:
 
     def _run(self, module: str, converter: str, assignment: str, student: str = "*", template: str = "",
              **settings) -> None:
-        """One of nbgrader's converters on one assignment; AnimkitError with the last thing that it complained of."""
+        """One of nbgrader's converters on one assignment; AnimkitError with the first error that it names."""
         self.coursedir.assignment_id, self.coursedir.student_id = assignment, student
         self.coursedir.notebook_id = "*"
         app = getattr(import_module(f"nbgrader.converters.{module}"), converter)(
@@ -256,7 +256,7 @@ class Course:
 
 
 def write_marks(course: Course, marks: list[Mark]) -> list[Path]:
-    """exercises.csv, a line an exercise, and grades.csv, a line a student and assignment."""
+    """exercises.csv, a line per exercise, and grades.csv, a line per student and assignment."""
     totals: dict[tuple[str, str], list[Mark]] = {}
     for mark in marks:
         totals.setdefault((mark.student, mark.assignment), []).append(mark)
@@ -277,7 +277,7 @@ def _csv(rows: list[tuple]) -> Callable[[str], None]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """All files below, but for those whose name, or whose folder's, begins with a dot."""
+    """All files below, except those whose name, or a folder's on the way, begins with a dot."""
     return sorted(file for file in folder.rglob("*")
                   if file.is_file() and not any(part[0] == "." for part in file.relative_to(folder).parts))
 

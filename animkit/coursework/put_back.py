@@ -5,10 +5,10 @@ from nbgrader.preprocessors import OverwriteCells
 
 
 class PutBack(OverwriteCells):
-    """What each cell is for, and its points, are as in the gradebook, whatever the notebook says.
+    """Each cell has the purpose and the points that the gradebook says, whatever the notebook says.
 
-    nbgrader puts a missing test back behind the answer before it, and stops where that answer is missing as well. Such a
-    test goes to the notebook's end: there an answer that has only lost its metadata is defined and gets its points.
+    nbgrader puts a missing test back after its answer, and stops if that answer is missing too. Here such a test goes to
+    the end of the notebook: an answer that has only lost its metadata is defined by then, and gets its points.
     """
 
     def preprocess_cell(self, cell, resources, cell_index):
@@ -21,7 +21,7 @@ class PutBack(OverwriteCells):
                 solution=name in {answer.name for answer in source.solution_cells}, points=points.get(name, 0))
         cell, resources = super().preprocess_cell(cell, resources, cell_index)
         if "nbgrader" in cell.metadata and "grade_id" not in cell.metadata.nbgrader:
-            del cell.metadata["nbgrader"]  # a copied cell; nbgrader goes on to ask each for its grade_id
+            del cell.metadata["nbgrader"]  # a copied cell; later nbgrader would ask for its grade_id
         return cell, resources
 
     def add_missing_grade_cells(self, nb, resources):

@@ -39,7 +39,7 @@ class Verdict:
         return f"{WORDS[self.state]} ({self.exercise}): {self.message}"
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict[str, str]:
-        edge = {"right": "solid", "wrong": "double", "to do": "dashed"}[self.state]  # to be told apart without colour
+        edge = {"right": "solid", "wrong": "double", "to do": "dashed"}[self.state]  # can be told apart without colour
         text = html.escape(self.message, quote=False)
         text = re.sub(r"`([^`]+)`", r"<code>\1</code>", text)
         return {"text/plain": repr(self),
@@ -50,7 +50,7 @@ class Verdict:
 def exercise(name: str, right: str) -> Callable:
     """Makes a function that raises Wrong into a check: answer -> Verdict. `right` is said when nothing is wrong.
 
-    The answer's own exceptions are told with the line of the answer that they come from.
+    An exception in the answer is told with the line of the answer that it comes from.
     """
     def decorate(check: Callable) -> Callable[[Callable], Verdict]:
         @wraps(check)
@@ -64,7 +64,7 @@ def exercise(name: str, right: str) -> Callable:
                 return Verdict(name, "wrong", str(wrong))
             except Exception as error:  # whatever a student's code may raise
                 if isinstance(error, NotImplementedError) and not str(error):  # torch says what it has not implemented
-                    return Verdict(name, "to do", "write the function where it says so, then run this cell again.")
+                    return Verdict(name, "to do", "replace `raise NotImplementedError` with your code, then run this cell again.")
                 return Verdict(name, "wrong", f"your function stopped with {type(error).__name__}: "
                                               f"{' '.join(str(error).split())[:300]}{_where(answer, error)}")
             return Verdict(name, "right", right)
@@ -74,13 +74,13 @@ def exercise(name: str, right: str) -> Callable:
 
 
 def _untouched(answer: Callable) -> Callable:
-    """answer, but Wrong if it changes a tensor that it was given: the caller would go on with other numbers."""
+    """answer, which now raises Wrong if it changes a tensor that it was given: the caller would then have other numbers."""
     def called(*given):
         before = [tensor.clone() for tensor in _tensors(given)]
         got = answer(*given)
         if not all(map(torch.equal, _tensors(given), before)):
-            raise Wrong("your function changes what it was given, in place (`x += y`, or a method whose name ends in `_`), "
-                        "and whoever calls it goes on with other numbers: make a new tensor, `x = x + y`.")
+            raise Wrong("your function changes a tensor that it was given, in place (`x += y`, or a method whose name ends "
+                        "in `_`), and the caller then has other numbers: make a new tensor, `x = x + y`.")
         return got
     return called
 
@@ -105,8 +105,8 @@ def compare(what: str, got: Any, expected: Tensor, axes: str, mistakes: Mapping[
             tolerance: float = 1e-4, **sizes: int) -> None:
     """Raise Wrong unless got equals expected: its kind, its shape, then the first wrong value and its frame.
 
-    axes: the names of expected's axes, as in einops ("(b f) c h w", whose f is in sizes). mistakes: what a known
-    mistake would give, by the sentence that names it; an answer that equals one is told that sentence.
+    axes: the names of expected's axes, as in einops ("(b f) c h w", whose f is in sizes). mistakes: {sentence:
+    the result of a known mistake}; an answer with that result is told the sentence.
     """
     got = as_tensor(what, got)
     for sentence, wrong in (mistakes or {}).items():

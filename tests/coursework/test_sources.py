@@ -62,12 +62,12 @@ WRONG = {
             ("return x @ weight.T + x @ down.T @ up.T", "no effect"),
             ("weight += alpha * up @ down\n    return x @ weight.T", "in place"),
             ("return alpha * (x @ down.T @ up.T)", "W x is missing")]),
-        "numbers": ("numbers-test", [("return rank * d_in", "A alone"), ("return d_in * d_out", "whole layer"),
-                                     ("return rank * d_in * rank * d_out", "beside each other")]),
+        "numbers": ("numbers-test", [("return rank * d_in", "A alone"), ("return d_in * d_out", "layer itself"),
+                                     ("return rank * d_in * rank * d_out", "add their sizes")]),
         "where": ("where-test", [
-            ('return "attn1" in path and path.endswith(("to_q", "to_k", "to_v", "to_out.0"))', "left out"),
+            ('return "attn1" in path and path.endswith(("to_q", "to_k", "to_v", "to_out.0"))', "must be adapted"),
             ('return path.endswith(("to_q", "to_k", "to_v", "to_out.0"))', "temporal"),
-            ('return ".attn1." in path or ".attn2." in path', "is taken")]),
+            ('return ".attn1." in path or ".attn2." in path', "must not be adapted")]),
         "frame": ("frame-test", [
             ("return z[:, :, :1]", "always frame 0"), ("return z.mean(2, keepdim=True)", "mixes"),
             ("k = int(torch.randint(0, z.shape[2], (1,), generator=generator))\n    return z[:, :, k:k + 1]", "same frame number"),
@@ -191,9 +191,9 @@ WRONG_RESULTS = [
     ({"numbers": {"alpha 0": [3.0], "alpha 1": [1.0, 1.5, 0.5]}}, "'alpha 0' has 1 numbers for 3 seeds"),
     ({"numbers": {"alpha 0": [3.0, 2.5, float("nan")], "alpha 1": [1.0, 1.5, 0.5]}}, "not finite"),
     ({"numbers": {"alpha 0": [1.0, 1.5, 0.5], "alpha 1": [1.0, 1.5, 0.5]}}, "nothing was varied"),
-    ({"held": {}}, "nothing of held"),
-    ({"question": "", "metric": ""}, "nothing of question, metric"),
-    ({"numbers": {"alpha 0": 2.5, "alpha 1": 1.0}}, "'alpha 0' has 1 numbers for 3 seeds: list one a seed")]
+    ({"held": {}}, "nothing about held"),
+    ({"question": "", "metric": ""}, "nothing about question, metric"),
+    ({"numbers": {"alpha 0": 2.5, "alpha 1": 1.0}}, "'alpha 0' has 1 numbers for 3 seeds: list one per seed")]
 
 
 def source(repo, assignment):
