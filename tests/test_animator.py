@@ -1,4 +1,5 @@
 """Section 4.4: the animator against diffusers' own pipeline; what it promises about noise, batches and bad input."""
+import copy
 import json
 import logging
 import shutil
@@ -757,6 +758,19 @@ def test_weights_that_are_not_finite_are_refused():
     broken.unet.conv_out.weight.data[0] = float("nan")
     with pytest.raises(ak.AnimkitError, match="not finite"):
         ak.Animator(broken)("a bird", frames=1, steps=1, progress=False)
+
+
+def test_a_vae_that_overflows_in_half_precision_draws_no_black_frames():
+    """Some VAEs do, without saying so in their config; float32 holds the same numbers."""
+    vae, z = make_pipe().vae, torch.randn(1, 8, 2, 8, 8, generator=torch.Generator().manual_seed(5))
+    vae.post_quant_conv.weight.data *= 1e5  # its output is above 65504, and the norms after it take the scale out
+    vae.half()
+    expected = decode(copy.deepcopy(vae).float(), z)
+    assert expected.float().std() > 1 and (expected == decode(vae, z)).all()
+    assert vae.dtype == torch.float16
+    vae.decoder.conv_out.bias.data[0] = float("nan")
+    with pytest.raises(ak.AnimkitError, match="The VAE drew numbers that are not finite"):
+        decode(vae, z)
 
 
 @pytest.mark.parametrize("base, said", [
