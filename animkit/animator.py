@@ -458,8 +458,12 @@ class Animator:
                 raise AnimkitError(f"{name} is a number of at least {least}; got {number!r}.")
         if isinstance(scheduler, type) or not all(hasattr(scheduler, has) for has in SAMPLES) or _asks_more(scheduler):
             raise AnimkitError(f"scheduler is a diffusers scheduler, such as "
-                               f"DDIMScheduler.from_config(animator.scheduler.config); got {scheduler!r}.")
+                               f"DDIMScheduler.from_config(animator.scheduler.config); got {scheduler!r:.80}.")
         check_steps(scheduler, counts["steps"])
+        if self.pipe.unet.config.encoder_hid_dim_type == "ip_image_proj":
+            raise AnimkitError("There is an IP-Adapter in this UNet, and an Animator has no picture for it: take it out, "
+                               "pipe.unload_ip_adapter(), or call animator.video_unet with "
+                               "added_cond_kwargs={\"image_embeds\": ...}.")
         motion = self.video_unet.motion
         if motion is not None and counts["frames"] > motion.positions:
             raise AnimkitError(f"{counts['frames']} frames are more than the {motion.positions} positions of the "
