@@ -469,7 +469,7 @@ class Animator:
             raise AnimkitError(f"{counts['frames']} frames are more than the {motion.positions} positions of the "
                                f"motion module: ask for at most {motion.positions} frames.")
         if not prompts or not all(isinstance(p, str) for p in [*prompts, negative]):
-            raise AnimkitError(f"A prompt is a text, or a list of at least one; got {prompts!r} "
+            raise AnimkitError(f"A prompt is a text, or a list of at least one, and negative_prompt is one text; got {prompts!r} "
                                f"(negative: {negative!r}).")
         for p in dict.fromkeys([*prompts, negative]):
             check_prompt(p, self.pipe.tokenizer, self.defaults["vocabulary"])

@@ -887,6 +887,7 @@ def test_sdxl_one_frame_is_the_image_pipeline():
     ({"prompt": None}, "prompt"),
     ({"prompt": 5}, "prompt"),
     ({"prompt": []}, "prompt"),
+    ({"negative_prompt": None}, "negative_prompt is one text"),
     ({"prompt": [3]}, "prompt"),
     ({"negative_prompt": 3}, "negative"),
     ({"guided": {"motion": 2}, "guided_until": 2}, "guided_until .* got 2"),
