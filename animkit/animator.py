@@ -457,14 +457,18 @@ class Animator:
                 raise AnimkitError(f"{name} is a number of at least {least}; got {number!r}.")
         if isinstance(scheduler, type) or not all(hasattr(scheduler, has) for has in SAMPLES) or _asks_more(scheduler):
             raise AnimkitError(f"scheduler is a diffusers scheduler, such as "
-                               f"DDIMScheduler.from_config(animator.scheduler.config); got {scheduler!r}.")
+                               f"DDIMScheduler.from_config(animator.scheduler.config); got {scheduler!r:.80}.")
         check_steps(scheduler, counts["steps"])
+        if self.pipe.unet.config.encoder_hid_dim_type == "ip_image_proj":
+            raise AnimkitError("There is an IP-Adapter in this UNet, and an Animator has no picture for it: take it out, "
+                               "pipe.unload_ip_adapter(), or call animator.video_unet with "
+                               "added_cond_kwargs={\"image_embeds\": ...}.")
         motion = self.video_unet.motion
         if motion is not None and counts["frames"] > motion.positions:
             raise AnimkitError(f"{counts['frames']} frames are more than the {motion.positions} positions of the "
                                f"motion module: ask for at most {motion.positions} frames.")
         if not prompts or not all(isinstance(p, str) for p in [*prompts, negative]):
-            raise AnimkitError(f"A prompt is a text, or a list of at least one; got {prompts!r} "
+            raise AnimkitError(f"A prompt is a text, or a list of at least one, and negative_prompt is one text; got {prompts!r} "
                                f"(negative: {negative!r}).")
         for p in dict.fromkeys([*prompts, negative]):
             check_prompt(p, self.pipe.tokenizer, self.defaults["vocabulary"])

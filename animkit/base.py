@@ -61,16 +61,28 @@ def decode(vae: Any, latents: Tensor, frames_at_once: int = 8, upcast: bool = Tr
 
     upcast: a VAE in float16 decodes in float32 if its config says force_upcast. SDXL's VAE needs this: it overflows in
     half precision. The configs of other VAEs have it too, but they do not need it, and their pipelines ignore it.
+    A VAE that overflows all the same, and would draw black frames, decodes again in float32.
+    Raises AnimkitError if what the VAE draws is not finite.
     """
     b = latents.shape[0]
     z = rearrange(latents, "b c f h w -> (b f) c h w") / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
-    upcast = upcast and vae.dtype == torch.float16 and vae.config.get("force_upcast")
+    half = vae.dtype == torch.float16
+    drawn = _decoded(vae, z, frames_at_once, upcast=half and upcast and vae.config.get("force_upcast"))
+    if half and not drawn.isfinite().all():
+        drawn = _decoded(vae, z, frames_at_once, upcast=True)
+    if not drawn.isfinite().all():
+        raise AnimkitError(f"The VAE drew numbers that are not finite ({vae.dtype}): its weights are damaged; fetch the base "
+                           "again, or give another VAE, open_checkpoint(base).pipeline(vae=open_checkpoint(vae)).")
+    pictures = ((drawn / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return rearrange(pictures, "(b f) c h w -> b f h w c", b=b)
+
+
+def _decoded(vae: Any, z: Tensor, frames_at_once: int, upcast: bool) -> Tensor:
+    """Latents (b f) c h w -> what the VAE draws, float32 on the CPU."""
     if upcast:
         vae.float()  # in place, and back without loss: a copy would double it, with its offloading hooks
     try:
-        drawn = [vae.decode(part.to(vae.dtype)).sample.float().cpu() for part in z.split(frames_at_once)]
+        return torch.cat([vae.decode(part.to(vae.dtype)).sample.float().cpu() for part in z.split(frames_at_once)])
     finally:
         if upcast:
             vae.half()
-    pictures = ((torch.cat(drawn) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-    return rearrange(pictures, "(b f) c h w -> b f h w c", b=b)

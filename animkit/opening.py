@@ -75,6 +75,8 @@ def open_base(base: str | Path | Any, dtype: torch.dtype = torch.float32,
 def _open_file(path: Path, tokenizer: Any) -> Any:
     from animkit.checkpoints import open_checkpoint
     checkpoint = open_checkpoint(path)
+    if checkpoint.kind == "VAE":
+        checkpoint.build()  # which says where it goes
     if not hasattr(checkpoint, "pipeline"):
         raise AnimkitError(f"'{path}' is a {checkpoint.kind}, not a base: insert it into one, as in "
                            f"Animator(\"miniature\").insert(\"{path}\").")
@@ -84,7 +86,8 @@ def _open_file(path: Path, tokenizer: Any) -> Any:
 def _usable(pipe: Any) -> Any:
     if not isinstance(pipe, (StableDiffusionPipeline, StableDiffusionXLPipeline)):
         raise AnimkitError(f"animkit animates a StableDiffusionPipeline or StableDiffusionXLPipeline; this is a "
-                           f"{type(pipe).__name__}.")
+                           f"{type(pipe).__name__}: give its base, as a folder, a file or such a pipeline, and what else is "
+                           "in it as files.")
     takes, gives = pipe.unet.config.in_channels, pipe.vae.config.latent_channels
     if takes != gives:
         raise AnimkitError(f"This base's UNet takes {takes} channels and its VAE gives {gives}: a model for inpainting "

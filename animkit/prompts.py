@@ -11,9 +11,12 @@ import torch
 from animkit.errors import AnimkitError
 from animkit.quiet import quiet_libraries
 
+NOTATION = re.compile(r"\([^()]*:\s*\d*\.\d+\s*\)|<(?:lora|lyco|hypernet):[^<>]*>")  # web UIs' weights and LoRAs
+
 
 def check_prompt(prompt: str, tokenizer: Any, vocabulary: str | list[str] = "open") -> None:
-    """Warn when a prompt is longer than the text encoder reads; refuse words that the base never learned.
+    """Warn when a prompt is longer than the text encoder reads, or in the notation of web UIs; refuse words that the base
+    never learned.
 
     vocabulary: "open" allows any word; a list, only its words; "closed", only words that the tokenizer does not split.
     Raises AnimkitError that names the words and the nearest known ones.
@@ -25,6 +28,9 @@ def check_prompt(prompt: str, tokenizer: Any, vocabulary: str | list[str] = "ope
             said = "; ".join(f"'{w}'" + (f" (near: {', '.join(near)})" if near else "") for w, near in unknown.items())
             raise AnimkitError(f"The base never learned {said}, in the prompt '{prompt}': use words from its small "
                                f"world.")
+    if found := NOTATION.findall(prompt):
+        warnings.warn(f"The text encoder reads the notation of web UIs as plain letters: {', '.join(found)}. Leave weights out, "
+                      "and insert a LoRA by animator.insert(file, alpha=0.8).", stacklevel=4)
     limit = tokenizer.model_max_length
     ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
     if len(ids) > limit:

@@ -1,6 +1,8 @@
 """Section 4.4: the animator against diffusers' own pipeline; what it promises about noise, batches and bad input."""
+import copy
 import json
 import logging
+import re
 import shutil
 import warnings
 from types import SimpleNamespace
@@ -18,7 +20,7 @@ from animkit import animator as animator_module
 from animkit.animator import decode, sample
 from animkit.look import new_look
 from animkit.opening import open_base
-from animkit.prompts import as_read
+from animkit.prompts import as_read, check_prompt
 from tiny import shaken
 
 WORDS = "a red blue green balloon bird house over the sea rising falling".split()
@@ -759,6 +761,56 @@ def test_weights_that_are_not_finite_are_refused():
         ak.Animator(broken)("a bird", frames=1, steps=1, progress=False)
 
 
+@pytest.mark.parametrize("prompt, notation", [("a (red bird:1.2)", r"\(red bird:1.2\)"), ("a bird <lora:ink:0.8>", "<lora:ink:0.8>"),
+                                              ("a (red) bird, 16:9", None), ("a <cat-toy>", None)])
+def test_the_notation_of_web_uis_is_no_secret_to_the_user(prompt, notation):
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 77
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        check_prompt(prompt, tokenizer)
+    said = [str(w.message) for w in said]
+    assert not said if notation is None else re.search(f"as plain letters: {notation}", said[0])
+
+
+def test_an_ip_adapter_in_the_unet_is_refused_before_anything_is_drawn():
+    own = make_pipe()
+    own.unet.register_to_config(encoder_hid_dim_type="ip_image_proj")  # as pipe.load_ip_adapter() does
+    with pytest.raises(ak.AnimkitError, match="IP-Adapter in this UNet.*pipe.unload_ip_adapter()"):
+        ak.Animator(own)("a bird", frames=1, steps=1, progress=False)
+
+
+def test_a_vae_s_file_as_the_base_is_told_where_it_goes(tmp_path):
+    make_pipe().vae.save_pretrained(tmp_path / "vae")
+    with pytest.raises(ak.AnimkitError, match="is not inserted into a UNet; give it with the base"):
+        ak.Animator(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+
+
+def test_a_textual_inversion_goes_into_the_text_encoder(tmp_path):
+    """As the error for its file says; in the negative prompt too."""
+    own = ak.Animator(make_pipe(), device="cpu")
+    torch.save({"string_to_param": {"*": torch.randn(2, 32)}, "name": "bad"}, tmp_path / "bad.pt")
+    with pytest.raises(ak.AnimkitError, match="animator.pipe.load_textual_inversion"):
+        own.insert(tmp_path / "bad.pt")
+    how = dict(frames=1, steps=2, progress=False)
+    before = own("a bird", negative_prompt="bad", **how)
+    own.pipe.load_textual_inversion(tmp_path / "bad.pt", token="bad")
+    assert (own("a bird", negative_prompt="bad", **how).array != before.array).any()
+
+
+def test_a_vae_that_overflows_in_half_precision_draws_no_black_frames():
+    """Some VAEs do, without saying so in their config; float32 holds the same numbers."""
+    vae, z = make_pipe().vae, torch.randn(1, 8, 2, 8, 8, generator=torch.Generator().manual_seed(5))
+    vae.post_quant_conv.weight.data *= 1e5  # its output is above 65504, and the norms after it take the scale out
+    vae.half()
+    expected = decode(copy.deepcopy(vae).float(), z)
+    assert expected.float().std() > 1 and (expected == decode(vae, z)).all()
+    assert vae.dtype == torch.float16
+    vae.decoder.conv_out.bias.data[0] = float("nan")
+    with pytest.raises(ak.AnimkitError, match="The VAE drew numbers that are not finite"):
+        decode(vae, z)
+
+
 @pytest.mark.parametrize("base, said", [
     ("no/such/place", "no base model at 'no/such/place'"),
     ("minature", "no base model at 'minature'"),
@@ -835,6 +887,7 @@ def test_sdxl_one_frame_is_the_image_pipeline():
     ({"prompt": None}, "prompt"),
     ({"prompt": 5}, "prompt"),
     ({"prompt": []}, "prompt"),
+    ({"negative_prompt": None}, "negative_prompt is one text"),
     ({"prompt": [3]}, "prompt"),
     ({"negative_prompt": 3}, "negative"),
     ({"guided": {"motion": 2}, "guided_until": 2}, "guided_until .* got 2"),

@@ -24,7 +24,7 @@ from animkit.motion_module import MotionModules
 
 # (how a tensor's name ends, whose naming that is), the most specific first; <h>: which half
 ENDS = [
-    (r"(?:\.processor)?\.(?P<to>to_q|to_k|to_v|to_out)_lora\.(?P<h>down|up)\.weight", "reference"),
+    (r"(?:\.processor)?\.(?P<to>\w+)_lora\.(?P<h>down|up)\.weight", "reference"),  # MotionDirector: 0_lora, proj_lora
     (r"\.lora_linear_layer\.(?P<h>down|up)\.weight", "diffusers"),
     (r"\.lora\.(?P<h>down|up)\.weight", "diffusers"),
     (r"\.lora_(?P<h>down|up)\.weight", "kohya"),

@@ -10,8 +10,10 @@ from torch import Tensor
 from animkit.checkpoints.original_naming import UNET
 from animkit.errors import AnimkitError
 
-IP_ADAPTER = "an IP-Adapter; load it with diffusers into the UNet"
-INVERSION = "a textual inversion (one word's embedding)"
+IP_ADAPTER = ("an IP-Adapter, to whose UNet an Animator gives no picture; load it with pipe.load_ip_adapter() and call "
+              "ak.inflate(pipe.unet) with added_cond_kwargs={\"image_embeds\": ...}")
+INVERSION = ("a textual inversion (one word's embedding), which goes into the text encoder: "
+             "animator.pipe.load_textual_inversion(this file, token=\"the word\"), and the word into the prompt")
 
 
 def refuse(path: Path, weights: Mapping[str, Tensor]) -> None:

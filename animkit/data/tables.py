@@ -178,8 +178,9 @@ def _caption(path: Path) -> str:
 def _need(wanted, got, path: Path) -> None:
     lacking = [name for name in wanted if name not in got]
     if lacking:
-        raise AnimkitError(f"{path} lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}: it must have "
-                           f"{', '.join(wanted)}, and has {', '.join(map(str, got)) or 'none'}")
+        raise AnimkitError(f"{path} lacks the column{'s' * (len(lacking) > 1)} {', '.join(lacking)}: "
+                           f"{'its first line' if path.suffix == '.csv' else 'each row'} must have {', '.join(wanted)}, and has "
+                           f"{', '.join(map(str, got)) or 'none'}")
 
 
 def _existing(path: str | Path, what: str) -> Path:

@@ -2,6 +2,7 @@
 saved."""
 import copy
 import json
+import re
 import warnings
 
 import file_makers as make
@@ -184,6 +185,27 @@ def test_a_v2_motion_lora_on_v3_needs_strict_false_and_says_it_once(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         v2.insert(opened(tmp_path, weights, "zoom.ckpt", strict=False))  # nothing to say where everything has its place
+
+
+@torch.no_grad()
+def test_the_two_files_of_motion_director(tmp_path):
+    """AnimateDiff-MotionDirector adapts every Linear of the temporal blocks, and keeps the last word of a name apart:
+    to_out.processor.0_lora, ff.net.0.processor.proj_lora; in the spatial file proj_in_lora, ff.net.2_lora."""
+    video, _ = v2_lora(tmp_path)
+
+    def apart(made, before):
+        return {re.sub(r"\.(\w+)$", rf".{before}\1_lora.{half}.weight", path): tensor
+                for path, pair in made.items() for half, tensor in zip(("down", "up"), pair)}
+
+    temporal = make.pairs(video.motion, r"attention_blocks\.\d\.to_|ff\.net")
+    attention, rest = make.pairs(video.unet, make.SPATIAL), make.pairs(video.unet, r"proj_in$|ff\.net")
+    for kind, theirs, made in (
+        ("MotionLoRA", apart(temporal, "processor."), temporal),
+        ("LoRA", make.reference_lora(attention) | apart(rest, ""), attention | rest),
+    ):
+        checkpoint = opened(tmp_path, theirs)
+        assert checkpoint.kind == kind
+        assert torch.equal(effect(video, checkpoint), effect(video, opened(tmp_path, make.peft_lora(made), "peft.safetensors")))
 
 
 @torch.no_grad()

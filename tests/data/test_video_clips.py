@@ -175,7 +175,7 @@ def test_webvid_table(videos, tmp_path):
 
 def test_webvid_faults(tmp_path):
     path = webvid(tmp_path, [("1", "a")], ("videoid", "caption"))
-    with pytest.raises(AnimkitError, match="table.csv lacks the columns name, page_dir.*has videoid, caption"):
+    with pytest.raises(AnimkitError, match="table.csv lacks the columns name, page_dir: its first line must.*has videoid, caption"):
         VideoClips(path)
     with pytest.raises(AnimkitError, match="no row"):
         VideoClips(webvid(tmp_path, []))
