@@ -224,6 +224,9 @@ class Stage:
             with suppress(AnimkitError):
                 check_prompt(caption, self.animator.pipe.tokenizer, self.animator.defaults["vocabulary"])
                 prompts.append(caption)
+        if source.captions and not prompts:
+            self._say(f"The captions have words that the base {self.config.base} never learned, so no samples are drawn "
+                      "of them; set prompts to some in its own words.")
         return prompts if self.config.prompts else prompts[:3]
 
     def _sampler(self) -> DDIMScheduler:

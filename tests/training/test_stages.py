@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import animkit as ak
+from animkit import opening
 from animkit.cli import main
 from animkit.errors import AnimkitError
 from animkit.look import new_look
@@ -481,6 +482,19 @@ def test_samples_are_drawn_of_the_prompts_by_the_noise_of_the_stage(runs, traine
     train(runs, "motion_module", "shown", "prompts=[a red bird]", "noise.beta_schedule=squaredcos_cap_v2", "training.validate_every=0")
     (prompt, how), = asked
     assert prompt == "a red bird" and how["scheduler"].config.beta_schedule == "squaredcos_cap_v2" and how["steps"] == 2
+
+
+def test_captions_in_words_that_the_base_never_learned_give_no_samples_and_it_is_said(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(opening.DEFAULTS, "vocabulary", ["a", "red", "bird"])
+    for i in range(2):
+        Image.fromarray(np.full((20, 24, 3), 60 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("my poodle")
+    own = ["data.source=" + str(tmp_path), "data.world.looks=[flat, comic, clay, watercolour]"]
+    for folder, prompts in (("poodles", ()), ("poodles-asked", ("prompts=[a red bird]",))):
+        config = load_config(runs / "toy.yaml", "look", [*own, *prompts])
+        TRAIN["look"](config, runs / folder)
+        said = "set prompts to some in its own words" in capsys.readouterr().err
+        assert said == (not prompts) and (runs / folder / "samples").exists() == bool(prompts)
 
 
 def test_images_with_captions_and_what_is_missing(runs, tmp_path):
