@@ -34,7 +34,7 @@ def test_equations_stand_beside_their_lines(repo):
 
 
 def test_a_decorated_function_is_shown_from_its_own_file():
-    assert "animkit/base.py" in source(decode).markdown and "vae.decode" in source(decode).text
+    assert "animkit/base.py" in source(decode).markdown and "scaling_factor" in source(decode).text
 
 
 def test_a_line_loses_the_spaces_that_line_up_its_comment():
