@@ -77,10 +77,11 @@ def test_other_errors_are_not_hidden(error, monkeypatch):
         cli.main(["doctor"])
 
 
-def test_a_reader_that_has_enough_is_one_line():
-    """As `animkit inspect --tensors FILE | head` has it."""
-    command = subprocess.Popen([sys.executable, "-m", "animkit", "reproduce", "--list"], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("words", [("reproduce", "--list"), ("inspect", "--tensors", "data_samples/looks/ink.safetensors")])
+def test_a_reader_that_has_enough_is_one_line(words, repo):
+    """As of `animkit inspect --tensors FILE | head`."""
+    command = subprocess.Popen([sys.executable, "-m", "animkit", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, cwd=repo)
     command.stdout.close()
     assert command.stderr.read() == "animkit: stopped, as nobody reads on\n" and command.wait(timeout=300) == 141
 

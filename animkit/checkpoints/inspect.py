@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -27,13 +25,10 @@ def run(args: argparse.Namespace) -> int:
     for number, file in enumerate(args.files):
         print(end="\n" if number else "")
         try:
-            print(_harmless(table(open_checkpoint(file), args.tensors)), flush=True)
+            print(_harmless(table(open_checkpoint(file), args.tensors)))
         except AnimkitError as error:
             print(_harmless(str(error)))
             failed = 1
-        except BrokenPipeError:  # `| head` has seen enough; what is still in the buffer goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            break
     return failed
 
 
