@@ -31,6 +31,7 @@ from animkit.opening import StableDiffusionXLPipeline, best_device, checked_devi
 from animkit.prompts import check_prompt, encode_text
 from animkit.quiet import quiet_libraries
 from animkit.show.clip import Clip
+from animkit.windows import in_windows, repeated
 
 Callback = Callable[[int, Tensor, Tensor], Any]
 SAMPLES = ("step", "scale_model_input", "init_noise_sigma", "order")  # a sampler has these; flow matching's lack some
@@ -351,11 +352,14 @@ class Animator:
                  callback: Callback | None = None, progress: bool = True, latents: Tensor | None = None,
                  fps: float | None = None, control: Any = None,
                  guided: Mapping[str, float] | None = None, guided_until: float = 0.3,
-                 eased: Mapping[str, float] | None = None, eased_below: float = 0.5) -> Clip | list[Clip]:
+                 eased: Mapping[str, float] | None = None, eased_below: float = 0.5,
+                 window: int | None = None, stride: int | None = None) -> Clip | list[Clip]:
         """Draw a clip; a list of prompts, or clips_per_prompt above 1, gives a list (the first prompt's clips first).
 
-        frames: 1 to the motion module's positions. height, width: pixels. Clip i draws its noise with seed + i, on the
-        CPU, so each can be made again alone and on any device; latents (b c f h w, standard normal) replace this noise.
+        frames: 1 to the motion module's positions. More are drawn with a window, such as 16: motion modules then look at
+        so many frames at a time, each window starting stride frames (by default half a window) after the one before it
+        (FreeNoise; windows.py). height, width: pixels. Clip i draws its noise with seed + i, on the CPU, so each can be
+        made again alone and on any device; latents (b c f h w, standard normal) replace this noise.
         control (5.4): for an inserted ControlNet, one picture per frame, or depth (control.pictures_of lists the forms);
         {name: pictures} for several. guided {name: weight}, such as {"zoom in": 5}: the clip is guided towards these
         inserted parts, as towards the text, so they show more clearly; until a share guided_until of the timesteps is
@@ -371,8 +375,9 @@ class Animator:
         frames, steps, guidance, fps = (self.defaults[k] if v is None else v for k, v in given.items())
         scheduler = self.scheduler if scheduler is None else scheduler
         prompts = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else [prompt]
+        looking = {k: v for k, v in (("window", window), ("stride", stride)) if v is not None}
         self._check(prompts, negative_prompt, seed, guidance, fps, scheduler,
-                    {"frames": frames, "steps": steps, "clips_per_prompt": clips_per_prompt})
+                    {"frames": frames, "steps": steps, "clips_per_prompt": clips_per_prompt, **looking})
         guided = self._checked_weights("guided", guided, guided_until, "guided_until")
         eased = self._checked_weights("eased", eased, eased_below, "eased_below")
         frames, seed, steps = int(frames), int(seed), int(steps)  # libraries do not take numpy's integers
@@ -390,6 +395,9 @@ class Animator:
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         shape = (unet.config.in_channels, frames, h // self.pipe.vae_scale_factor, w // self.pipe.vae_scale_factor)
         noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+        long = window is not None and frames > window and self.video_unet.motion is not None
+        looking = {"window": int(window), "stride": int(stride or max(window // 2, 1))} if long else {}
+        noise = repeated(noise, generators=generators, **looking) if long else noise
         noise = noise if latents is None else latents  # still drawn: a sampler's own noise comes after it
         if not torch.is_tensor(noise) or noise.shape != (len(prompts), *shape):
             got = f"the shape {tuple(noise.shape)}" if torch.is_tensor(noise) else f"the type {type(noise).__name__}"
@@ -397,7 +405,7 @@ class Animator:
                                f"{(len(prompts), *shape)}.")
         ways = {**({"guided": guided, "guided_until": float(guided_until)} if guided else {}),
                 **({"eased": eased, "eased_below": float(eased_below)} if eased else {})}
-        with self._one_at_a_time():
+        with self._one_at_a_time(), in_windows(self.video_unet.motion, **looking):
             text, added = encode_text(self.pipe, prompts, negative_prompt, guidance > 1, (h, w), device)
             steering = steer([(controls[name], pictures[name].to(device)) for name in controls])
             x = self._draw(noise.to(device, unet.dtype), text.to(unet.dtype), scheduler, steps, guidance, added=added,
@@ -413,7 +421,7 @@ class Animator:
                   "scheduler_config": {k: v for k, v in scheduler.config.items() if not k.startswith("_")},
                   "noise": "seed" if latents is None else "latents", "device": str(device), "dtype": str(unet.dtype),
                   "animkit": animkit.__version__, **({"control": sorted(controls)} if controls else {}),
-                  **ways}
+                  **ways, **looking}
         clips = [Clip(p, fps, said, {"seed": seed + i, **common}) for i, (p, said) in enumerate(zip(drawn, prompts))]
         return clips[0] if isinstance(prompt, str) and clips_per_prompt == 1 else clips
 
@@ -463,10 +471,14 @@ class Animator:
             raise AnimkitError("There is an IP-Adapter in this UNet, and an Animator has no picture for it: take it out, "
                                "pipe.unload_ip_adapter(), or call animator.video_unet with "
                                "added_cond_kwargs={\"image_embeds\": ...}.")
-        motion = self.video_unet.motion
-        if motion is not None and counts["frames"] > motion.positions:
-            raise AnimkitError(f"{counts['frames']} frames are more than the {motion.positions} positions of the "
-                               f"motion module: ask for at most {motion.positions} frames.")
+        window, motion = counts.get("window", counts["frames"]), self.video_unet.motion
+        if counts.get("stride", 1) > window:
+            raise AnimkitError(f"stride is at most window, or frames between two windows would be left out; got {counts['stride']} "
+                               f"and {window}.")
+        if motion is not None and min(window, counts["frames"]) > motion.positions:
+            raise AnimkitError(f"{min(window, counts['frames'])} frames are more than the {motion.positions} positions of the "
+                               f"motion module: ask for at most {motion.positions} frames, or draw a longer clip in windows, "
+                               "window=16.")
         if not prompts or not all(isinstance(p, str) for p in [*prompts, negative]):
             raise AnimkitError(f"A prompt is a text, or a list of at least one, and negative_prompt is one text; got {prompts!r} "
                                f"(negative: {negative!r}).")

@@ -41,7 +41,8 @@ class MotionModule(nn.Module):
         self.temporal_transformer = TemporalTransformer(c, heads, positions, norm_groups, kind)
 
     def forward(self, x: Tensor, frames: int, alpha: float = 1.0) -> Tensor:
-        if frames > self.positions:
+        seen, _ = self.temporal_transformer.transformer_blocks[0].in_windows or (frames, frames)
+        if min(frames, seen) > self.positions:
             raise AnimkitError(f"{frames} frames were asked of a motion module that has {self.positions} positions: "
                                f"ask for at most {self.positions} frames")
         weight = self.temporal_transformer.proj_in.weight

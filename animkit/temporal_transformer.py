@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from animkit.windows import averaged
+
 MOST_ROWS = 2**16 - 1  # CUDA's attention kernels take no larger batch (pytorch issue 146704), and b h w may exceed it
 
 
@@ -108,11 +110,18 @@ class TemporalBlock(nn.Module):
             TemporalAttention(c, heads, positions) if kind == "attention" else TemporalConvolution(c) for _ in range(2))
         self.norms = nn.ModuleList(nn.LayerNorm(c) for _ in range(2))
         self.ff, self.ff_norm = FeedForward(c), nn.LayerNorm(c)
+        self.in_windows: tuple[int, int] | None = None  # a window's frames and stride, for long clips: windows.py
 
     def forward(self, x: Tensor) -> Tensor:
+        long = self.in_windows and x.shape[1] > self.in_windows[0]
+        x = averaged(self.mix, x, *self.in_windows) if long else self.mix(x)
+        return self.ff(self.ff_norm(x)) + x
+
+    def mix(self, x: Tensor) -> Tensor:
+        """The part that looks along frames, b f c -> the same."""
         for mix, norm in zip(self.attention_blocks, self.norms):
             x = mix(norm(x)) + x
-        return self.ff(self.ff_norm(x)) + x
+        return x
 
 
 class TemporalTransformer(nn.Module):

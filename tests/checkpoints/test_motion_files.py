@@ -8,6 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from animkit import AnimkitError, MotionModules, inflate, open_checkpoint, save_checkpoint
+from animkit.animator import sample
+from animkit.prompts import encode_text
+from animkit.windows import in_windows, repeated
 from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter, UNetMotionModel
 
 WIDTHS = (32, 32, 64, 64)  # four levels, as SD 1.5
@@ -233,8 +236,6 @@ def test_the_file_s_dtype_is_kept_and_nothing_is_shared_by_two_builds(tmp_path):
 @torch.no_grad()
 def test_exported_module_and_motion_lora_give_diffusers_pipeline_the_same_clip(tmp_path):
     """Ours under diffusers' rule against AnimateDiffPipeline on what we exported: the same latents within 1e-4."""
-    from animkit.animator import sample
-
     unet, vae, text_encoder = make.unet("sd1", WIDTHS), make.vae(), make.text(64)
     ours = copy.deepcopy(unet)
     video = inflate(ours)
@@ -278,6 +279,34 @@ def test_exported_module_and_motion_lora_give_diffusers_pipeline_the_same_clip(t
     assert torch.allclose(latents(), without, atol=1e-4)
     video.motion.norm = "reference"
     assert (latents() - without).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_diffusers_free_noise_draws_the_same_long_clip(tmp_path):
+    """Our windows against AnimateDiffPipeline.enable_free_noise, 8 frames in windows of 4: the same latents within 1e-4."""
+    unet, vae, text_encoder = make.unet("sd1", WIDTHS), make.vae(), make.text(64)
+    video, window, stride = inflate(copy.deepcopy(unet)), 4, 2
+    video.insert(open_checkpoint(written(tmp_path, "v3")[1]))
+    video.motion.norm = "diffusers"
+    adapter = MotionAdapter.from_pretrained(save_checkpoint(video.motion, tmp_path / "adapter", "diffusers"))
+    scheduler = DDIMScheduler(beta_schedule="linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False)
+    pipe = AnimateDiffPipeline(vae, text_encoder, _tokenizer(), unet, adapter, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.enable_free_noise(context_length=window, context_stride=stride)
+    theirs = pipe("a cat", num_frames=8, num_inference_steps=3, guidance_scale=7.5, height=16, width=16, output_type="latent",
+                  generator=torch.Generator().manual_seed(0)).frames
+
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(1, 4, *theirs.shape[2:], generator=generator)
+    noise, (text, _) = repeated(drawn, window, stride, [generator]), encode_text(pipe, ["a cat"], "", True, (16, 16), "cpu")
+
+    def latents(noise):
+        return sample(video, noise, text, scheduler, steps=3, guidance=7.5, progress=False)
+
+    with in_windows(video.motion, window, stride):
+        assert torch.allclose(latents(noise), theirs, atol=1e-4)
+        assert (latents(drawn) - theirs).abs().max() > 1e-2
+    assert (latents(noise) - theirs).abs().max() > 1e-2
 
 
 def _tokenizer():
