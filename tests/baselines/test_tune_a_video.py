@@ -196,6 +196,10 @@ def test_a_killed_run_goes_on_and_each_source_has_its_own(tmp_path, monkeypatch)
     assert equal_states(again.tuned.state_dict(), straight.tuned.state_dict())
     tune("a blue bird"), tune("a red bird", steps=2)
     assert len(calls) == 5 + 4 + 2 and len(list(tmp_path.iterdir())) == 3
+    for k, part in enumerate((own.vae, own.text_encoder), 4):
+        next(part.parameters()).data.add_(0.1)
+        tune("a red bird", steps=2)
+        assert len(list(tmp_path.iterdir())) == k, "another VAE codes the source otherwise, another encoder the caption"
 
 
 # ---- inversion
