@@ -362,6 +362,7 @@ LOST = "{} accuracy, stills less clips"
 @pytest.mark.parametrize("wrong, bar, found, holds", [
     ({}, "named motion", 1, True), ({"clips_motion": 20}, "named motion", 0.8, True), ({"clips_motion": 21}, "named motion", 0.79, False),
     *[({f"clips_{a}": 10}, LOST.format(a), 10, True) for a in ("look", "text")],
+    *[({f"clips_{a}": 30, f"stills_{a}": 20}, LOST.format(a), 10, True) for a in ("look", "text")],
     *[({f"clips_{a}": 11}, LOST.format(a), 11, False) for a in ("look", "text")],
     *[({f"clips_{a}": 31, f"stills_{a}": 20}, LOST.format(a), 11, False) for a in ("look", "text")],
     *[({f"stills_{a}": 50}, LOST.format(a), -50, True) for a in ("look", "text")]])
@@ -397,6 +398,7 @@ def shots_judged(tmp_path, monkeypatch, judge, draw, count, few=1, size=32):
     monkeypatch.setattr(evaluate_zoo, "open_animator", lambda *a, **how: Shots())
     monkeypatch.setattr(evaluate_zoo, "_draw", lambda shots, prompts, *a, **how: draw(shots, len(prompts)))
     report, _ = evaluate_zoo.judge_shots(tmp_path, judge, count, 0, 20, None)
+    assert {each["n"] for each in report["all MotionLoRAs"].values()} == {count}, "as many independent values as prompts"
     return {bar["bar"]: bar for bar in report["bars"]}
 
 
