@@ -75,7 +75,8 @@ def test_fresh_parts_change_nothing_and_the_temporal_one_is_the_formula(family):
     video_unet, (x, text) = ak.inflate(unet), clip_and_text(b=2, f=3)
     before = video_unet(x, 500, text)
     image = unet(x[:, :, 0], 500, text).sample
-    new = Tuned(video_unet)
+    state, new = torch.get_rng_state(), Tuned(video_unet)
+    assert torch.equal(torch.get_rng_state(), state), "your own random numbers go on as they would"
     new.attach(video_unet)
     assert torch.equal(video_unet(x, 500, text), before), "zero when fresh"
     shaken(new)
