@@ -95,7 +95,8 @@ class TuneAVideo(DDIMBaseline):
         with tempfile.TemporaryDirectory() as passing:
             run = Path(passing)
             if folder is not None:  # a folder for each run, named by all that it depends on
-                key = (self._made, config.fixed(), self.looks, *map(fingerprint_of, model[1:]))
+                parts = [*model[1:], self.pipe.vae, self.pipe.text_encoder]
+                key = (self._made, config.fixed(), self.looks, *map(fingerprint_of, parts))
                 run = Path(folder) / f"tune-a-video-{_digest(repr(key).encode())}"
             self.history = fit(model, loss, lambda k, generator: self.z, config, run, quiet=quiet,
                                parameters=self.tuned.trainable())

@@ -23,7 +23,7 @@ LEAST = 0.02  # percent of the short side a frame: below this amount nothing mov
 
 
 class Motion(NamedTuple):
-    """Of one clip: amount (percent of the short side a frame), smoothness (0 to 100, or NaN), warp error (percent)."""
+    """Of one clip: amount (percent of the short side a frame), smoothness (0 to 100, or NaN), warp error (percent, or NaN)."""
     amount: float
     smoothness: float
     warp_error: float
@@ -54,7 +54,7 @@ def exact_flow(footage) -> np.ndarray:
 def motion_of(clip, flow: np.ndarray | None = None) -> Motion:
     """The three numbers above for a clip (Clip or f h w 3, uint8), by its own DIS flow or a flow f-1 h w 2 given.
 
-    Points that leave the picture are left out of smoothness and warp error. Smoothness needs 3 frames (NaN below).
+    Points that leave the picture are left out of smoothness and warp error (NaN if all do). Smoothness needs 3 frames.
     Raises AnimkitError under 2 frames, or for a flow of another shape.
     """
     frames = pixels(clip, least=2)
@@ -89,7 +89,7 @@ def _warp_error(frames: np.ndarray, flow: np.ndarray) -> float:
     for here, following, v in zip(frames, frames[1:], flow):
         there, seen = _at_target(following, v)
         total, count = total + float(((there - here)[seen] ** 2).sum()), count + 3 * int(seen.sum())
-    return 100 * (total / max(count, 1)) ** 0.5
+    return 100 * (total / count) ** 0.5 if count else float("nan")
 
 
 def motion_found(judge, clips, motions: list[str]) -> np.ndarray:

@@ -7,7 +7,7 @@
     adapter, looks, shots, cost   the zoo: see evaluate_zoo.py
 
 The seed fixes the list of prompts; steps and guidance are the shipped ones. Beside the miniature's numbers are those of
-real renders of the same scenes, by the same judge: no model can be measured better than that.
+real renders of the same scenes, by the same judge: they show how often it errs itself.
 """
 import hashlib
 import json
@@ -121,7 +121,7 @@ def judge_judge(judge: Judge, count: int = 1000, seed: int = 0) -> dict:
     rng = np.random.default_rng(seed)
     for said, templates in (("known wordings", TEMPLATES), ("wordings held out", HELD_OUT)):
         captions = [caption(s, rng, templates) for s in scenes]
-        scores[f"caption among 100, {said}"] = share(judge.retrieved(pixels, captions))
+        scores[f"caption among {min(100, count)}, {said}"] = share(judge.retrieved(pixels, captions))
     return {"scores": {"real renders": scores}, **judge_eye(judge.eye, max(1, count // 25), seed)}
 
 

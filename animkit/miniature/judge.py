@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from ..errors import AnimkitError
-from ..metrics.intervals import share  # noqa: F401  (the reports' own)
 from ..quiet import quiet_libraries
 from ..world import BASE_LOOKS, MOTIONS, Scene, random_scene, render
 from ..world.captions import LOOK, TEMPLATES, caption
@@ -56,13 +55,14 @@ class Judge:
 
     @torch.no_grad()
     def retrieved(self, pixels: np.ndarray, captions: list[str], pool: int = 100) -> np.ndarray:
-        """For each picture: of the captions of its pool of 100, is the nearest its own (or one in the same words)?"""
+        """For each picture: of the captions of its pool of 100 (of all, if fewer), is the nearest its own (or one in the
+        same words)?"""
         right = []
         for k in range(0, len(pixels), pool):
-            here = captions[k:k + pool]
+            here = captions[max(0, min(k, len(captions) - pool)):][:pool]  # the last pool is no smaller than the others
             images = embed_images(self.clip, to_signal(torch.from_numpy(pixels[k:k + pool])))
             nearest = (images @ embed_text(self.clip, tokens(self.tokenizer, here)).T).argmax(-1)
-            right += [here[int(j)] == own for j, own in zip(nearest, here)]
+            right += [here[int(j)] == own for j, own in zip(nearest, captions[k:k + pool])]
         return np.array(right)
 
 

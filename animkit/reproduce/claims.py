@@ -178,7 +178,7 @@ TRIED = {
                   "look as films from elsewhere are, leaves ink in nine frames of ten.",
     "motion_module_design": "before it was trained with Muon at 64 pixels, it was with AdamW at 32, 900 steps of eight clips: "
                             "0.00 and 0.05 of clips had their named motion, 0.90 and 0.55 were incoherent, and nothing could be "
-                            "told. The Transformer that ships had some 9,000 steps, 1,551 of them of 128 clips, and 90 % of "
+                            "told. The Transformer that ships had some 22,000 steps, 1,551 of them of 128 clips, and 90 % of "
                             "named motions; no convolution was trained as long.",
     "how_much_data": "at 64 pixels, 400 steps of four clips: losses of 0.0918 to 0.0924 whatever the number of clips, and no "
                      "named motion at all, all clips incoherent. At 32 pixels a step costs a quarter.",

@@ -146,6 +146,12 @@ def test_times_fall_on_the_nearest_steps(zero):
         zero("a bird", frames=2, steps=1, progress=False)
 
 
+def test_its_ddim_is_evenly_spaced_and_clips_nothing_whatever_the_base_has():
+    own = diffusers.DDIMScheduler(timestep_spacing="trailing", beta_schedule="scaled_linear", clip_sample=True)
+    config = Text2VideoZero(make_pipe(scheduler=own)).scheduler.config
+    assert (config.timestep_spacing, config.clip_sample, config.beta_schedule) == ("leading", False, "scaled_linear")
+
+
 def test_a_call_is_an_animators(zero):
     options = dict(frames=3, steps=4, progress=False)
     together = zero(["a red bird", "the blue sea"], seed=4, **options)

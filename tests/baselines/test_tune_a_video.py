@@ -75,7 +75,8 @@ def test_fresh_parts_change_nothing_and_the_temporal_one_is_the_formula(family):
     video_unet, (x, text) = ak.inflate(unet), clip_and_text(b=2, f=3)
     before = video_unet(x, 500, text)
     image = unet(x[:, :, 0], 500, text).sample
-    new = Tuned(video_unet)
+    state, new = torch.get_rng_state(), Tuned(video_unet)
+    assert torch.equal(torch.get_rng_state(), state), "your own random numbers go on as they would"
     new.attach(video_unet)
     assert torch.equal(video_unet(x, 500, text), before), "zero when fresh"
     shaken(new)
@@ -196,6 +197,10 @@ def test_a_killed_run_goes_on_and_each_source_has_its_own(tmp_path, monkeypatch)
     assert equal_states(again.tuned.state_dict(), straight.tuned.state_dict())
     tune("a blue bird"), tune("a red bird", steps=2)
     assert len(calls) == 5 + 4 + 2 and len(list(tmp_path.iterdir())) == 3
+    for k, part in enumerate((own.vae, own.text_encoder), 4):
+        next(part.parameters()).data.add_(0.1)
+        tune("a red bird", steps=2)
+        assert len(list(tmp_path.iterdir())) == k, "another VAE codes the source otherwise, another encoder the caption"
 
 
 # ---- inversion

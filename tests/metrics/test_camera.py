@@ -28,13 +28,13 @@ def scene(shot, **how):
 def test_every_shot_is_named_and_its_path_is_the_worlds(shot):
     clip, u = render(scene(shot)), np.arange(16) / 16
     zoom, x, y, angle = SHOTS[shot](u, 1.0)
-    for path, off in ((camera_path(Clip(clip.uint8)), 0.12), (camera_path_of_flow(exact_flow(clip)), 0.02)):
+    for path, off in ((camera_path(Clip(clip.uint8)), 0.12), (camera_path_of_flow(exact_flow(clip)), 1e-3)):
         assert path.shot == shot
         assert np.abs(path.zoom - zoom).max() < off and np.abs(path.angle - angle).max() < off
         assert np.abs(path.x - x).max() < off and np.abs(path.y - y).max() < off
         name, = [n for n, two in NAMES.items() if shot in two]
-        assert abs(path.moves.pop(name)) == pytest.approx(1, abs=0.15)
-        assert max(abs(v) for n, v in path.moves.items() if n != name) < 0.15
+        assert abs(path.moves[name]) == pytest.approx(1, abs=1.25 * off)
+        assert max(abs(v) for n, v in path.moves.items() if n != name) < 1.25 * off
 
 
 @pytest.mark.parametrize("steady", [False, True])
@@ -120,6 +120,9 @@ def test_the_fit_takes_the_background_not_the_larger_body():
     fit, share = fit_similarity(np.concatenate([edge, middle]), np.concatenate([edge + [0.1, 0], middle * 1.2]))
     assert fit == pytest.approx(np.array([[1, 0, 0.1], [0, 1, 0], [0, 0, 1]]), abs=1e-4) and 0.4 < share < 0.55
     assert fit_similarity(edge[:5], edge[:5])[1] == 0
+    for more in (1, 0.1):  # most stand still, as paper does, or fall together, as no camera's step makes them
+        fit, share = fit_similarity(edge, np.concatenate([edge[:26] * more, edge[26:] + [0.1, 0]]))
+        assert fit[:2, 2] == pytest.approx([0.1, 0], abs=1e-4) and share == pytest.approx(19 / 45)
 
 
 def accuracy(scenes):

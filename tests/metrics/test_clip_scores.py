@@ -67,6 +67,7 @@ def test_scores_through_a_model(which, request, moving):
     assert torch.allclose(x.norm(dim=-1), torch.ones(6)) and torch.allclose(t.norm(dim=-1), torch.ones(2))
     assert scores["text"][0] == pytest.approx(100 * float((x @ t[0]).mean()), abs=1e-3)
     assert scores["domain"][0] == pytest.approx(100 * float((x @ x[:2].T).mean()), abs=1e-3)
+    assert scores["domain"][1] == pytest.approx(100 * float((encoder.images(noise) @ encoder.images(noise[:1]).T).mean()), abs=1e-3)
     assert {k: v.shape for k, v in scores.items()} == {"text": (2,), "domain": (2,), "smooth": (2,)}
     # known answers: a still, backwards, shuffled, and its own picture as reference
     still, (one, two) = np.repeat(moving[:1], 6, 0), (moving[0], noise[0])
@@ -145,6 +146,8 @@ def test_numbers_that_do_not_fit_are_refused(judge_folder, moving):
         score_clips(encoder, [moving], "one prompt")
     with pytest.raises(AnimkitError, match="one set of references"):
         score_clips(encoder, [moving], references=[moving, moving])
+    with pytest.raises(AnimkitError, match="no clip to score"):
+        score_clips(encoder, [], [])
     for none in ([], ()):
         with pytest.raises(AnimkitError, match="at least one picture"):
             score_clips(encoder, [moving], references=none)

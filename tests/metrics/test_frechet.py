@@ -5,8 +5,7 @@ import torch
 
 from animkit.errors import AnimkitError
 from animkit.metrics import frechet_distance, frechet_extrapolated, frechet_interval, motion_judge_features
-from animkit.miniature.motion_judge import new_motion_judge
-from animkit.miniature.motion_judge import signal
+from animkit.miniature.motion_judge import new_motion_judge, signal
 
 
 def test_gaussians_have_the_distance_of_the_formula():
@@ -43,7 +42,7 @@ def test_lists_are_as_good_as_arrays():
         assert distance(a.tolist(), b.tolist()) == distance(a, b)
 
 
-@pytest.mark.parametrize("n, d", [(30, 3), (80, 8)])
+@pytest.mark.parametrize("n, d", [(30, 3), (80, 8), (30, 12)])
 def test_the_interval_covers_what_sets_of_this_size_have_on_average(n, d):
     rng = np.random.default_rng(3)
 
@@ -62,6 +61,7 @@ def test_an_interval_is_of_its_seed_and_names_the_smaller_set():
     found = frechet_interval(a, b[:25], rounds=30)
     assert found == frechet_interval(a, b[:25], rounds=30) != frechet_interval(a, b[:25], rounds=30, seed=1)
     assert found.value == frechet_distance(a, b[:25]) and found.n == 25 and 0 <= found.low < found.value < found.high
+    assert frechet_interval(a, a, rounds=30).low == 0
     with pytest.raises(AnimkitError, match="level"):
         frechet_interval(a, b, level=1)
 
@@ -87,6 +87,8 @@ def test_bad_input():
         frechet_distance(np.zeros((5, 3)), np.zeros((5, 4)))
     with pytest.raises(AnimkitError, match="30 clips"):
         frechet_extrapolated(np.zeros((29, 3)), np.zeros((50, 3)))
+    with pytest.raises(AnimkitError, match="2 points"):
+        frechet_extrapolated(np.zeros((40, 3)), np.zeros((50, 3)), points=1)
     for bad in (np.nan, np.inf):
         spoilt = np.zeros((40, 3))
         spoilt[:2, 1] = bad

@@ -47,11 +47,13 @@ def test_equal_values_have_no_width_and_no_answers_are_left_out():
     assert bootstrap([2.0, 2.0, float("nan")]) == (2.0, 2.0, 2.0, 2)
     assert bootstrap([float("nan")]) == (None, None, None, 0) and str(bootstrap([])) == "- (n = 0)"
     assert bootstrap([0, 1, 1]) == bootstrap([0, 1, 1]), "the same at every call"
+    assert len({bootstrap(range(9), **how) for how in ({}, {"seed": 1}, {"rounds": 50})}) == 3
 
 
 def test_share_is_bootstrap_for_a_report():
     value, low, high, n = bootstrap([True, False, True])
     assert share([True, False, True]) == {"share": 0.6667, "low": round(low, 4), "high": round(high, 4), "n": 3}
+    assert share([1] * 10) == {"share": 1, "low": 0.6915, "high": 1, "n": 10}
     assert share([]) == {"share": None, "low": None, "high": None, "n": 0}
 
 

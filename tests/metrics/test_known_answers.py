@@ -45,8 +45,6 @@ def test_clip_text_prefers_the_clips_own_caption(scenes, clips, encoder):
     rng = np.random.default_rng(0)
     noise = metrics.score_clips(encoder, [rng.integers(0, 256, c.shape, dtype=np.uint8) for c in clips], said)["text"]
     assert noise.mean() < np.diag(scores).mean() - 20
-    backwards = metrics.score_clips(encoder, [clip[::-1] for clip in clips], said)["text"]
-    assert np.allclose(backwards, np.diag(scores), atol=1e-3), "no metric of single frames sees time"
 
 
 def test_clip_domain_prefers_the_clips_own_look(scenes, clips, encoder):

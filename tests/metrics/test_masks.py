@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from animkit import AnimkitError, world
+from animkit.metrics import masks
 from animkit.metrics.masks import MaskReader, centres, follows, overlap
 
 THING = world.Thing("balloon", "red", "rising")
@@ -15,10 +16,28 @@ def square(x, y, side=4, size=16):
     return mask
 
 
+def fitted(look="flat"):
+    known = [world.render(SCENE.with_(look=look, seed=s), u=[s / 6]) for s in range(6)]
+    return MaskReader.fit(np.concatenate([f.uint8 for f in known]), np.concatenate([f.mask for f in known]) > 0.5)
+
+
+def test_a_colours_chance_is_bayes_rule_with_even_odds():
+    """Red is all of the thing and a tenth of the rest: 1 / (1 + 0.1), in the next shade too."""
+    picture, mask = np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 8, 8), bool)
+    picture.reshape(-1, 3)[:10, 0], mask.reshape(-1)[:4] = 200, True
+    chance = MaskReader.fit(picture, mask).chance.reshape(16, 16, 16)
+    assert chance[11:14, 0, 0] == pytest.approx(1 / 1.1, abs=1e-3) and chance[0, 0, 0] == 0 == chance[5, 9, 9]
+
+
+def test_a_reader_may_learn_from_what_a_vae_has_coded(monkeypatch):
+    monkeypatch.setattr(masks, "through", lambda vae, pictures: 255 - pictures)
+    plain, coded = (masks.reader_of(SCENE, count=4, vae=vae).chance.reshape(16, 16, 16) for vae in (None, "inverts"))
+    assert np.allclose(coded, plain[::-1, ::-1, ::-1], atol=0.05)
+
+
 @pytest.mark.parametrize("look", ["flat", "clay", "watercolour", "neon"])
 def test_a_reader_finds_the_thing_in_scenes_that_it_never_saw(look):
-    known = [world.render(SCENE.with_(look=look, seed=s), u=[s / 6]) for s in range(6)]
-    reader = MaskReader.fit(np.concatenate([f.uint8 for f in known]), np.concatenate([f.mask for f in known]) > 0.5)
+    reader = fitted(look)
     new = world.render(SCENE.with_(look=look, seed=77), frames=4)
     found = overlap(reader(new.uint8), new.mask > 0.5)
     other = world.render(SCENE.with_(things=(world.Thing("balloon", "red", "falling"),), look=look, seed=77), frames=4)
@@ -26,15 +45,13 @@ def test_a_reader_finds_the_thing_in_scenes_that_it_never_saw(look):
 
 
 def test_a_look_without_colours_cannot_be_read_and_the_readers_own_error_says_so():
-    known = [world.render(SCENE.with_(look="sepia", seed=s), u=[s / 6]) for s in range(6)]
-    reader = MaskReader.fit(np.concatenate([f.uint8 for f in known]), np.concatenate([f.mask for f in known]) > 0.5)
+    reader = fitted("sepia")
     new = world.render(SCENE.with_(look="sepia", seed=77), frames=4)
     assert overlap(reader(new.uint8), new.mask > 0.5).mean() < 0.7
 
 
 def test_spots_are_left_out():
-    known = [world.render(SCENE.with_(seed=s), u=[s / 6]) for s in range(6)]
-    reader = MaskReader.fit(np.concatenate([f.uint8 for f in known]), np.concatenate([f.mask for f in known]) > 0.5)
+    reader = fitted()
     clip = world.render(SCENE.with_(seed=77), frames=1).uint8
     before = reader(clip)
     row, column = np.argwhere(before[0]).mean(0).astype(int)
@@ -43,8 +60,7 @@ def test_spots_are_left_out():
 
 
 def test_what_is_not_there_is_not_found():
-    known = [world.render(SCENE.with_(seed=s), u=[s / 6]) for s in range(6)]
-    reader = MaskReader.fit(np.concatenate([f.uint8 for f in known]), np.concatenate([f.mask for f in known]) > 0.5)
+    reader = fitted()
     empty = world.render(SCENE.with_(things=(), seed=5), frames=2)
     assert reader(empty.uint8).mean() < 0.02
 

@@ -54,6 +54,16 @@ def test_known_flows_have_the_smoothness_that_the_formula_gives():
     assert expected.smoothness == pytest.approx(100 * (1 - 2 / np.pi), abs=8)
 
 
+def test_points_are_followed_and_left_out_when_they_leave_the_picture():
+    """8 of 32 columns go 24 to the right, and would go on; the rest leaves at once. Amounts are of the short side."""
+    clip, flow = np.random.default_rng(0).integers(0, 256, (3, 16, 32, 3), np.uint8), np.zeros((2, 16, 32, 2))
+    clip[1, :, 24:], flow[0, :, :8, 0], flow[0, :, 8:, 0] = clip[0, :, :8], 24, 100
+    clip[2], flow[1, :, 24:, 0] = clip[1], 24
+    assert motion_of(clip, flow) == pytest.approx((100 * (0.25 * 24 + 0.75 * 100 + 0.25 * 24) / 2 / 16, 100, 0))
+    assert np.isnan(motion_of(clip[:2], flow[:1] + 32).warp_error), "nothing was compared: no 0"
+    assert np.isnan(motion_of(clip, 1e-3 + 0 * flow).smoothness), "so little has none"
+
+
 def test_a_still_has_no_motion_and_no_smoothness(falling):
     found = motion_of(np.repeat(falling.uint8[:1], 6, 0))
     assert found.amount == 0 and np.isnan(found.smoothness) and found.warp_error == 0

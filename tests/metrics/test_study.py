@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from animkit.errors import AnimkitError
-from animkit.metrics import RankingStudy, average_user_ranking, load_answers, plan, ranked, save_answers, user_lead
+from animkit.metrics import RankingStudy, average_user_ranking, bootstrap, load_answers, plan, ranked, save_answers, user_lead
 from animkit.metrics import study
 from animkit.metrics.study import ASPECTS, answered
 from animkit.show.clip import Clip
@@ -83,6 +83,11 @@ def test_intervals_of_few_people_cover_as_they_say(people, prompts):
     assert covered >= 180 > plain
 
 
+def test_one_persons_interval_is_that_of_the_prompts():
+    found = study._intervals([np.arange(6.0)[:, None]], 0.95, 4000, np.random.default_rng(0))[0]
+    assert found == pytest.approx(bootstrap(np.arange(6), rounds=4000), abs=0.15)
+
+
 def test_a_page_wants_each_clip_once_for_each_aspect():
     page = plan(PROMPTS, METHODS, "a")[0]
     rows = ranked("a", page, {"text": "BAC", "domain": "ABC", "smoothness": "CBA"})
@@ -117,7 +122,7 @@ def test_the_widget_is_blind_saves_each_page_and_resumes(tmp_path):
         again.next.click()
     assert "All 3 pages" in again.shown.value and again.form.layout.display == "none"
     assert average_user_ranking(path)["AnimateDiff"]["text"].value == 3
-    assert answered(load_answers(path), "p01") == set(PROMPTS)
+    assert answered(load_answers(path), "p01") == set(PROMPTS) and not answered(load_answers(path)[:6], "p01")
     assert "<b>bold" not in "".join(RankingStudy(clips(), tmp_path / f"{k}", f"{k}").shown.value for k in range(4))
 
 

@@ -74,6 +74,8 @@ def test_order_of_frames_does_not_matter(known):
 def test_bad_input(known):
     with pytest.raises(AnimkitError, match="no more than the clean ones"):
         watermark_score(known["web"], web=known["clean"], clean=known["web"])
+    with pytest.raises(AnimkitError, match="no more than the clean ones"):
+        watermark_score(known["web"], web=known["web"], clean=known["web"])
     with pytest.raises(AnimkitError, match="wants web and clean"):
         watermark_score(known["web"], web=[], clean=known["clean"])
     with pytest.raises(AnimkitError, match="is square"):

@@ -242,7 +242,8 @@ def test_judge_shots(toy, tmp_path, monkeypatch):
     assert report["scores"]["real clips, still camera"]["pan"]["mean"] < 0.2
     assert report["scores"]["real clips, moved by crops"]["shot type"]["n"] == 8
     assert report["scores"]["real clips, moved by crops"]["shot type"]["share"] >= 0.7
-    assert report["all MotionLoRAs"]["shot type"]["n"] == 8 and set(report["moves by alpha"]) == set(SHOTS)
+    assert report["all MotionLoRAs"]["shot type"]["n"] == 1, "a prompt is the unit"
+    assert set(report["moves by alpha"]) == set(SHOTS)
     assert all(list(moves) == ["0", "0.33", "0.67", "1"] for moves in report["moves by alpha"].values())
     assert len(report["bars"]) == 3 + 8 + 4 + 1
 
@@ -362,6 +363,7 @@ LOST = "{} accuracy, stills less clips"
 @pytest.mark.parametrize("wrong, bar, found, holds", [
     ({}, "named motion", 1, True), ({"clips_motion": 20}, "named motion", 0.8, True), ({"clips_motion": 21}, "named motion", 0.79, False),
     *[({f"clips_{a}": 10}, LOST.format(a), 10, True) for a in ("look", "text")],
+    *[({f"clips_{a}": 30, f"stills_{a}": 20}, LOST.format(a), 10, True) for a in ("look", "text")],
     *[({f"clips_{a}": 11}, LOST.format(a), 11, False) for a in ("look", "text")],
     *[({f"clips_{a}": 31, f"stills_{a}": 20}, LOST.format(a), 11, False) for a in ("look", "text")],
     *[({f"stills_{a}": 50}, LOST.format(a), -50, True) for a in ("look", "text")]])
