@@ -20,7 +20,7 @@ from animkit import animator as animator_module
 from animkit.animator import decode, sample
 from animkit.look import new_look
 from animkit.opening import open_base
-from animkit.prompts import as_read, check_prompt
+from animkit.prompts import as_read, check_prompt, encode_text
 from tiny import shaken
 
 WORDS = "a red blue green balloon bird house over the sea rising falling".split()
@@ -732,6 +732,11 @@ def test_a_pipeline_whose_weights_come_and_go_with_each_layer_is_refused():
     cpu_offload(pipe.unet, torch.device("cpu"))  # what enable_sequential_cpu_offload does to each model, for a GPU
     with pytest.raises(ak.AnimkitError, match="enable_sequential_cpu_offload.* offload\\(\\) of its animator"):
         ak.Animator(pipe)
+
+
+def test_text_carries_no_graph(pipe):
+    assert next(pipe.text_encoder.parameters()).requires_grad
+    assert not encode_text(pipe, ["a bird"], "", True, (32, 32), torch.device("cpu"))[0].requires_grad
 
 
 def test_offload_to_no_device_is_refused(folder):
