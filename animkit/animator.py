@@ -59,6 +59,8 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
     UNet. part: the steps to take; after slice(None, k), slice(k, None) continues, with the first result as its noise.
     """
     scheduler = copy.deepcopy(scheduler)  # a scheduler remembers the steps it took; the caller's stays fresh
+    if getattr(scheduler, "noise_sampler_seed", 0) is None and generators:  # DPMSolverSDE
+        scheduler.noise_sampler_seed = [g.initial_seed() for g in generators]
     scheduler.set_timesteps(steps, device=noise.device)
     takes = inspect.signature(scheduler.step).parameters
     extra = {"generator": generators} if "generator" in takes and generators else {}

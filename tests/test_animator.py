@@ -222,6 +222,18 @@ def test_motion_is_sampled_with_linear_betas(still, moving):
     clip = moving("a bird", frames=2, steps=2, progress=False)
     assert clip.settings["scheduler"] == "DDIMScheduler"
     assert clip.settings["scheduler_config"]["beta_schedule"] == "linear"
+def test_noise_of_a_sampler_s_own_is_the_seed_s(moving):
+    """DPMSolverSDEScheduler takes no generators."""
+    seeds = []
+
+    class Own(diffusers.EulerDiscreteScheduler):
+        noise_sampler_seed = None
+
+        def step(self, model_output, timestep, sample, **how):
+            seeds.append(self.noise_sampler_seed)
+            return super().step(model_output, timestep, sample, **how)
+    moving(["a bird"] * 2, frames=2, steps=1, seed=4, scheduler=Own(), progress=False)
+    assert seeds == [[4, 5]]
 
 
 def test_a_call_leaves_the_scheduler_fresh(moving):
