@@ -332,9 +332,10 @@ class Animator:
 
     @property
     def scheduler(self) -> Any:
-        """The default scheduler of a call: the base's own; with motion modules, DDIM on linear betas.
+        """The default scheduler of a call: the base's own; with motion modules, DDIM on the betas of their training.
 
-        Motion modules are trained with betas that rise linearly, the base with scaled_linear ones (reference training).
+        Motion modules are trained with betas that rise linearly, the base with scaled_linear ones (reference training);
+        the release's module for SDXL with scaled_linear ones up to 0.02 (the inference.yaml of its branch `sdxl`).
         With the base's betas, motion modules would see noise levels that they never met: colours fade and frames
         flicker. For another sampler, keep these betas:
         `scheduler=EulerDiscreteScheduler.from_config(animator.scheduler.config)`.
@@ -342,8 +343,11 @@ class Animator:
         own = self.pipe.scheduler
         if self.video_unet.motion is None:
             return own
+        betas = {"beta_schedule": "linear"}
+        if isinstance(self.pipe, StableDiffusionXLPipeline):
+            betas = {"beta_schedule": "scaled_linear", "beta_end": 0.02}
         # DDIM's step adds no noise (eta = 0) unless told to. Latents are not pixels: there is nothing to clip at +-1.
-        return DDIMScheduler.from_config(own.config, beta_schedule="linear", trained_betas=None, clip_sample=False)
+        return DDIMScheduler.from_config(own.config, **betas, trained_betas=None, clip_sample=False)
 
     # ---- text -> clip
 

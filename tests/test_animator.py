@@ -874,6 +874,8 @@ def test_sdxl_one_frame_is_the_image_pipeline():
                                  progress=False, **options)
         assert clip.array.shape == (1, 24, 32, 3) and expected.std() > 0.01
         assert np.abs(clip.array[0] / 255 - expected).max() <= 0.5 / 255 + 1e-5
+    ddim = ak.Animator(pipe, ak.MotionModules.for_unet(unet)).scheduler
+    assert torch.allclose(ddim.betas.sqrt(), torch.linspace(ddim.config.beta_start**0.5, 0.02**0.5, 1000))
 
 
 # ---- bad calls
