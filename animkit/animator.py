@@ -132,6 +132,10 @@ def _asks_more(scheduler: Any) -> bool:
     return len(wanted) != 3
 
 
+def _betas(scheduler: Any) -> list:
+    return [scheduler.config.get(key) for key in ("beta_schedule", "beta_start", "beta_end")]
+
+
 def check_steps(scheduler: Any, steps: int) -> None:
     """AnimkitError for a number of steps that the scheduler cannot take, or that would begin far below pure noise."""
     T = scheduler.config.get("num_train_timesteps", math.inf)
@@ -470,6 +474,10 @@ class Animator:
                                "pipe.unload_ip_adapter(), or call animator.video_unet with "
                                "added_cond_kwargs={\"image_embeds\": ...}.")
         motion = self.video_unet.motion
+        if motion is not None and _betas(scheduler) == _betas(self.pipe.scheduler) != _betas(self.scheduler):
+            kind = type(scheduler).__name__
+            warnings.warn(f"This {kind} has the base's own betas, and motion modules are trained on others: frames flicker and "
+                          f"fade. Make it by {kind}.from_config(animator.scheduler.config).", stacklevel=3)
         if motion is not None and counts["frames"] > motion.positions:
             raise AnimkitError(f"{counts['frames']} frames are more than the {motion.positions} positions of the "
                                f"motion module: ask for at most {motion.positions} frames.")

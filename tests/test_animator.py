@@ -222,6 +222,19 @@ def test_motion_is_sampled_with_linear_betas(still, moving):
     clip = moving("a bird", frames=2, steps=2, progress=False)
     assert clip.settings["scheduler"] == "DDIMScheduler"
     assert clip.settings["scheduler_config"]["beta_schedule"] == "linear"
+
+
+def test_a_sampler_on_the_base_s_betas_is_warned_of_with_motion_alone(moving, still):
+    kind, options = diffusers.EulerDiscreteScheduler, dict(frames=2, steps=1, progress=False)
+    own = kind.from_config(moving.pipe.scheduler.config)
+    with pytest.warns(UserWarning, match=r"EulerDiscreteScheduler.from_config\(animator") as told:
+        moving("a bird", scheduler=own, **options)
+    assert [one.filename for one in told if one.category is UserWarning] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        still("a bird", scheduler=own, **options)
+
+
 def test_noise_of_a_sampler_s_own_is_the_seed_s(moving):
     """DPMSolverSDEScheduler takes no generators."""
     seeds = []
