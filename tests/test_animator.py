@@ -778,10 +778,12 @@ def test_a_path_that_begins_at_home(folder, monkeypatch):
 
 
 def test_a_hub_name_that_cannot_be_fetched_is_not_called_damaged(monkeypatch):
+    asked = {}
     monkeypatch.setattr("animkit.opening.DiffusionPipeline.from_pretrained",
-                        lambda *args, **how: (_ for _ in ()).throw(OSError("We couldn't connect")))
+                        lambda *args, **how: asked.update(how) or (_ for _ in ()).throw(OSError("We couldn't connect")))
     with pytest.raises(ak.AnimkitError, match="check the name, and that this machine is online .We couldn't connect"):
         ak.Animator("nobody/nothing")
+    assert asked["safety_checker"] is None  # given, so not fetched
 
 
 def test_weights_that_are_not_finite_are_refused():
