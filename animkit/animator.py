@@ -60,6 +60,8 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
     UNet. part: the steps to take; after slice(None, k), slice(k, None) continues, with the first result as its noise.
     """
     scheduler = copy.deepcopy(scheduler)  # a scheduler remembers the steps it took; the caller's stays fresh
+    if getattr(scheduler, "noise_sampler_seed", 0) is None and generators:  # DPMSolverSDE
+        scheduler.noise_sampler_seed = [g.initial_seed() for g in generators]
     scheduler.set_timesteps(steps, device=noise.device)
     takes = inspect.signature(scheduler.step).parameters
     extra = {"generator": generators} if "generator" in takes and generators else {}
@@ -129,6 +131,10 @@ def _asks_more(scheduler: Any) -> bool:
     wanted = [p for p in inspect.signature(scheduler.step).parameters.values()
               if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return len(wanted) != 3
+
+
+def _betas(scheduler: Any) -> list:
+    return [scheduler.config.get(key) for key in ("beta_schedule", "beta_start", "beta_end")]
 
 
 def check_steps(scheduler: Any, steps: int) -> None:
@@ -331,9 +337,10 @@ class Animator:
 
     @property
     def scheduler(self) -> Any:
-        """The default scheduler of a call: the base's own; with motion modules, DDIM on linear betas.
+        """The default scheduler of a call: the base's own; with motion modules, DDIM on the betas of their training.
 
-        Motion modules are trained with betas that rise linearly, the base with scaled_linear ones (reference training).
+        Motion modules are trained with betas that rise linearly, the base with scaled_linear ones (reference training);
+        the release's module for SDXL with scaled_linear ones up to 0.02 (the inference.yaml of its branch `sdxl`).
         With the base's betas, motion modules would see noise levels that they never met: colours fade and frames
         flicker. For another sampler, keep these betas:
         `scheduler=EulerDiscreteScheduler.from_config(animator.scheduler.config)`.
@@ -341,8 +348,11 @@ class Animator:
         own = self.pipe.scheduler
         if self.video_unet.motion is None:
             return own
+        betas = {"beta_schedule": "linear"}
+        if isinstance(self.pipe, StableDiffusionXLPipeline):
+            betas = {"beta_schedule": "scaled_linear", "beta_end": 0.02}
         # DDIM's step adds no noise (eta = 0) unless told to. Latents are not pixels: there is nothing to clip at +-1.
-        return DDIMScheduler.from_config(own.config, beta_schedule="linear", trained_betas=None, clip_sample=False)
+        return DDIMScheduler.from_config(own.config, **betas, trained_betas=None, clip_sample=False)
 
     # ---- text -> clip
 
@@ -475,6 +485,10 @@ class Animator:
         if counts.get("stride", 1) > window:
             raise AnimkitError(f"stride is at most window, or frames between two windows would be left out; got {counts['stride']} "
                                f"and {window}.")
+        if motion is not None and _betas(scheduler) == _betas(self.pipe.scheduler) != _betas(self.scheduler):
+            kind = type(scheduler).__name__
+            warnings.warn(f"This {kind} has the base's own betas, and motion modules are trained on others: frames flicker and "
+                          f"fade. Make it by {kind}.from_config(animator.scheduler.config).", stacklevel=3)
         if motion is not None and min(window, counts["frames"]) > motion.positions:
             raise AnimkitError(f"{min(window, counts['frames'])} frames are more than the {motion.positions} positions of the "
                                f"motion module: ask for at most {motion.positions} frames, or draw a longer clip in windows, "

@@ -105,10 +105,15 @@ def devices() -> Iterator[Finding]:
                                    f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB memory free")
     if memory.available < 2 * 2**30:
         yield Finding(NOTE, "memory", "under 2 GiB free", "close other programs; the miniature wants about 2 GiB")
-    found = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    found = [f"cuda:{i} {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for i, gpu in
+             enumerate(map(torch.cuda.get_device_properties, range(torch.cuda.device_count())))]
     if torch.backends.mps.is_available():
         found.append("mps (Apple)")
-    yield Finding(OK, "accelerator", ", ".join(found) or "none; the miniature does not need one")
+    if not found and shutil.which("nvidia-smi"):
+        yield Finding(NOTE, "accelerator", f"an NVIDIA driver, but torch {torch.__version__} sees no GPU",
+                      "install torch's CUDA build (pytorch.org names the command), or update the driver")
+    else:
+        yield Finding(OK, "accelerator", ", ".join(found) or "none; the miniature does not need one")
 
 
 def film() -> Iterator[Finding]:

@@ -30,6 +30,9 @@ def inflate(unet: nn.Module) -> "VideoUNet":
 
     Raises AnimkitError for any other model.
     """
+    if isinstance(getattr(unet, "_orig_mod", None), UNet2DConditionModel):
+        raise AnimkitError("torch.compile has wrapped this UNet: inflate the one inside, pipe.unet = pipe.unet._orig_mod, then "
+                           "compile what inflate returns (an animator's: animator.video_unet.compile())")
     if not isinstance(unet, UNet2DConditionModel):
         raise AnimkitError(f"inflate needs a diffusers UNet2DConditionModel, not {type(unet).__name__}; of a pipeline, "
                            "pass pipeline.unet")

@@ -99,10 +99,11 @@ def _usable(pipe: Any) -> Any:
 
 
 def _without_checker(folder: Path) -> dict:
-    """The safety checker judges finished stills and is never called here, so a base that has one need not load it."""
+    """The safety checker judges finished stills and is never called here, so a base that has one need not load it, nor
+    fetch it from the hub."""
     if folder.is_dir() and "safety_checker" not in json.loads((folder / "model_index.json").read_text()):
         return {}
-    return {"safety_checker": None, "requires_safety_checker": False} if folder.is_dir() else {}
+    return {"safety_checker": None, "requires_safety_checker": False}
 
 
 def _variant(folder: Path) -> dict:

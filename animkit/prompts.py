@@ -64,6 +64,7 @@ def _unknown_words(prompt: str, tokenizer: Any, vocabulary: str | list[str]) -> 
     return unknown
 
 
+@torch.no_grad()  # else text carries the text encoder's graph, which holds its weights on the GPU after offload()
 def encode_text(pipe: Any, prompts: list[str], negative: str, guided: bool, size: tuple[int, int],
                 device: torch.device) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """-> (text [negative, positive] stacked: 2b n d, or b n d when not guided; SDXL's added conditions, else {})."""

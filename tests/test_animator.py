@@ -20,7 +20,7 @@ from animkit import animator as animator_module
 from animkit.animator import decode, sample
 from animkit.look import new_look
 from animkit.opening import open_base
-from animkit.prompts import as_read, check_prompt
+from animkit.prompts import as_read, check_prompt, encode_text
 from tiny import shaken
 
 WORDS = "a red blue green balloon bird house over the sea rising falling".split()
@@ -222,6 +222,31 @@ def test_motion_is_sampled_with_linear_betas(still, moving):
     clip = moving("a bird", frames=2, steps=2, progress=False)
     assert clip.settings["scheduler"] == "DDIMScheduler"
     assert clip.settings["scheduler_config"]["beta_schedule"] == "linear"
+
+
+def test_a_sampler_on_the_base_s_betas_is_warned_of_with_motion_alone(moving, still):
+    kind, options = diffusers.EulerDiscreteScheduler, dict(frames=2, steps=1, progress=False)
+    own = kind.from_config(moving.pipe.scheduler.config)
+    with pytest.warns(UserWarning, match=r"EulerDiscreteScheduler.from_config\(animator") as told:
+        moving("a bird", scheduler=own, **options)
+    assert [one.filename for one in told if one.category is UserWarning] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        still("a bird", scheduler=own, **options)
+
+
+def test_noise_of_a_sampler_s_own_is_the_seed_s(moving):
+    """DPMSolverSDEScheduler takes no generators."""
+    seeds = []
+
+    class Own(diffusers.EulerDiscreteScheduler):
+        noise_sampler_seed = None
+
+        def step(self, model_output, timestep, sample, **how):
+            seeds.append(self.noise_sampler_seed)
+            return super().step(model_output, timestep, sample, **how)
+    moving(["a bird"] * 2, frames=2, steps=1, seed=4, scheduler=Own(), progress=False)
+    assert seeds == [[4, 5]]
 
 
 def test_a_call_leaves_the_scheduler_fresh(moving):
@@ -734,6 +759,11 @@ def test_a_pipeline_whose_weights_come_and_go_with_each_layer_is_refused():
         ak.Animator(pipe)
 
 
+def test_text_carries_no_graph(pipe):
+    assert next(pipe.text_encoder.parameters()).requires_grad
+    assert not encode_text(pipe, ["a bird"], "", True, (32, 32), torch.device("cpu"))[0].requires_grad
+
+
 def test_offload_to_no_device_is_refused(folder):
     for device in ("gpu", "cuda:99"):
         with pytest.raises(ak.AnimkitError, match=f"no device '{device}' here"):
@@ -748,10 +778,12 @@ def test_a_path_that_begins_at_home(folder, monkeypatch):
 
 
 def test_a_hub_name_that_cannot_be_fetched_is_not_called_damaged(monkeypatch):
+    asked = {}
     monkeypatch.setattr("animkit.opening.DiffusionPipeline.from_pretrained",
-                        lambda *args, **how: (_ for _ in ()).throw(OSError("We couldn't connect")))
+                        lambda *args, **how: asked.update(how) or (_ for _ in ()).throw(OSError("We couldn't connect")))
     with pytest.raises(ak.AnimkitError, match="check the name, and that this machine is online .We couldn't connect"):
         ak.Animator("nobody/nothing")
+    assert asked["safety_checker"] is None  # given, so not fetched
 
 
 def test_weights_that_are_not_finite_are_refused():
@@ -857,6 +889,8 @@ def test_sdxl_one_frame_is_the_image_pipeline():
                                  progress=False, **options)
         assert clip.array.shape == (1, 24, 32, 3) and expected.std() > 0.01
         assert np.abs(clip.array[0] / 255 - expected).max() <= 0.5 / 255 + 1e-5
+    ddim = ak.Animator(pipe, ak.MotionModules.for_unet(unet)).scheduler
+    assert torch.allclose(ddim.betas.sqrt(), torch.linspace(ddim.config.beta_start**0.5, 0.02**0.5, 1000))
 
 
 # ---- bad calls

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -109,6 +110,17 @@ def test_doctor_says_what_to_do_about_a_library():
     old = doctor.library("pytest", SpecifierSet(">=1000"))
     assert old.state == doctor.MISSING and ">=1000" in old.value
     assert doctor.library("pytest", SpecifierSet(">=1")).state == doctor.OK
+
+
+@pytest.mark.parametrize("gpus, driver, said", [(0, "", "none;"), (0, "nvidia-smi", "sees no GPU"), (1, "", "cuda:0 X, 24 GiB")])
+def test_doctor_tells_of_the_gpu_and_of_one_that_torch_does_not_see(monkeypatch, gpus, driver, said):
+    import torch
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(name="X", total_memory=24 * 2**30))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: driver)
+    found, = (f for f in doctor.devices() if f.subject == "accelerator")
+    assert said in found.value and (found.state == doctor.OK) == (not driver)
 
 
 def test_doctor_tells_a_kernel_of_another_environment_from_this_ones(tmp_path, monkeypatch):

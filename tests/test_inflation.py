@@ -508,6 +508,8 @@ def test_bad_input_is_named():
         video_unet(x, torch.arange(5), text)
     with pytest.raises(AnimkitError, match="UNet2DConditionModel, not Linear"):
         ak.inflate(torch.nn.Linear(1, 1))
+    with pytest.raises(AnimkitError, match=r"torch.compile has wrapped .*pipe.unet = pipe.unet._orig_mod, "):
+        ak.inflate(torch.compile(unet))
     with pytest.raises(AnimkitError, match="cannot insert a str"):
         video_unet.insert("ink.safetensors")
     motion = MotionModules.for_unet(unet, positions=4)

@@ -4,7 +4,6 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from pathlib import Path
 
 from animkit.checkpoints.checkpoint import Checkpoint
 from animkit.errors import AnimkitError
@@ -67,13 +66,3 @@ def table(checkpoint: Checkpoint, tensors: bool = False) -> str:
             for name, t in weights.items()
         ]
     return "\n".join(lines)
-
-
-def describe(path: str | Path) -> str:
-    """One line about a file, or the one sentence about why it cannot be used."""
-    from animkit.checkpoints import open_checkpoint
-
-    try:
-        return open_checkpoint(path).describe()
-    except AnimkitError as error:
-        return str(error)

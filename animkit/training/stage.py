@@ -3,6 +3,7 @@ import copy
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
@@ -237,8 +238,10 @@ class Stage:
         .mp4 of clips, and a picture for TensorBoard."""
         frames = self.config.data.frames if self.video_unet.motion is not None else 1
         size = self.config.data.size
-        clips = [self.animator(prompt, frames=frames, seed=i, steps=self.config.sample_steps, height=size, width=size,
-                               scheduler=self._sampler(), progress=False) for i, prompt in enumerate(prompts)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This .* has the base's own betas")  # so has the training, then
+            clips = [self.animator(prompt, frames=frames, seed=i, steps=self.config.sample_steps, height=size, width=size,
+                                   scheduler=self._sampler(), progress=False) for i, prompt in enumerate(prompts)]
         if not clips:
             return {}
         path = self.folder / "samples" / f"step-{step:06d}"
