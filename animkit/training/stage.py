@@ -212,9 +212,10 @@ class Stage:
         if history.ended == "stopped":
             self._say(f"{self.folder}: stopped at step {history.records[-1]['step'] if history.records else '?'} of "
                       f"{config.training.steps}; the same command goes on")
-        elif self.accelerator.is_main_process:
-            record = self._write(part, history, source, prepared)
-        self.accelerator.wait_for_everyone()
+        else:
+            if self.accelerator.is_main_process:
+                record = self._write(part, history, source, prepared)
+            self.accelerator.wait_for_everyone()
         return Trained(self.file, history, self.animator, record)
 
     def _prompts(self, source: sources.Source) -> list[str]:

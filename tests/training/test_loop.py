@@ -180,6 +180,19 @@ def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path, capfd):
     assert equal(model.state_dict(), unbroken.state_dict())
 
 
+def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
+    """From Slurm, and passed on by the launcher: the step is still to end, and to be saved."""
+    now = [5.0]
+    monkeypatch.setattr(plumbing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with plumbing.Signals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.caught == signal.SIGTERM
+        now[0] += 3
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_resume_false_begins_again(tmp_path):
     first = fit(tiny_model(), loss, batch, CONFIG, tmp_path, quiet=True)
     second = fit(tiny_model(), loss, batch, replace(CONFIG, lr=2e-3), tmp_path, resume=False, quiet=True)
