@@ -122,6 +122,8 @@ class Stage:
         name = getattr(self.config, setting)
         path = Path(name)
         own = path / f"{path.resolve().name}.safetensors"
+        if not own.exists() and (path / "train.json").exists():  # the folder was copied or renamed since
+            own = path / json.loads((path / "train.json").read_text())["file"]
         found = [p for p in (own, path) if p.exists()]
         for sample in (name, f"{name}.safetensors"):
             with suppress(AnimkitError):

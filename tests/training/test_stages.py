@@ -324,6 +324,12 @@ def test_a_run_that_is_refused_leaves_the_settings_of_the_one_under_way(runs, tr
         assert not (runs / "both" / "settings.json").exists()
 
 
+def test_the_copy_of_a_finished_run_serves_as_the_run_does(runs, trained):
+    shutil.copytree(runs / "adapter", runs / "copied")
+    result = train(runs, "motion_module", "on-a-copy", f"domain_adapter={runs / 'copied'}", "training.steps=1")
+    assert len(result.animator.video_unet.parts) == 2  # the adapter is in place
+
+
 def test_settings_noted_by_a_run_that_only_prepared_do_not_stay(runs, trained, monkeypatch):
     """One prepares; another begins in the same folder and ends meanwhile: the first is refused, or notes its own."""
     def prompts(stage, source):  # asked for when the clips are ready
