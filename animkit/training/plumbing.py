@@ -225,6 +225,8 @@ def load(folder: Path, config, model: nn.Module, trainable: dict[str, nn.Paramet
     if state["processes"] != accelerator.num_processes:
         raise AnimkitError(f"The run in {folder} was begun on {state['processes']} process(es), now there are "
                            f"{accelerator.num_processes}; {again}.")
+    if state["step"] > config.steps:
+        raise AnimkitError(f"The run in {folder} has done {state['step']} steps already, more than {config.steps}; {again}.")
     ours = dict(trainable) | dict(model.named_buffers())
     shapes = {n: tuple(t.shape) for n, t in ours.items()}
     if misfit := [n for n in sorted({*shapes, *tensors["weights"]}) if n not in shapes or n not in tensors["weights"]

@@ -520,6 +520,8 @@ def test_other_settings_are_named(tmp_path):
     fit(tiny_model(), loss, batch, replace(CONFIG, steps=2), tmp_path, quiet=True)
     with pytest.raises(AnimkitError, match=r"lr \(was 0.01, now 0.5\), seed \(was 7, now 8\)"):
         fit(tiny_model(), loss, batch, replace(CONFIG, lr=0.5, seed=8), tmp_path, quiet=True)
+    with pytest.raises(AnimkitError, match="has done 2 steps already, more than 1; .*train in another folder"):
+        fit(tiny_model(), loss, batch, replace(CONFIG, steps=1), tmp_path, quiet=True)
 
 
 def test_another_model_is_refused_and_not_touched(tmp_path):
