@@ -295,7 +295,8 @@ def test_the_command_on_two_processes_equals_one_with_twice_the_batch(runs, trai
 
 def test_a_run_goes_on_only_under_its_own_settings(runs, trained):
     shutil.copytree(runs / "look", runs / "again")
-    for override, name in (("rank=3", "rank"), ("data.world.seed=5", r"data.world.seed \(was 0, now 5\)"), ("drop_captions=0.5", "drop_captions")):
+    for override, name in (("rank=3", "rank"), ("data.world.seed=5", r"data.world.seed \(was 0, now 5\)"),
+                           ("drop_captions=0.5", "drop_captions")):
         with pytest.raises(AnimkitError, match=f"begun with other settings: {name}"):
             train(runs, "look", "again", override)
     with pytest.raises(AnimkitError, match=r"other settings: lr \(was 0.01, now 0.02\)"):
