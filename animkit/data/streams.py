@@ -52,7 +52,8 @@ def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100,
         return {"video": (sample[video] or {}).get("bytes"), "caption": text,
                 "key": sample["__key__"], "shard": sample["__url__"]}
 
-    stream = stream.cast_column(video, Video(decode=False))
+    columns = [video, caption, "__key__", "__url__"]  # what else is in a sample, such as sound, would be decoded
+    stream = stream.select_columns(columns).cast_column(video, Video(decode=False))
     if shuffle:
         stream = stream.shuffle(seed=seed, buffer_size=shuffle)
     return split_dataset_by_node(stream, rank, world).map(plain, remove_columns=columns)
@@ -132,7 +133,8 @@ def _endless(shards: str | list[str], seed: int, shuffle: int, skipped: Skipped)
             raise
         except Exception as error:
             at = f"after {sample['key']} of {sample['shard']}" if sample else f"at the start of {shards}"
-            raise AnimkitError(f"the shards cannot be read on, {at}: {error}") from error
+            raise AnimkitError(f"the shards cannot be read on, {at}: {error}; mend what comes there, or leave that shard out"
+                               ) from error
         if not count:
             raise AnimkitError(f"process {rank} of {world} gets no sample out of {shards}: use fewer processes")
         skipped.known(count)

@@ -1,6 +1,7 @@
 """Tables of videos and of captioned images as `datasets` Datasets: paths and captions; nothing is decoded."""
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,7 +76,9 @@ def image_table(folder: str | Path) -> Dataset:
 
 def _captioned_folder(folder, kind: str, endings: tuple[str, ...], needed: bool) -> Dataset:
     folder = _existing(folder, f"folder of {kind}s")
-    files = {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.suffix.lower() in endings}
+    found = sorted(Path(at) / name for at, _, names in os.walk(folder, followlinks=True) for name in names)
+    files = {str(p.relative_to(folder)): p for p in found  # not macOS's ._a.mp4, beside every file that it copies
+             if p.suffix.lower() in endings and not p.name.startswith(".")}
     if not files:
         raise AnimkitError(f"no {kind} in {folder}: looked for {', '.join(endings)}")
     captions = _metadata(folder)

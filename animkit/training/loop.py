@@ -181,9 +181,9 @@ def fit(model: nn.Module, loss: Loss, batch: Callable[[int, torch.Generator], Ba
                     extras[name] = extras.get(name, 0.0) + float(number) / config.accumulate
             norm = accelerator.clip_grad_norm_(trainable.values(), config.clip_norm or math.inf)
 
-            # One message tells all processes the loss, and that the first one wants to stop or to save.
+            # One message tells all processes the loss, and that one got a signal, or the first wants to stop or to save.
             seconds = elapsed + time.monotonic() - began
-            halt = float(main and (signals.caught is not None or bool(stop_at and stop_at(seconds))))
+            halt = float(signals.caught is not None or bool(main and stop_at and stop_at(seconds)))
             due = float(main and time.monotonic() - saved >= config.checkpoint_seconds)
             told = torch.stack([*losses, torch.stack(losses).mean(), *torch.tensor([halt, due], device=device)])
             *each, mean, halt, due = accelerator.reduce(told, "mean").tolist()

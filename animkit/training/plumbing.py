@@ -86,15 +86,21 @@ def only_trainable(model: nn.Module, trainable: dict[str, nn.Parameter]) -> Iter
 
 
 class Signals:
-    """Inside, a first Ctrl-C (or SIGTERM) is only noted in `caught`, so that the step can end; a second interrupts."""
+    """Inside, a first Ctrl-C (or SIGTERM) is only noted in `caught`, so that the step can end; a second interrupts.
+
+    Not one within 2 seconds: Slurm signals every process of a job, and accelerate's launcher passes its own on.
+    """
 
     def __init__(self):
         self.caught: int | None = None
+        self.when = 0.0
 
     def _note(self, number: int, frame) -> None:
         if self.caught is not None:
-            raise KeyboardInterrupt
-        self.caught = number
+            if time.monotonic() - self.when > 2:
+                raise KeyboardInterrupt
+            return
+        self.caught, self.when = number, time.monotonic()
         print("\nEnding this step, then saving; press again to stop at once.", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Signals":
@@ -219,6 +225,8 @@ def load(folder: Path, config, model: nn.Module, trainable: dict[str, nn.Paramet
     if state["processes"] != accelerator.num_processes:
         raise AnimkitError(f"The run in {folder} was begun on {state['processes']} process(es), now there are "
                            f"{accelerator.num_processes}; {again}.")
+    if state["step"] > config.steps:
+        raise AnimkitError(f"The run in {folder} has done {state['step']} steps already, more than {config.steps}; {again}.")
     ours = dict(trainable) | dict(model.named_buffers())
     shapes = {n: tuple(t.shape) for n, t in ours.items()}
     if misfit := [n for n in sorted({*shapes, *tensors["weights"]}) if n not in shapes or n not in tensors["weights"]

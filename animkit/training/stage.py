@@ -123,6 +123,8 @@ class Stage:
         name = getattr(self.config, setting)
         path = Path(name)
         own = path / f"{path.resolve().name}.safetensors"
+        if not own.exists() and (path / "train.json").exists():  # the folder was copied or renamed since
+            own = path / json.loads((path / "train.json").read_text())["file"]
         found = [p for p in (own, path) if p.exists()]
         for sample in (name, f"{name}.safetensors"):
             with suppress(AnimkitError):
@@ -177,7 +179,7 @@ class Stage:
     def _compare_or_note(self, path: Path, now: dict, main: bool) -> None:
         if path.exists() and saving.read_state(self.folder):
             try:
-                then = _with_defaults(json.loads(path.read_text()), now, self.config)
+                then, now = map(_dotted, (_with_defaults(json.loads(path.read_text()), now, self.config), now))
             except (OSError, ValueError, AttributeError, TypeError) as error:
                 raise AnimkitError(f"{path}, what the run there was begun with, cannot be read ({error}): delete the folder to "
                                    "train from the start, or train in another.") from error
@@ -213,9 +215,10 @@ class Stage:
         if history.ended == "stopped":
             self._say(f"{self.folder}: stopped at step {history.records[-1]['step'] if history.records else '?'} of "
                       f"{config.training.steps}; the same command goes on")
-        elif self.accelerator.is_main_process:
-            record = self._write(part, history, source, prepared)
-        self.accelerator.wait_for_everyone()
+        else:
+            if self.accelerator.is_main_process:
+                record = self._write(part, history, source, prepared)
+            self.accelerator.wait_for_everyone()
         return Trained(self.file, history, self.animator, record)
 
     def _prompts(self, source: sources.Source) -> list[str]:
@@ -258,6 +261,7 @@ class Stage:
         if last["seconds"] <= history.before and self.file.exists() and path.exists():  # this call trained nothing
             record = json.loads(path.read_text())
             if record.get("steps") == last["step"]:
+                self._say(f"{self.file} is there already, after {last['step']} steps; for more, set training.steps")
                 return record  # the run had ended before: this says what made the file
         state = {name: t.detach().cpu().half().contiguous() for name, t in part.state_dict().items()}
         if odd := [name for name, t in state.items() if not t.isfinite().all()]:
@@ -312,6 +316,12 @@ def _peak_memory(device: torch.device) -> int | None:
         return round(torch.cuda.max_memory_allocated(device) / 1e6)
     peak = peak_memory()
     return None if peak is None else round(peak / 1e6)
+
+
+def _dotted(settings: dict) -> dict:
+    """{"data": {"batch": 4}} -> {"data.batch": 4}."""
+    return {f"{name}.{inner}" if inner else name: value for name, held in settings.items()
+            for inner, value in (_dotted(held) if isinstance(held, dict) else {"": held}).items()}
 
 
 def _with_defaults(then: dict, now: dict, config: Any) -> dict:

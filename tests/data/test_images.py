@@ -31,6 +31,16 @@ def test_captions_from_csv_jsonl_or_files_beside(tmp_path):
     assert image_table(tmp_path)["caption"][:] == ["one, two", "three"]
 
 
+def test_what_a_mac_leaves_is_no_picture_and_a_linked_folder_is_entered(tmp_path):
+    for name in ("here", "elsewhere"):
+        (tmp_path / name).mkdir()
+        pictures(tmp_path / name, 1)
+        (tmp_path / name / "0.txt").write_text(name)
+    (tmp_path / "here" / "._0.png").write_bytes(b"of macOS")
+    (tmp_path / "here" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert image_table(tmp_path / "here")["caption"][:] == ["here", "elsewhere"]
+
+
 def test_captions_of_a_spreadsheet_and_of_another_encoding(tmp_path):
     pictures(tmp_path, 1)
     (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,a caf\u00e9\n", encoding="utf-8-sig")  # Excel's

@@ -124,6 +124,14 @@ def test_an_empty_caption_is_one(said, caption, videos, tmp_path):
     assert stream(0)["caption"] == [caption] * 4 and not stream.skipped.why
 
 
+def test_what_else_is_in_a_sample_is_not_read(videos, tmp_path):
+    good = videos.write(tmp_path / "v.mp4", 12, size=(32, 64)).read_bytes()
+    members = (("mp4", good), ("mp3", b"sound"), ("jpg", b"a thumbnail"), ("txt", b"c"))
+    write_shard(tmp_path / "x.tar", {f"{i}.{ending}": data for i in range(4) for ending, data in members})
+    stream = StreamClips(str(tmp_path / "x.tar"), 4, size=8, frames=2, stride=2)
+    assert stream(0)["caption"] == ["c"] * 4 and not stream.skipped.why
+
+
 def test_faults_are_named(tmp_path, videos):
     with pytest.raises(AnimkitError, match="no such shard"):
         open_shards(str(tmp_path / "a-{00..03}.tar"))

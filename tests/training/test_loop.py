@@ -180,6 +180,19 @@ def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path, capfd):
     assert equal(model.state_dict(), unbroken.state_dict())
 
 
+def test_a_signal_that_comes_twice_at_once_is_one(monkeypatch):
+    """From Slurm, and passed on by the launcher: the step is still to end, and to be saved."""
+    now = [5.0]
+    monkeypatch.setattr(plumbing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with plumbing.Signals() as signals:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.caught == signal.SIGTERM
+        now[0] += 3
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_resume_false_begins_again(tmp_path):
     first = fit(tiny_model(), loss, batch, CONFIG, tmp_path, quiet=True)
     second = fit(tiny_model(), loss, batch, replace(CONFIG, lr=2e-3), tmp_path, resume=False, quiet=True)
@@ -507,6 +520,8 @@ def test_other_settings_are_named(tmp_path):
     fit(tiny_model(), loss, batch, replace(CONFIG, steps=2), tmp_path, quiet=True)
     with pytest.raises(AnimkitError, match=r"lr \(was 0.01, now 0.5\), seed \(was 7, now 8\)"):
         fit(tiny_model(), loss, batch, replace(CONFIG, lr=0.5, seed=8), tmp_path, quiet=True)
+    with pytest.raises(AnimkitError, match="has done 2 steps already, more than 1; .*train in another folder"):
+        fit(tiny_model(), loss, batch, replace(CONFIG, steps=1), tmp_path, quiet=True)
 
 
 def test_another_model_is_refused_and_not_touched(tmp_path):

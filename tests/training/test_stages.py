@@ -260,7 +260,8 @@ def test_the_command_killed_with_9_and_given_again_equals_the_unbroken_one(runs,
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
     written = (runs / "whole" / "train.json").read_text()
     assert json.loads(written)["command"].startswith("animkit train motion-module --config ")
-    assert main([*words, "--folder", str(runs / "whole")]) == 0  # nothing left to do: and what is said of it stays
+    assert main([*words[:6], *words[7:], "--folder", str(runs / "whole")]) == 0  # nothing left to do: what is written stays
+    assert "whole.safetensors is there already, after 30 steps" in capsys.readouterr().err
     assert (runs / "whole" / "train.json").read_text() == written
     (runs / "whole" / "log.jsonl").unlink()
     assert main([*words, "--folder", str(runs / "whole")]) == 2
@@ -294,7 +295,8 @@ def test_the_command_on_two_processes_equals_one_with_twice_the_batch(runs, trai
 
 def test_a_run_goes_on_only_under_its_own_settings(runs, trained):
     shutil.copytree(runs / "look", runs / "again")
-    for override, name in (("rank=3", "rank"), ("data.world.seed=5", "data"), ("drop_captions=0.5", "drop_captions")):
+    for override, name in (("rank=3", "rank"), ("data.world.seed=5", r"data.world.seed \(was 0, now 5\)"),
+                           ("drop_captions=0.5", "drop_captions")):
         with pytest.raises(AnimkitError, match=f"begun with other settings: {name}"):
             train(runs, "look", "again", override)
     with pytest.raises(AnimkitError, match=r"other settings: lr \(was 0.01, now 0.02\)"):
@@ -322,6 +324,12 @@ def test_a_run_that_is_refused_leaves_the_settings_of_the_one_under_way(runs, tr
         with pytest.raises(AnimkitError, match="Another run is training"):
             train(runs, "look", "both")
         assert not (runs / "both" / "settings.json").exists()
+
+
+def test_the_copy_of_a_finished_run_serves_as_the_run_does(runs, trained):
+    shutil.copytree(runs / "adapter", runs / "copied")
+    result = train(runs, "motion_module", "on-a-copy", f"domain_adapter={runs / 'copied'}", "training.steps=1")
+    assert len(result.animator.video_unet.parts) == 2  # the adapter is in place
 
 
 def test_settings_noted_by_a_run_that_only_prepared_do_not_stay(runs, trained, monkeypatch):
