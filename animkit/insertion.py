@@ -171,12 +171,12 @@ class Insertable(nn.Module):
         """Take a part out; nothing of it stays. Without motion modules, MotionLoRAs do nothing until new ones come."""
         if name not in self._inserted:
             raise AnimkitError(f"nothing is inserted as {name!r}; there is: {', '.join(self._inserted) or 'nothing'}")
+        self._inserted[name].work.remove()  # first: it refuses while a LoRA is fused into what it replaced
         gone = self._inserted.pop(name)
         if isinstance(gone.module, MotionModules):
             for rider in self._inserted.values():
                 if on_motion(rider.module):
                     rider.work.remove()
-        gone.work.remove()
         self.parts = nn.ModuleList(part.module for part in self._inserted.values())
 
     def _check_inflated(self) -> None:

@@ -6,7 +6,7 @@ import copy
 import file_makers as make
 import pytest
 import torch
-from animkit import Animator, AnimkitError, inflate, open_checkpoint
+from animkit import Animator, AnimkitError, inflate, new_domain_adapter, open_checkpoint
 from animkit.checkpoints.architecture import architecture
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 
@@ -187,6 +187,15 @@ def test_a_whole_model_as_a_look_scales_and_leaves_no_trace(tmp_path):
     assert torch.equal(video(x, 3, text), base)
     video.remove("other")
     assert all(p.data_ptr() == pointers[n] and torch.equal(p, values[n]) for n, p in unet.named_parameters())
+    with pytest.warns(UserWarning):
+        video.insert(look, name="toon")
+    video.insert(new_domain_adapter(unet, 2), name="adapter")
+    video._inserted["adapter"].work.fuse()
+    for call in (lambda: video.remove("toon"), lambda: video.alpha.__setitem__("toon", 0.5)):
+        with pytest.raises(AnimkitError, match="a LoRA is fused .* unfuse"):
+            call()
+        assert dict(video.alpha) == {"toon": 1.0, "adapter": 1.0}, "and nothing has changed"
+    assert all(torch.equal(p, values[n]) for n, p in video.deflate().named_parameters())
     with pytest.raises(AnimkitError, match="tensors"), pytest.warns(UserWarning):
         inflate(make.unet("sd2")).insert(open_checkpoint(file))
 
