@@ -268,10 +268,10 @@ class LoRACheckpoint(Checkpoint):
 
 
 def _middle_block(roots: list[nn.Module]) -> dict[str, tuple[str, None]]:
-    """Flat names of the layers that a motion module in the middle block would have -> (path, None); {} if the model has
-    one there, or has no motion modules."""
+    """Flat names of the layers that a motion module in the middle block has or would have -> (path, None); {} without
+    motion modules."""
     motion = next((root for root in roots if isinstance(root, MotionModules)), None)
-    if motion is None or MIDDLE in motion.sites:
+    if motion is None:
         return {}
     site = next(iter(motion.sites))
     return {
