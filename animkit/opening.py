@@ -100,9 +100,8 @@ def _usable(pipe: Any) -> Any:
 
 def _without_checker(folder: Path) -> dict:
     """The safety checker judges finished stills and is never called here, so a base that has one need not load it."""
-    if folder.is_dir() and "safety_checker" not in json.loads((folder / "model_index.json").read_text()):
-        return {}
-    return {"safety_checker": None, "requires_safety_checker": False} if folder.is_dir() else {}
+    has = folder.is_dir() and "safety_checker" in json.loads((folder / "model_index.json").read_text())
+    return {"safety_checker": None, "requires_safety_checker": False} if has else {}
 
 
 def _variant(folder: Path) -> dict:
