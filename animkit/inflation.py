@@ -120,8 +120,7 @@ class VideoUNet(Insertable):
     @contextmanager
     def _checkpoints_carry_frames(self) -> Iterator[None]:
         """Checkpointing runs layers again in backward, perhaps after other calls: give them this call's b and f."""
-        on = torch.is_grad_enabled()
-        blocks = [m for m in self.unet.modules() if on and getattr(m, "gradient_checkpointing", False)]
+        blocks = [m for m in self.unet.modules() if getattr(m, "gradient_checkpointing", False)]
         plain = [block._gradient_checkpointing_func for block in blocks]
         for block, checkpoint in zip(blocks, plain):
             block._gradient_checkpointing_func = partial(self._checkpoint, checkpoint)

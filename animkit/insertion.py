@@ -91,7 +91,7 @@ class MotionAtWork:
             x = block._gradient_checkpointing_func(move, x)
         else:  # after a ResNet we are inside the ResNet's own checkpoint, if there is one
             x = move(x)
-        return x if torch.is_tensor(output) else (x, *output[1:]) if type(output) is tuple else type(output)(x)
+        return x if torch.is_tensor(output) else (x, *output[1:])
 
     def _join_frames(self, norm: nn.Module, args: tuple) -> tuple | None:
         if self.video_unet._call is not None and self.modules.joint_norm:
@@ -171,12 +171,12 @@ class Insertable(nn.Module):
         """Take a part out; nothing of it stays. Without motion modules, MotionLoRAs do nothing until new ones come."""
         if name not in self._inserted:
             raise AnimkitError(f"nothing is inserted as {name!r}; there is: {', '.join(self._inserted) or 'nothing'}")
+        self._inserted[name].work.remove()  # first: it refuses while a LoRA is fused into what it replaced
         gone = self._inserted.pop(name)
         if isinstance(gone.module, MotionModules):
             for rider in self._inserted.values():
                 if on_motion(rider.module):
                     rider.work.remove()
-        gone.work.remove()
         self.parts = nn.ModuleList(part.module for part in self._inserted.values())
 
     def _check_inflated(self) -> None:
@@ -194,7 +194,7 @@ def place(unet: nn.Module, site: str) -> tuple[nn.Module, nn.Module]:
 def resnet_norms(unet: nn.Module) -> list[nn.Module]:
     """The norms that v1 of the release takes over all frames: both norms of every ResNet, and the UNet's last."""
     norms = [norm for m in unet.modules() if isinstance(m, ResnetBlock2D) for norm in (m.norm1, m.norm2)]
-    return norms + [unet.conv_norm_out] * (unet.conv_norm_out is not None)
+    return [*norms, unet.conv_norm_out]
 
 
 def on_motion(part: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import animkit as ak
 from animkit import animator as animator_module
-from animkit.animator import decode, sample
+from animkit.animator import check_size, decode, sample
 from animkit.look import new_look
 from animkit.opening import open_base
 from animkit.prompts import as_read, check_prompt, encode_text
@@ -219,6 +219,9 @@ def test_motion_is_sampled_with_linear_betas(still, moving):
     assert isinstance(ddim, DDIMScheduler) and ddim.config.beta_schedule == "linear" and not ddim.config.clip_sample
     assert torch.allclose(ddim.betas, torch.linspace(0.00085, 0.012, 1000))
     assert ddim.config.steps_offset == moving.pipe.scheduler.config.steps_offset == 1
+    own = SimpleNamespace(scheduler=DDIMScheduler(trained_betas=[0.5] * 9))
+    trained = SimpleNamespace(pipe=own, video_unet=moving.video_unet)
+    assert ak.Animator.scheduler.fget(trained).betas[0] == DDIMScheduler().betas[0], "betas of the base's own do not stay"
     clip = moving("a bird", frames=2, steps=2, progress=False)
     assert clip.settings["scheduler"] == "DDIMScheduler"
     assert clip.settings["scheduler_config"]["beta_schedule"] == "linear"
@@ -277,8 +280,8 @@ def test_guidance_is_the_formula():
 
 class OneStep:
     """A scheduler whose step gives eps back, so that `sample` returns what it asked the network for."""
-    init_noise_sigma, timesteps = 1.0, torch.tensor([500])
-    config = SimpleNamespace(num_train_timesteps=1000)
+    init_noise_sigma, timesteps = 1.0, torch.tensor([300])
+    config = SimpleNamespace(num_train_timesteps=600)
     def set_timesteps(self, steps, device): pass
     def scale_model_input(self, x, t): return x
     def step(self, eps, t, x, return_dict): return (eps,)
@@ -294,7 +297,7 @@ def test_guided_parts_are_conditions_with_weights_of_their_own(guidance):
             ak.new_motion_lora(animator.video_unet.motion, 2)
         animator.insert(shaken(lora, seed, 0.5), alpha=alpha, name=name)
     g = torch.Generator().manual_seed(0)
-    x, t = torch.randn(2, 8, 3, 8, 8, generator=g), torch.tensor(500)
+    x, t = torch.randn(2, 8, 3, 8, 8, generator=g), torch.tensor(300)
     text = torch.randn(2 * 2 if guidance > 1 else 2, 12, 32, generator=g)
     found = sample(animator.video_unet, x, text, OneStep(), guidance=guidance, guided={"left": 4, "in": -2}, progress=False)
     assert dict(animator.alpha) == {"motion": 1, "left": 0.7, "in": -1.2, "ink": 0.5}
@@ -322,18 +325,18 @@ def test_a_guided_part_is_steered_by_a_control_as_the_rest_is():
     class Network:
         alpha = {"pan": 1.0}
         def __call__(self, x, t, text, added_cond_kwargs=None, steer=None):
-            assert steer == len(x) == len(text) == len(added_cond_kwargs["sizes"])
+            assert steer == len(x) == len(text) == len(added_cond_kwargs["sizes"]) and added_cond_kwargs["sizes"][-1, 1] == 1
             return self.alpha["pan"] * text.mean((1, 2))[:, None, None, None, None].expand_as(x)
 
     x, text = torch.ones(1, 1, 2, 1, 1), torch.stack([torch.full((3, 2), 0.25), torch.full((3, 2), 1.0)])
-    found = sample(Network(), x, text, OneStep(), guidance=4.0, guided={"pan": 5.0}, added={"sizes": torch.zeros(2, 6)},
+    found = sample(Network(), x, text, OneStep(), guidance=4.0, guided={"pan": 5.0}, added={"sizes": torch.eye(2)},
                    control=control, progress=False)
     assert torch.allclose(found, torch.full_like(x, 5.0)) and seen == [(2, 0.25), (1, 1.0)]
 
 
 @torch.no_grad()
 def test_below_its_share_of_the_timesteps_a_guided_part_acts_as_ever():
-    """At t = 500 of 1000: guided until 0.49 it is guided, until 0.5 it is what it is without a word of it."""
+    """At t = 300 of 600: guided until 0.49 it is guided, until 0.5 it is what it is without a word of it."""
     animator = ak.Animator(make_pipe(), make_motion(make_pipe().unet))
     animator.insert(shaken(ak.new_motion_lora(animator.video_unet.motion, 2)), name="pan")
     g = torch.Generator().manual_seed(0)
@@ -370,7 +373,7 @@ def test_guided_leaves_alphas_and_settings_as_they_should_be():
 
 @torch.no_grad()
 def test_below_its_share_of_the_timesteps_an_eased_part_has_less_of_its_alpha():
-    """At t = 500 of 1000: eased below 0.5 it acts with its share, in `towards` as well; below 0.49 it acts as ever."""
+    """At t = 300 of 600: eased below 0.5 it acts with its share, in `towards` as well; below 0.49 it acts as ever."""
     animator = ak.Animator(make_pipe(), make_motion(make_pipe().unet))
     animator.insert(shaken(ak.new_motion_lora(animator.video_unet.motion, 2), 0, 0.5), alpha=0.8, name="pan")
     g = torch.Generator().manual_seed(0)
@@ -402,6 +405,20 @@ def test_eased_acts_in_the_last_steps_alone_and_is_told():
     assert np.array_equal(by_hand, eased), "two of the four steps lie above half of the timesteps"
 
 
+def test_steps_in_two_parts_are_the_same_steps():
+    def network(x, t, text, added_cond_kwargs=None):
+        return 0.1 * x
+    how = dict(text=None, scheduler=diffusers.EulerDiscreteScheduler(), steps=4, guidance=1.0, progress=False)
+    x = torch.ones(1, 1, 2, 1, 1)
+    whole, begun = sample(network, x, **how), sample(network, x, **how, part=slice(0, 2))
+    assert torch.equal(sample(network, begun, **how, part=slice(2, None)), whole)
+
+
+def test_the_size_of_a_base_that_is_not_square():
+    unet = SimpleNamespace(config=SimpleNamespace(sample_size=[8, 16], block_out_channels=(32, 64)))
+    assert check_size(SimpleNamespace(vae_scale_factor=4, unet=unet), {}, None, None) == (32, 64)
+
+
 def test_callback_sees_each_step(moving):
     seen = []
     moving("a bird", frames=2, steps=4, progress=False,
@@ -417,13 +434,15 @@ def test_progress_says_the_device(moving, capsys):
     assert "frames on" not in capsys.readouterr().err
 
 
-def test_decoding_in_slices_is_decoding_at_once(pipe):
+def test_decoding_in_slices_is_decoding_at_once():
+    pipe = make_pipe()
+    pipe.vae.register_to_config(shift_factor=0.3)
     latents = torch.randn(2, 8, 5, 4, 4, generator=torch.Generator().manual_seed(0))
     at_once = decode(pipe.vae, latents, frames_at_once=100)
     assert at_once.shape == (2, 5, 16, 16, 3) and at_once.dtype == torch.uint8
     assert close(at_once, decode(pipe.vae, latents, frames_at_once=3))
     with torch.no_grad():
-        one = pipe.vae.decode(latents[1, :, 2][None] / 0.7).sample[0].permute(1, 2, 0)
+        one = pipe.vae.decode(latents[1, :, 2][None] / 0.7 + 0.3).sample[0].permute(1, 2, 0)
     assert close(at_once[1, 2], ((one / 2 + 0.5).clamp(0, 1) * 255).round())
 
 
@@ -451,8 +470,8 @@ def test_a_look_by_alpha():
     plain = animator("a bird", **options)
     assert animator.insert(look, alpha=0.8, name="ink") == "ink"
     strong = animator("a bird", **options)
-    assert not close(plain, strong) and strong.settings["alpha"] == {"ink": 0.8}
     animator.alpha["ink"] = 0.0
+    assert not close(plain, strong) and strong.settings["alpha"] == {"ink": 0.8}
     assert np.array_equal(plain, animator("a bird", **options))
     animator.remove("ink")
     for call in (lambda: animator.remove("ink"), lambda: animator.alpha.__setitem__("ink", 1.0)):
@@ -488,6 +507,8 @@ def test_a_look_for_unet_and_text_encoder_follows_alpha_in_both(tmp_path):
     assert torch.equal(linear(x), before) and dict(animator.alpha) == {}
     animator.insert(tmp_path / "ink.safetensors", name="again")
     assert torch.allclose(linear(x), before + delta, atol=1e-5)
+    del animator  # the pipeline was held: nothing of the look stays in it
+    assert torch.equal(linear(x), before)
 
 
 def test_an_unknown_look_lists_the_known(tmp_path, monkeypatch):
@@ -528,9 +549,12 @@ def test_animkit_json_sets_defaults_and_brings_the_motion_module(folder, tmp_pat
     animator = ak.Animator(base, device="cpu")
     assert animator.video_unet.motion.positions == 6 and dict(animator.alpha) == {"motion": 1.0}
     assert ak.Animator(base, motion=False, device="cpu").video_unet.motion is None
-    (base / "animkit.json").write_text("{steps")
-    with pytest.raises(ak.AnimkitError, match="animkit.json"):
-        ak.Animator(base)
+    (base / "animkit.json").unlink()
+    assert ak.Animator(base, device="cpu").video_unet.motion is None, "that beside another's base is not its own"
+    for text in ("{steps", "[25]"):
+        (base / "animkit.json").write_text(text)
+        with pytest.raises(ak.AnimkitError, match="animkit.json' is not JSON"):
+            ak.Animator(base)
 
 
 def damage_truncated(base):
@@ -865,7 +889,7 @@ def test_a_folder_or_file_of_something_else_is_refused(tmp_path):
 # ---- SDXL
 
 
-def test_sdxl_one_frame_is_the_image_pipeline():
+def test_sdxl_one_frame_is_the_image_pipeline(tmp_path):
     """Two text encoders, and conditions that say the picture's size."""
     toy = make_pipe()
     config = CLIPTextConfig(**toy.text_encoder.config.to_dict() | {"hidden_size": 16})
@@ -889,6 +913,9 @@ def test_sdxl_one_frame_is_the_image_pipeline():
                                  progress=False, **options)
         assert clip.array.shape == (1, 24, 32, 3) and expected.std() > 0.01
         assert np.abs(clip.array[0] / 255 - expected).max() <= 0.5 / 255 + 1e-5
+    pipe.save_pretrained(tmp_path / "xl")
+    opened = ak.Animator(tmp_path / "xl", device="cpu")
+    assert close(opened("a red balloon", frames=1, seed=5, steps=STEPS, guidance=7.5, height=24, progress=False), clip)
     ddim = ak.Animator(pipe, ak.MotionModules.for_unet(unet)).scheduler
     assert torch.allclose(ddim.betas.sqrt(), torch.linspace(ddim.config.beta_start**0.5, 0.02**0.5, 1000))
 
@@ -905,6 +932,7 @@ def test_sdxl_one_frame_is_the_image_pipeline():
     ({"seed": "x"}, "seed .* 'x'"),
     ({"seed": 2**64}, "seed .* got 18446744073709551616"),
     ({"guidance": float("nan")}, "guidance .* nan"),
+    ({"guidance": -1}, "guidance is a number of at least 0; got -1"),
     ({"guidance": "high"}, "guidance .* 'high'"),
     ({"fps": 0}, "fps .* got 0"),
     ({"scheduler": DDIMScheduler}, "scheduler .*from_config.* got <class"),

@@ -226,6 +226,7 @@ def test_it_follows_a_pipeline_that_is_moved_and_nothing_is_said_of_it(moving, m
     (make_depth(4, 16), "are 16 x 16 pixels, the clip 32 x 32"),
     (-make_depth(), "distance from the camera, above 0"),
     (np.full((4, 32, 32), np.nan), "4096 pixels that are not"),
+    (np.ones((4, 32, 0)), "got the shape .4, 32, 0."),
     (np.full((4, 32, 32), np.inf), "infinite everywhere"),
     (make_depth()[0], "float64 of shape .32, 32."),
     (np.zeros((4, 32, 32, 4), np.uint8), "uint8 of shape .4, 32, 32, 4."),

@@ -299,6 +299,18 @@ def test_ip_adapter_folds_and_takes_one_image_a_frame():
     close(video_unet(x, 7, text, added_cond_kwargs={"image_embeds": [each]}), expected)
 
 
+@pytest.mark.parametrize("config, given", [
+    ({"num_class_embeds": 5}, {"class_labels": torch.tensor([1, 4])}),
+    ({"time_cond_proj_dim": 6}, {"timestep_cond": torch.eye(2, 6)}),
+    ({"addition_embed_type": "text", "addition_embed_type_num_heads": 4}, {}),
+    ({"encoder_hid_dim_type": "text_proj", "encoder_hid_dim": 24, "cross_attention_dim": 20}, {})], ids=str)
+@torch.no_grad()
+def test_rarer_conditions_go_to_the_frames_of_their_clip(config, given):
+    unet = tiny_unet(**config)
+    x, text = clip_and_text(f=3)
+    close(ak.inflate(unet)(x, 7, text, **given), frame_by_frame(unet, x, 7, text, **given))
+
+
 @torch.no_grad()
 def test_t2i_adapter_residuals():
     unet = tiny_unet()
@@ -542,3 +554,4 @@ def test_bad_input_is_named():
     for use in (lambda: video_unet(x, 7, text), lambda: video_unet.insert(motion)):
         with pytest.raises(AnimkitError, match="deflated"):
             use()
+    assert video_unet.deflate() is unet

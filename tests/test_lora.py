@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import animkit as ak
 from animkit.errors import AnimkitError
+from animkit.look import new_look
 from animkit.lora import LoRA, LowRank
 from animkit.motion_module import MotionModules
 from tiny import clip_and_text, equal_states, shaken, tiny_unet, traces
@@ -72,7 +73,10 @@ def test_convolutions_where_they_are_asked_for():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.Conv2d(6, 3, 1))
     x = torch.randn(2, 4, 9, 9)
-    lora = shaken(LoRA.for_module(net, lambda path: True, 2, kinds=(nn.Linear, nn.Conv2d)))
+    lora = LoRA.for_module(net, lambda path: True, 2, kinds=(nn.Linear, nn.Conv2d))
+    fresh = lora["0"].down.weight  # A between -1 / sqrt(in) and this, as PEFT's, and a convolution has in = 4 * 3 * 3
+    assert -1 / 6 <= fresh.min() < -0.15 and 0.15 < fresh.max() <= 1 / 6
+    shaken(lora)
     assert lora["0"].down.weight.shape == (2, 4, 3, 3) and lora["0"].up.weight.shape == (6, 2, 1, 1)
     w = [net[i].weight + 0.7 * torch.einsum("or,rchw->ochw", lora[str(i)].up.weight[..., 0, 0], lora[str(i)].down.weight)
          for i in (0, 1)]
@@ -144,6 +148,8 @@ def test_a_lora_on_another_device_is_fused_where_the_layer_is():
     net.to("meta").requires_grad_(False)
     at.fuse()
     assert at.fused and net[0].weight.device.type == "meta"
+    at.unfuse()
+    assert net(torch.empty(3, 6, device="meta")).is_meta, "and follows it when it is called"
 
 
 def test_a_fused_layer_is_freed_with_its_model():
@@ -232,6 +238,7 @@ def test_state_dict_keys_and_round_trip():
     assert "0.scale" in scaled.state_dict()
     again = LoRA.from_state_dict(scaled.state_dict())
     assert equal_states(again.state_dict(), scaled.state_dict()) and again["2"].scale == 0.25
+    assert again["2"].up.weight.data_ptr() != scaled["2"].up.weight.data_ptr(), "a file's own numbers are not trained"
     assert LoRA.from_state_dict(plain.state_dict(), scale={"0": 1.0, "2": 0.5})["2"].scale == 0.5
     fresh = LoRA.for_module(net, ["0", "2"], 2, seed=9)
     fresh.load_state_dict(plain.state_dict())
@@ -324,7 +331,9 @@ def test_each_is_made_for_what_a_video_unet_holds_or_says_what_it_wants():
             ak.new_motion_lora(none, rank=2)
     modules = MotionModules.for_unet(video_unet)
     video_unet.insert(modules)
-    assert equal_states(ak.new_motion_lora(video_unet, 2).state_dict(), ak.new_motion_lora(modules, 2).state_dict())
+    for make, held in ((ak.new_motion_lora, modules), (ak.new_domain_adapter, video_unet.unet), (new_look, video_unet.unet)):
+        a, b, other = (make(of, 2, seed=seed).state_dict() for of, seed in ((video_unet, 3), (held, 3), (held, 4)))
+        assert equal_states(a, b) and not equal_states(b, other)
     for make in (ak.new_domain_adapter, MotionModules.for_unet):
         with pytest.raises(AnimkitError, match="of an animator, pass animator.video_unet"):
             make(object())
@@ -343,7 +352,7 @@ def test_release_sizes_of_the_domain_adapter_and_motion_lora():
         unet = UNet2DConditionModel(block_out_channels=(320, 640, 1280, 1280), attention_head_dim=8,
                                     cross_attention_dim=768)
         modules = MotionModules.for_unet(unet, "v2")
-    adapter, zoom = ak.new_domain_adapter(unet, rank=128), ak.new_motion_lora(modules, rank=64)
+    adapter, zoom = ak.new_domain_adapter(unet), ak.new_motion_lora(modules)
     sizes = {name: (len(lora.state_dict()), sum(p.numel() for p in lora.parameters()) * 4 / 1e6)
              for name, lora in {"adapter": adapter, "zoom": zoom}.items()}
     assert sizes["adapter"][0] == 256 and abs(sizes["adapter"][1] - 102.1) < 0.2  # 97.4 MiB

@@ -172,7 +172,7 @@ def test_recorded_maps_are_the_attention_and_change_nothing():
     (weights,) = maps.values()
     z = attention.pos_encoder(x)
     q, k = (to(z).reshape(6, 5, 4, 8).transpose(1, 2) for to in (attention.to_q, attention.to_k))
-    assert weights.shape == (6, 4, 5, 5) and torch.equal(weights, attention_weights(q, k))
+    assert weights.shape == (6, 4, 5, 5) and not weights.requires_grad and torch.equal(weights, attention_weights(q, k))
     torch.testing.assert_close(weights.sum(-1), torch.ones(6, 4, 5))
     maps.clear()
     attention(x)

@@ -40,6 +40,6 @@ def to_ldm_name(path: str, layers_per_block: int, unet: nn.Module) -> str:
 
 
 def _join(block: str, part: str, rest: list[str]) -> str:
-    if part == "resnets" and rest:
+    if part == "resnets":
         rest = [RESNET.get(rest[0], rest[0]), *rest[1:]]
     return ".".join([block, *rest])

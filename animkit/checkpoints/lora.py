@@ -100,7 +100,7 @@ def parse(path: Path, weights: Mapping[str, Tensor], metadata: Mapping, config: 
             unknown.append(key)
             continue
         layer = key[:match.start()] + (f".{match['to']}" if "to" in match.groupdict() else "")
-        layer = re.sub(r"^(base_model\.model\.|module\.)+", "", layer)
+        layer = layer.removeprefix("base_model.model.")
         model, rest = next(((model, layer[len(p):]) for p, model in MODELS if layer.startswith(p)), ("unet", layer))
         if model == "unet" and rest.startswith("text_model."):  # a file of PEFT's with a text encoder alone
             model = "text_encoder"
@@ -135,7 +135,7 @@ def parse(path: Path, weights: Mapping[str, Tensor], metadata: Mapping, config: 
         )
     for layers in models.values():
         for layer in layers.values():
-            if len(layer.down) != layer.up.shape[1] or len(layer.down) == 0:
+            if len(layer.down) != layer.up.shape[1]:
                 raise AnimkitError(
                     f"{path}: the rank of {layer.name} is {len(layer.down)} in one half and {layer.up.shape[1]} in the "
                     "other; the file is damaged."
@@ -268,10 +268,10 @@ class LoRACheckpoint(Checkpoint):
 
 
 def _middle_block(roots: list[nn.Module]) -> dict[str, tuple[str, None]]:
-    """Flat names of the layers that a motion module in the middle block would have -> (path, None); {} if the model has
-    one there, or has no motion modules."""
+    """Flat names of the layers that a motion module in the middle block has or would have -> (path, None); {} without
+    motion modules."""
     motion = next((root for root in roots if isinstance(root, MotionModules)), None)
-    if motion is None or MIDDLE in motion.sites:
+    if motion is None:
         return {}
     site = next(iter(motion.sites))
     return {
@@ -296,7 +296,7 @@ def aliases(roots: Iterable[nn.Module]) -> dict[str, tuple[str, nn.Module]]:
     for root in roots:
         per_block = getattr(getattr(root, "config", None), "layers_per_block", None)
         for path, layer in root.named_modules():
-            if not isinstance(layer, (nn.Linear, nn.Conv2d)) or ".lora_" in path or path.startswith("lora_"):
+            if not isinstance(layer, (nn.Linear, nn.Conv2d)):
                 continue
             path = path.replace(".base_layer", "")
             names = [path]

@@ -47,8 +47,8 @@ class ReplacementAtWork:
     """A replacement on its model: `alpha` is live, `remove()` gives every parameter its own tensor back."""
 
     def __init__(self, root: nn.Module, pairs: list[tuple[nn.Parameter, Tensor]], alpha: float):
-        self.root, self.pairs, self._alpha, self._key = root, pairs, float(alpha), object()
-        self._write()
+        self.root, self.pairs, self._key = root, pairs, object()
+        self.alpha = alpha
 
     @property
     def alpha(self) -> float:
@@ -56,8 +56,11 @@ class ReplacementAtWork:
 
     @alpha.setter
     def alpha(self, value: float) -> None:
+        self._check_unfused()
         self._alpha = float(value)
-        self._write()
+        for parameter, tensor in self.pairs:
+            _REPLACED.setdefault(parameter, (parameter.data, {}))[1][self._key] = (tensor, self._alpha)
+            _mix(parameter)
 
     def remove(self) -> None:
         self._check_unfused()
@@ -67,12 +70,6 @@ class ReplacementAtWork:
             if not _REPLACED[parameter][1]:
                 del _REPLACED[parameter]
         self.pairs = []
-
-    def _write(self) -> None:
-        self._check_unfused()
-        for parameter, tensor in self.pairs:
-            _REPLACED.setdefault(parameter, (parameter.data, {}))[1][self._key] = (tensor, self._alpha)
-            _mix(parameter)
 
     def _check_unfused(self) -> None:
         if any(layer in low_rank._FUSED for layer in self.root.modules()):

@@ -84,9 +84,7 @@ def text(width: int = 64, projection: int = 0, act: str = "quick_gelu", layers: 
 
 # ------------------------------------------------------------------- the original naming, from the original code's
 # structure
-def ldm_unet(
-    state: dict[str, Tensor], layers: int = 2, attention: tuple[bool, ...] = (True, True, False)
-) -> dict[str, Tensor]:
+def ldm_unet(state: dict[str, Tensor], layers: int = 2, attention: tuple[bool, ...] = (True, True, False)) -> dict[str, Tensor]:
     """diffusers' UNet names -> latent diffusion's, counting its rows of blocks as its constructor does."""
     rows, row = {"conv_in": "input_blocks.0.0"}, 1
     for i in range(len(attention)):
@@ -108,8 +106,7 @@ def ldm_unet(
     for i, attends in enumerate(reversed(attention)):
         for j in range(layers + 1):
             rows |= {
-                f"up_blocks.{i}.resnets.{j}": f"output_blocks.{row}.0",
-                f"up_blocks.{i}.attentions.{j}": f"output_blocks.{row}.1",
+                f"up_blocks.{i}.resnets.{j}": f"output_blocks.{row}.0", f"up_blocks.{i}.attentions.{j}": f"output_blocks.{row}.1"
             }
             if j == layers and i < len(attention) - 1:
                 rows[f"up_blocks.{i}.upsamplers.0.conv"] = f"output_blocks.{row}.{2 if attends else 1}.conv"
@@ -142,12 +139,8 @@ def ldm_vae(state: dict[str, Tensor], levels: int = 2) -> dict[str, Tensor]:
         name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
         name = re.sub(r"encoder\.down_blocks\.(\d)\.resnets", r"encoder.down.\1.block", name)
         name = re.sub(r"encoder\.down_blocks\.(\d)\.downsamplers\.0", r"encoder.down.\1.downsample", name)
-        name = re.sub(
-            r"decoder\.up_blocks\.(\d)\.resnets", lambda m: f"decoder.up.{levels - 1 - int(m[1])}.block", name
-        )
-        name = re.sub(
-            r"decoder\.up_blocks\.(\d)\.upsamplers\.0", lambda m: f"decoder.up.{levels - 1 - int(m[1])}.upsample", name
-        )
+        name = re.sub(r"decoder\.up_blocks\.(\d)\.resnets", lambda m: f"decoder.up.{levels - 1 - int(m[1])}.block", name)
+        name = re.sub(r"decoder\.up_blocks\.(\d)\.upsamplers\.0", lambda m: f"decoder.up.{levels - 1 - int(m[1])}.upsample", name)
         if "mid_block.attentions.0" in name:
             name = (
                 name.replace("mid_block.attentions.0", "mid.attn_1")
@@ -183,9 +176,7 @@ def ldm_open_clip(state: dict[str, Tensor], prefix: str, extra_layer: bool = Fal
         }.get(name, name)
         tensor = tensor.T.contiguous() if name == "text_projection" else tensor
         name = (
-            name.replace("encoder.layers.", "transformer.resblocks.")
-            .replace("self_attn", "attn")
-            .replace("layer_norm", "ln_")
+            name.replace("encoder.layers.", "transformer.resblocks.").replace("self_attn", "attn").replace("layer_norm", "ln_")
         )
         new[prefix + name.replace("mlp.fc1", "mlp.c_fc").replace("mlp.fc2", "mlp.c_proj")] = tensor
     for (layer, leaf), qkv in heads.items():
@@ -200,20 +191,14 @@ def ldm_open_clip(state: dict[str, Tensor], prefix: str, extra_layer: bool = Fal
         }
         new[f"{prefix}text_projection"] = torch.zeros(
             state[
-                (
-                    "final_layer_norm.weight"
-                    if "final_layer_norm.weight" in state
-                    else "text_model.final_layer_norm.weight"
-                )
+                ("final_layer_norm.weight" if "final_layer_norm.weight" in state else "text_model.final_layer_norm.weight")
             ].shape[0],
             7,
         )
     return new
 
 
-def single_file(
-    version: str = "sd1", dtype: torch.dtype = torch.float32
-) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
+def single_file(version: str = "sd1", dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], dict[str, nn.Module]]:
     """(the tensors of a single-file checkpoint, the models they were made from)."""
     parts: dict[str, nn.Module] = {"unet": unet(version), "vae": vae()}
     attention = (False, True, True) if version == "sdxl" else (True, True, False)
@@ -266,8 +251,7 @@ def pairs(module: nn.Module, wanted: str, rank: int = 3, seed: int = 7) -> dict[
             out, *inside = layer.weight.shape
             up = (out, rank, *(1 for _ in inside[1:]))
             made[path] = (
-                torch.randn(rank, *inside, generator=generator) * 0.2,
-                torch.randn(up, generator=generator) * 0.2,
+                torch.randn(rank, *inside, generator=generator) * 0.2, torch.randn(up, generator=generator) * 0.2
             )
     assert made, wanted
     return made
@@ -289,9 +273,7 @@ def peft_lora(made: dict, prefix: str = "unet.") -> dict[str, Tensor]:
 
 
 def diffusers_lora(made: dict, prefix: str = "unet.") -> dict[str, Tensor]:
-    return {
-        f"{prefix}{p}.lora.{h}.weight": t for p, (down, up) in made.items() for h, t in (("down", down), ("up", up))
-    }
+    return {f"{prefix}{p}.lora.{h}.weight": t for p, (down, up) in made.items() for h, t in (("down", down), ("up", up))}
 
 
 def kohya_lora(made: dict, alpha: float | None = 1.0, prefix: str = "lora_unet_") -> dict[str, Tensor]:
@@ -311,10 +293,7 @@ def controlnet(version: str = "sd1") -> ControlNetModel:
 def ldm_controlnet(state: dict[str, Tensor], attention: tuple[bool, ...] = (True, True, False)) -> dict[str, Tensor]:
     """lllyasviel's naming: the encoder half of a UNet under control_model., zero convolutions, a hint block."""
     inner = {n: t for n, t in state.items() if not n.startswith("controlnet_")}
-    new = {
-        n.replace("model.diffusion_model.", "control_model."): t
-        for n, t in ldm_unet(inner, attention=attention).items()
-    }
+    new = {n.replace("model.diffusion_model.", "control_model."): t for n, t in ldm_unet(inner, attention=attention).items()}
     hints = len([n for n in state if n.startswith("controlnet_cond_embedding.blocks.") and n.endswith("weight")])
     for name, tensor in state.items():
         leaf = name.split(".")[-1]

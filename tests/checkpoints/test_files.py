@@ -1,4 +1,5 @@
 """Reading what strangers made: each kind of damage has its own sentence, and nothing in a file is ever run."""
+import io
 import json
 import os
 import pickle
@@ -9,14 +10,11 @@ import file_makers as make
 import pytest
 import torch
 from animkit import AnimkitError, open_checkpoint
+from animkit.checkpoints import files
 from animkit.checkpoints.files import read_file
 from safetensors.torch import save_file
 
-WEIGHTS = {
-    "a.weight": torch.arange(6.0).reshape(2, 3).half(),
-    "b": torch.ones(4, dtype=torch.bfloat16),
-    "n": torch.tensor(3),
-}
+WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3).half(), "b": torch.ones(4, dtype=torch.bfloat16), "n": torch.tensor(3)}
 
 
 class Evil:
@@ -34,6 +32,14 @@ def header(table: dict, data: bytes = b"", length: int | None = None) -> bytes:
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
 
+def zipped(names: list[str], how: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how) as archive:
+        for name in names:
+            archive.writestr(name, "hello")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     "name, wrap", [("w.safetensors", ""), ("w.ckpt", ""), ("w.bin", "legacy"), ("w.pt", "legacy state_dict")]
 )
@@ -48,6 +54,16 @@ def test_the_name_does_not_matter_only_the_bytes(tmp_path):
     odd = tmp_path / "weights.ckpt"
     save_file(WEIGHTS, odd)
     assert torch.equal(read_file(odd)[0]["a.weight"], WEIGHTS["a.weight"])
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_plain_weights_may_come_with_is_read(tmp_path, legacy):
+    kind = torch.half if legacy else torch.float8_e4m3fn  # torch itself cannot read the second in its old format
+    saved = {"dtype": kind, "size": torch.Size([2]), "device": torch.device("cpu"), "bytes": b"\xff"}
+    weights = {"p": torch.nn.Parameter(torch.ones(2)), "x": torch.ones(2).to(kind)}
+    torch.save(saved | weights, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
+    read = read_file(tmp_path / "w.pt")[0]
+    assert all((read.pop(name).float() == 1).all() for name in weights) and read == saved
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
@@ -82,21 +98,23 @@ DAMAGE = {
     "huge header": (struct.pack("<Q", 2**62) + b"{}", "its safetensors header claims"),
     "long header": (header({}, length=5000), "cut short: its header needs"),
     "long tensor": (
-        header({"x": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4 * 10**18]}}),
-        "cut short: its tensors need",
+        header({"x": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4 * 10**18]}}), "cut short: its tensors need"
     ),
     "wrong size": (
-        header({"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, bytes(8)),
-        "does not fill its 8 bytes",
+        header({"x": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}, bytes(8)), "does not fill its 8 bytes"
     ),
     "negative": (header({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, -4]}}), "no natural number"),
     "odd dtype": (
-        header({"x": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, bytes(1)),
-        "dtype 'F4', which torch cannot hold",
+        header({"x": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, bytes(1)), "dtype 'F4', which torch cannot hold"
     ),
     "no json": (struct.pack("<Q", 9) + b"{\"x\": nul", "header is damaged"),
     "deep json": (struct.pack("<Q", 200_000) + b"{\"x\":" + b"[" * 199_995, "header is damaged"),
-    "zip": (None, "a zip archive (readme.txt"),
+    "metadata": (header({"__metadata__": {"format": 3}}), "metadata is not text"),
+    "a list": (struct.pack("<Q", 2) + b"[]", "header is damaged (not a table"),
+    "zip": (zipped(["readme.txt"]), "a zip archive (readme.txt"),
+    "TorchScript": (zipped(["a/data.pkl", "a/constants.pkl"]), "a TorchScript program"),
+    "re-packed": (zipped(["a/data.pkl"], zipfile.ZIP_DEFLATED), "its records are compressed"),
+    "record": (zipped(["a/data.pkl"]).replace(struct.pack("<II", 5, 5), struct.pack("<II", 999, 5)), "claims 5 bytes of"),
 }
 
 
@@ -104,11 +122,7 @@ DAMAGE = {
 def test_each_damage_has_its_sentence(tmp_path, what):
     content, sentence = DAMAGE[what]
     path = tmp_path / "model.safetensors"
-    if content is None:
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("readme.txt", "hello")
-    else:
-        path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(AnimkitError) as error:
         open_checkpoint(path)
     assert sentence in str(error.value) and str(path) in str(error.value)
@@ -119,6 +133,11 @@ def test_absent_file_and_folder(tmp_path):
         open_checkpoint(tmp_path / "gone.ckpt")
     with pytest.raises(AnimkitError, match="no weights in this folder"):
         open_checkpoint(tmp_path)
+    (tmp_path / "model.safetensors.index.json").touch()
+    with pytest.raises(AnimkitError, match="split over several files"):
+        open_checkpoint(tmp_path)
+    with pytest.raises(AnimkitError, match="not a regular file"):
+        read_file(tmp_path)
 
 
 @pytest.mark.parametrize("name, wrap", [("w.safetensors", ""), ("w.ckpt", "state_dict"), ("w.bin", "legacy")])
@@ -190,6 +209,16 @@ def bomb(middle: bytes) -> bytes:
     return b"\x80\x02" + middle + b"."
 
 
+def storage(kind: bytes = b"storage", numel: bytes = b"K\x01", view: bytes = b"") -> bytes:
+    """How a pickle names a storage of four bytes."""
+    text = [b"X" + struct.pack("<I", len(t)) + t for t in (kind, b"0", b"cpu")]
+    return b"(" + text[0] + b"ctorch\nFloatStorage\n" + text[1] + text[2] + numel + view + b"tQ"
+
+
+TENSOR = b"ctorch._utils\n_rebuild_tensor_v2\n("
+TABLE = b"ccollections\nOrderedDict\n"
+
+
 @pytest.mark.parametrize("name, program", {
     "hash of nested tuples": b"})" + 60 * b"2\x86" + b"K\x01s",
     "memory for the memo": b"}r\xff\xff\xff\x7f",
@@ -198,17 +227,27 @@ def bomb(middle: bytes) -> bytes:
     "an extension": b"\x82\x01",
     "an object": b"ccollections\nOrderedDict\n)\x81",
     "a state on a function": b"ctorch._utils\n_rebuild_tensor_v2\n}b",
+    "no stride": TENSOR + storage() + b"K\x00K\x01\x85)tR",
+    "a tensor behind its storage": TENSOR + storage() + b"K\x01K\x01\x85K\x01\x85tR",
+    "no storage": storage(b"what"), "less than nothing": storage(numel=b"J\xff\xff\xff\xff"),
+    "a view outside": storage(view=b"K\x00K\x01K\x01\x87"),
+    "a table of its own making": TABLE + b"}\x85R", "a call": b"ctorch\nFloatStorage\n)R",
+    "to no list": b"}K\x01a", "all to no list": b"}(K\x01e", "in no table": b"]K\x01K\x01s", "a tuple's name": b"()K\x01d",
+    "a class by name": b"(i" + TABLE[1:], "a class": b"(" + TABLE + b"o", "with names": TABLE + b")}\x92",
+    "an id": b"P0\n", "a frozen set": b"(\x91", "a set": b"\x8f(K\x01\x90",
 }.items())
-def test_pickles_made_to_harm(tmp_path, name, program):
+def test_pickles_made_to_harm(tmp_path, monkeypatch, name, program):
     path = tmp_path / "w.ckpt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", bomb(program))
+        archive.writestr("archive/data/0", bytes(4))
         archive.writestr("archive/version", "3\n")
     if (
         name == "memory for the memo"
     ):  # harmless in Python's own machine, where the memo is a table; C's would take 32 GiB
         assert open_fails_or_is_empty(path)
         return
+    monkeypatch.setattr(files, "_torch_load", lambda *args, **how: pytest.fail("torch was asked to load it"))
     with pytest.raises(AnimkitError):
         read_file(path)
 

@@ -143,9 +143,7 @@ def test_every_name_and_shape_of_the_domain_adapter():
     assert 97.3 < 4 * checkpoint.parameters / 2**20 < 97.4  # MiB in float32; the released file, names and all, has 97.4
     video = video_on_meta("sd1")
     built = checkpoint.build(video)
-    spatial = [
-        n for n, m in video.unet.named_modules() if isinstance(m, torch.nn.Linear) and re.search(make.SPATIAL, n)
-    ]
+    spatial = [n for n, m in video.unet.named_modules() if isinstance(m, torch.nn.Linear) and re.search(make.SPATIAL, n)]
     assert sorted(built.paths) == sorted(spatial) and len(built.paths) == 128
 
 
@@ -240,9 +238,7 @@ def test_full_size_files_run_one_guided_step_within_12_gib(tmp_path):
     named = make.ldm_unet(unet.state_dict(), attention=(True, True, True, False))
     named |= {
         n: (
-            t[:, :, None, None]
-            if n.endswith((".q.weight", ".k.weight", ".v.weight", "proj_out.weight")) and t.ndim == 2
-            else t
+            t[:, :, None, None] if n.endswith((".q.weight", ".k.weight", ".v.weight", "proj_out.weight")) and t.ndim == 2 else t
         )
         for n, t in make.ldm_vae(vae.state_dict(), levels=4).items()
     } | make.ldm_clip(text.state_dict())
@@ -251,9 +247,7 @@ def test_full_size_files_run_one_guided_step_within_12_gib(tmp_path):
     save_file(base, tmp_path / "base.safetensors")  # half precision, as pruned community files are: 2.1 GB
     del base
     for name, shapes in (
-        ("v3_sd15_mm", released_motion("v3")),
-        ("v3_adapter", released_adapter()),
-        ("ZoomIn", released_motion_lora()),
+        ("v3_sd15_mm", released_motion("v3")), ("v3_adapter", released_adapter()), ("ZoomIn", released_motion_lora())
     ):
         torch.save(
             {n: fill(s, torch.float32) for n, s in shapes.items()}, tmp_path / f"{name}.ckpt"
@@ -261,9 +255,7 @@ def test_full_size_files_run_one_guided_step_within_12_gib(tmp_path):
     assert 1.66e9 < (tmp_path / "v3_sd15_mm.ckpt").stat().st_size < 1.69e9
     letters = [chr(c) for c in range(97, 123)]
     CLIPTokenizer(
-        vocab={
-            p: i for i, p in enumerate([*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"])
-        },
+        vocab={p: i for i, p in enumerate([*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"])},
         merges=[],
         model_max_length=77,
     ).save_pretrained(tmp_path / "tokenizer")

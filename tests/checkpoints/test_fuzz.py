@@ -31,9 +31,7 @@ def good_files(folder) -> dict[str, bytes]:
         "diffusers": make.diffusers_lora(spatial),
         "kohya": make.kohya_lora(spatial, 1.0),
         "base": {n: t[:2].clone() if t.ndim else t for n, t in list(make.single_file("sd1")[0].items())[::29]},
-        "control": {
-            n: t[:2].clone() for n, t in list(make.ldm_controlnet(make.controlnet().state_dict()).items())[::19]
-        },
+        "control": {n: t[:2].clone() for n, t in list(make.ldm_controlnet(make.controlnet().state_dict()).items())[::19]},
     }
     files = {}
     for name, weights in tensors.items():

@@ -1,17 +1,15 @@
-"""Motion modules from disk: against diffusers under its rule, against a plain einsum under the reference's, and back
-to disk."""
+"""Motion modules from disk: against diffusers under its rule, against the formulas under the reference's, and back to disk."""
 import copy
-import math
 
 import file_makers as make
 import pytest
 import torch
-import torch.nn.functional as F
 from animkit import AnimkitError, MotionModules, inflate, open_checkpoint, save_checkpoint
 from animkit.animator import sample
 from animkit.prompts import encode_text
 from animkit.windows import in_windows, repeated
 from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter, UNetMotionModel
+from test_motion_module import reference
 
 WIDTHS = (32, 32, 64, 64)  # four levels, as SD 1.5
 VERSIONS = {"v1": (False, 24), "v2": (True, 32), "v3": (False, 32)}
@@ -47,61 +45,19 @@ def test_equals_diffusers_under_its_rule_and_shows_the_difference_under_the_refe
     assert difference > 0.01, "where the norm takes its statistics must show on frames that brighten"
 
 
-def einsum_motion_module(x, w, frames, heads=8, groups=32):
-    """4.2 once more, written apart: the reference's forward from its tensors alone, x (b f) c h w."""
-    bf, c, height, width = x.shape
-    b, n = bf // frames, height * width
-    g = x.reshape(bf, groups, -1)
-    normed = ((g - g.mean(-1, keepdim=True)) / (g.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()).reshape(x.shape)
-    z = normed * w["norm.weight"][:, None, None] + w["norm.bias"][:, None, None]
-    z = torch.einsum("bfcn,dc->bnfd", z.reshape(b, frames, c, n), w["proj_in.weight"]) + w["proj_in.bias"]
-
-    def layer_norm(z, name):
-        mean, var = z.mean(-1, keepdim=True), z.var(-1, unbiased=False, keepdim=True)
-        return (z - mean) / (var + 1e-5).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-    block = "transformer_blocks.0"
-    for i in (0, 1):
-        a = f"{block}.attention_blocks.{i}"
-        y = layer_norm(z, f"{block}.norms.{i}") + w[f"{a}.pos_encoder.pe"][0, :frames]
-        q, k, v = (
-            torch.einsum("bnfc,dc->bnfd", y, w[f"{a}.to_{h}.weight"]).reshape(b, n, frames, heads, -1) for h in "qkv"
-        )
-        scores = torch.einsum("bnfhd,bnghd->bnhfg", q, k) / math.sqrt(c // heads)
-        y = torch.einsum("bnhfg,bnghd->bnfhd", scores.exp() / scores.exp().sum(-1, keepdim=True), v).reshape(
-            b, n, frames, c
-        )
-        z = torch.einsum("bnfc,dc->bnfd", y, w[f"{a}.to_out.0.weight"]) + w[f"{a}.to_out.0.bias"] + z
-    y = (
-        torch.einsum("bnfc,dc->bnfd", layer_norm(z, f"{block}.ff_norm"), w[f"{block}.ff.net.0.proj.weight"])
-        + w[f"{block}.ff.net.0.proj.bias"]
-    )
-    value, gate = y[..., :4 * c], y[..., 4 * c:]
-    y = value * gate * 0.5 * (1 + torch.erf(gate / math.sqrt(2)))
-    z = torch.einsum("bnfc,dc->bnfd", y, w[f"{block}.ff.net.2.weight"]) + w[f"{block}.ff.net.2.bias"] + z
-    z = torch.einsum("bnfc,dc->bfdn", z, w["proj_out.weight"]) + w["proj_out.bias"][:, None]
-    return x + z.reshape(x.shape)
-
-
 @torch.no_grad()
-def test_one_module_equals_an_einsum_written_apart(tmp_path):
-    _, file = written(tmp_path, "v3")
-    checkpoint = open_checkpoint(file)
-    for site in ("down_blocks.1.motion_modules.0", "up_blocks.0.motion_modules.2"):
-        start = f"{site}.temporal_transformer."
-        w = {n.removeprefix(start): t.double() for n, t in checkpoint.weights.items() if n.startswith(start)}
-        module = checkpoint.build()[site].double()
-        x = torch.randn(2 * 5, module.temporal_transformer.proj_in.in_features, 3, 4, dtype=torch.double)
-        assert torch.allclose(module(x, 5), einsum_motion_module(x, w, 5), atol=1e-10)
+def test_an_opened_module_equals_the_formulas(tmp_path):
+    module = open_checkpoint(written(tmp_path, "v3")[1]).build()["up_blocks.0.motion_modules.2"].double()
+    x = torch.randn(2, 64, 5, 3, 4, dtype=torch.double)
+    y = module(x.transpose(1, 2).flatten(0, 1), 5).unflatten(0, (2, 5)).transpose(1, 2)
+    assert torch.allclose(y, reference(module, x, 5, heads=8, groups=32), atol=1e-4)  # the file has its positions in float32
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_round_trips_are_bit_exact(tmp_path, version):
     adapter, file = written(tmp_path, version)
     modules = open_checkpoint(file).build()
-    for number, (out, naming) in enumerate(
-        (("a.ckpt", "reference"), ("b.safetensors", "reference"), ("c", "diffusers"))
-    ):
+    for number, (out, naming) in enumerate((("a.ckpt", "reference"), ("b.safetensors", "reference"), ("c", "diffusers"))):
         again = open_checkpoint(save_checkpoint(modules.half() if number else modules, tmp_path / out, naming))
         assert again.version == version and again.config["positions"] == VERSIONS[version][1]
         assert again.dtypes == (("float32",), ("float16",), ("float16",))[number]
@@ -149,8 +105,9 @@ def test_what_the_references_form_cannot_tell_is_not_lost_silently(tmp_path):
     again = open_checkpoint(save_checkpoint(odd, tmp_path / "odd", "diffusers"))
     assert again.format == "diffusers" and again.build().config == odd.config  # though MotionAdapter knows no versions
     assert MotionAdapter.from_pretrained(tmp_path / "odd").config.motion_num_attention_heads == 4
-    with pytest.raises(AnimkitError, match="a folder"):
-        save_checkpoint(odd, tmp_path / "odd.ckpt", "diffusers")
+    for format, said in (("diffusers", "a folder"), ("kohya", "unknown motion module format 'kohya'")):
+        with pytest.raises(AnimkitError, match=said):
+            save_checkpoint(odd, tmp_path / "odd.ckpt", format)
     conv = MotionModules.for_unet(unet, "v3", kind="conv")
     with pytest.raises(AnimkitError, match="no motion modules of convolutions"):
         save_checkpoint(conv, tmp_path / "conv", "diffusers")
@@ -159,9 +116,7 @@ def test_what_the_references_form_cannot_tell_is_not_lost_silently(tmp_path):
 
 def test_learned_positions_that_differ_have_no_place_in_diffusers(tmp_path):
     modules = open_checkpoint(written(tmp_path, "v3")[1]).build()
-    modules["down_blocks.0.motion_modules.0"].temporal_transformer.transformer_blocks[0].attention_blocks[
-        0
-    ].pos_encoder.pe += 1
+    modules["down_blocks.0.motion_modules.0"].temporal_transformer.transformer_blocks[0].attention_blocks[0].pos_encoder.pe += 1
     with pytest.raises(AnimkitError, match="only one set"):
         save_checkpoint(modules, tmp_path / "out", "diffusers")
 
@@ -246,9 +201,7 @@ def test_exported_module_and_motion_lora_give_diffusers_pipeline_the_same_clip(t
     adapter = MotionAdapter.from_pretrained(save_checkpoint(video.motion, tmp_path / "adapter", "diffusers"))
     save_checkpoint(next(p for p in video.parts if p is not video.motion), tmp_path / "zoom.safetensors", "diffusers")
 
-    scheduler = DDIMScheduler(
-        beta_schedule="linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False
-    )
+    scheduler = DDIMScheduler(beta_schedule="linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, clip_sample=False)
     pipe = AnimateDiffPipeline(vae, text_encoder, _tokenizer(), copy.deepcopy(unet), adapter, scheduler)
     pipe.set_progress_bar_config(disable=True)
     noise = torch.randn(1, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -315,16 +268,6 @@ def _tokenizer():
     return CLIPTokenizer(vocab=vocab | {"<|startoftext|>": 52, "<|endoftext|>": 53}, merges=[], model_max_length=77)
 
 
-def test_einsum_reference_is_not_the_code_under_test():
-    x = torch.randn(4, 64, 2, 2)
-    w = {n: t for n, t in MotionModules({"s": 64}).eval().state_dict().items()}
-    w = {n.removeprefix("s.temporal_transformer."): t for n, t in w.items()}
-    assert torch.equal(einsum_motion_module(x, w, 2), x)  # fresh: the identity (4.2)
-    w["proj_out.bias"] = torch.ones(64)
-    assert torch.allclose(einsum_motion_module(x, w, 2), x + 1)
-    assert F.gelu(torch.ones(1)).item() == pytest.approx(0.5 * (1 + math.erf(1 / math.sqrt(2))), abs=1e-6)
-
-
 def test_a_running_average_beside_the_weights_is_not_taken_for_them(tmp_path):
     state = make.reference_motion(make.adapter((32, 32), positions=4))
     average = {n: t + 1 for n, t in state.items()}
@@ -353,15 +296,6 @@ def test_weights_that_are_no_real_numbers(tmp_path):
     ):
         with pytest.raises(AnimkitError, match=sentence):
             open_checkpoint(make.write(tmp_path / "m.safetensors", state | change)).build()
-
-
-def test_positions_that_are_computed_take_no_more_memory_than_the_file(tmp_path):
-    """A width that is claimed cheaply (c 1 in place of c c) would ask for 64 c numbers: it is refused on opening."""
-    state = make.reference_motion(make.adapter((32, 32), positions=4))
-    bare = {n: t for n, t in state.items() if not n.endswith(".pe")}
-    name = "down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight"
-    with pytest.raises(AnimkitError, match="that no motion module has"):
-        open_checkpoint(make.write(tmp_path / "m.safetensors", bare | {name: torch.ones(10**6, 1)}))
 
 
 def test_what_stands_beside_the_weights_is_named(tmp_path):

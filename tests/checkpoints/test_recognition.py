@@ -50,10 +50,7 @@ FILES = {
     "adapter weights": (lambda: make.adapter(WIDE).state_dict(), "motion module", "v3", "diffusers"),
     "MotionLoRA, reference": (lambda: make.reference_lora(motion_pairs()), "MotionLoRA", "rank 3", "reference"),
     "MotionLoRA, diffusers": (
-        lambda: make.diffusers_lora(motion_pairs(to_diffusers_name)),
-        "MotionLoRA",
-        "rank 3",
-        "diffusers",
+        lambda: make.diffusers_lora(motion_pairs(to_diffusers_name)), "MotionLoRA", "rank 3", "diffusers"
     ),
     "MotionLoRA, PEFT": (lambda: make.peft_lora(motion_pairs(to_diffusers_name)), "MotionLoRA", "rank 3", "PEFT"),
     "MotionLoRA, kohya": (lambda: make.kohya_lora(motion_pairs()), "MotionLoRA", "rank 3", "kohya"),
@@ -77,10 +74,7 @@ FILES = {
     "VAE, original": (lambda: make.ldm_vae(make.vae().state_dict()), "VAE", "sd1", "latent diffusion"),
     "ControlNet": (lambda: make.controlnet().state_dict(), "ControlNet", "sd1", "diffusers"),
     "ControlNet, original": (
-        lambda: make.ldm_controlnet(make.controlnet().state_dict()),
-        "ControlNet",
-        "sd1",
-        "latent diffusion",
+        lambda: make.ldm_controlnet(make.controlnet().state_dict()), "ControlNet", "sd1", "latent diffusion"
     ),
 }
 
@@ -176,6 +170,10 @@ def test_ranks_alphas_and_text_encoders_are_told(tmp_path):
     checkpoint = open_checkpoint(make.write(tmp_path / "look.safetensors", look))
     assert checkpoint.version == "ranks 4 to 8"
     assert checkpoint.notes == ["2 layers are on the text encoder", "alpha / rank: 0.5, 1.0"]
+    both = make.reference_lora(spatial() | motion_pairs())
+    checkpoint = open_checkpoint(make.write(tmp_path / "both.ckpt", both))
+    assert checkpoint.kind == "LoRA"
+    assert checkpoint.notes == [f"{len(motion_pairs())} layers are on the motion module, {len(spatial())} on the image UNet"]
 
 
 def test_own_files_say_which_lora_they_are(tmp_path):
@@ -184,6 +182,8 @@ def test_own_files_say_which_lora_they_are(tmp_path):
     for kind in ("domain adapter", None):
         save_checkpoint(lora, tmp_path / "a.safetensors", "kohya", kind=kind)
         assert open_checkpoint(tmp_path / "a.safetensors").kind == (kind or "LoRA")
+    save_checkpoint(lora, tmp_path / "a.ckpt", "animkit")
+    assert open_checkpoint(tmp_path / "a.ckpt").kind == "domain adapter", "by its names alone"
 
 
 def nine_channels(prefix=""):
@@ -199,29 +199,24 @@ def sparse_control():
 
 REFUSED = {
     "HotShot-XL": (
-        lambda: {n.replace("pos_encoder.pe", "pos_encoder.positional_encoding"): t for n, t in motion().items()},
-        "HotShot-XL",
+        lambda: {n.replace("pos_encoder.pe", "pos_encoder.positional_encoding"): t for n, t in motion().items()}, "HotShot-XL"
     ),
     "HotShot-XL's places": (
-        lambda: {n.replace("motion_modules", "temporal_attentions"): t for n, t in motion().items()},
-        "HotShot-XL",
+        lambda: {n.replace("motion_modules", "temporal_attentions"): t for n, t in motion().items()}, "HotShot-XL"
     ),
     "text encoder only": (
-        lambda: make.kohya_lora(make.pairs(make.text(), "q_proj"), prefix="lora_te_text_model_"),
-        "for the text encoder alone",
+        lambda: make.kohya_lora(make.pairs(make.text(), "q_proj"), prefix="lora_te_text_model_"), "for the text encoder alone"
     ),
     "inpainting": (nine_channels, "an inpainting model: its UNet takes 9 channels"),
     "inpainting UNet": (
-        lambda: {**make.unet().state_dict(), "conv_in.weight": torch.zeros(32, 9, 3, 3)},
-        "an inpainting model",
+        lambda: {**make.unet().state_dict(), "conv_in.weight": torch.zeros(32, 9, 3, 3)}, "an inpainting model"
     ),
     "InstructPix2Pix": (lambda: {**make.unet().state_dict(), "conv_in.weight": torch.zeros(32, 8, 3, 3)}, "8 channels"),
     "PIA": (lambda: motion() | {"conv_in.weight": torch.zeros(32, 9, 3, 3)}, "channels"),
     "LoHa": (lambda: {"lora_unet_mid_block_attentions_0_proj_in.hada_w1_a": torch.zeros(4, 2)}, "a LoHa"),
     "LoKr": (lambda: {"lora_unet_mid_block_attentions_0_proj_in.lokr_w1": torch.zeros(4, 2)}, "a LoKr"),
     "DoRA": (
-        lambda: {"unet.x.lora_A.weight": torch.zeros(1, 2), "unet.x.lora_magnitude_vector": torch.zeros(2)},
-        "a DoRA",
+        lambda: {"unet.x.lora_A.weight": torch.zeros(1, 2), "unet.x.lora_magnitude_vector": torch.zeros(2)}, "a DoRA"
     ),
     "refiner": (
         lambda: {
@@ -256,8 +251,7 @@ REFUSED = {
         "a control-LoRA",
     ),
     "text encoder": (
-        lambda: {f"text_model.{n}": t for n, t in make.text().state_dict().items()},
-        "a text encoder alone",
+        lambda: {f"text_model.{n}": t for n, t in make.text().state_dict().items()}, "a text encoder alone"
     ),
     "IP-Adapter": (lambda: {"image_proj.proj.weight": torch.zeros(3, 1)}, "an IP-Adapter"),
     "textual inversion": (lambda: {"emb_params": torch.zeros(3, 768)}, "a textual inversion"),
@@ -265,10 +259,10 @@ REFUSED = {
     "a word of several parts": (lambda: {"<cat>": torch.zeros(8), "<cat>_1": torch.zeros(8)}, "a textual inversion"),
     "a word without brackets": (lambda: {"cat": torch.zeros(2, 1024)}, "a textual inversion"),
     "SDXL's two embeddings of a word": (
-        lambda: {"clip_l": torch.zeros(2, 64), "clip_g": torch.zeros(2, 80)},
-        "a textual inversion",
+        lambda: {"clip_l": torch.zeros(2, 64), "clip_g": torch.zeros(2, 80)}, "a textual inversion"
     ),
     "SparseCtrl": (lambda: sparse_control(), "a SparseCtrl (a ControlNet with motion modules of its own)"),
+    "a part": (lambda: {n: t for n, t in motion().items() if "proj_in" not in n}, "a part of a motion module"),
     "one vector": (lambda: {"layer1.weight": torch.zeros(768)}, "of no kind that animkit knows"),
     "something else": (lambda: {"layer1.weight": torch.zeros(3)}, "of no kind that animkit knows"),
 }
@@ -288,9 +282,10 @@ def test_more_latent_channels_are_no_inpainting(tmp_path):
         "conv_in.weight": torch.zeros(32, 8, 3, 3),
         "conv_out.weight": torch.zeros(8, 32, 3, 3),
         "conv_out.bias": torch.zeros(8),
+        "time_embedding.cond_proj.weight": torch.zeros(32, 6),  # and a distilled one's guidance
     }
     unet = open_checkpoint(make.write(tmp_path / "file.safetensors", weights)).unet()
-    assert (unet.config.in_channels, unet.config.out_channels) == (8, 8)
+    assert (unet.config.in_channels, unet.config.out_channels, unet.config.time_cond_proj_dim) == (8, 8, 6)
 
 
 def test_torch_files_without_tensors(tmp_path):
@@ -315,9 +310,7 @@ def test_inspect_prints_a_table(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "page.ckpt"), str(tmp_path / "mm.ckpt"), "--tensors"]) == 1
     out = capsys.readouterr().out
     assert (
-        "HTML page" in out
-        and "mid_block.motion_modules.0.temporal_transformer.proj_in.weight" in out
-        and "(64, 64)" in out
+        "HTML page" in out and "mid_block.motion_modules.0.temporal_transformer.proj_in.weight" in out and "(64, 64)" in out
     )
 
 
@@ -336,9 +329,7 @@ def test_every_recognised_part_goes_into_a_unet_that_it_fits(tmp_path):
     for version, widths in (("sd1", (32, 96)), ("sdxl", (32, 64, 128))):
         unet = make.unet(version, widths)
         video = inflate(unet)
-        video.insert(
-            open_checkpoint(make.write(tmp_path / "mm.ckpt", make.reference_motion(make.adapter(widths, mid=True))))
-        )
+        video.insert(open_checkpoint(make.write(tmp_path / "mm.ckpt", make.reference_motion(make.adapter(widths, mid=True)))))
         made = make.pairs(unet, make.SPATIAL), make.pairs(video.motion, r"attention_blocks\.\d\.to_")
         for number, pairs in enumerate(made):
             for naming in (make.reference_lora, make.peft_lora, make.diffusers_lora, make.kohya_lora):

@@ -6,7 +6,7 @@ import copy
 import file_makers as make
 import pytest
 import torch
-from animkit import Animator, AnimkitError, inflate, open_checkpoint
+from animkit import Animator, AnimkitError, inflate, new_domain_adapter, open_checkpoint
 from animkit.checkpoints.architecture import architecture
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 
@@ -18,9 +18,7 @@ def conditions(unet, b=2):
     text = torch.randn(b, 5, unet.config.cross_attention_dim, generator=generator)
     if unet.config.addition_embed_type is None:
         return text, {}
-    return text, {
-        "added_cond_kwargs": {"text_embeds": torch.randn(b, 32, generator=generator), "time_ids": torch.ones(b, 6)}
-    }
+    return text, {"added_cond_kwargs": {"text_embeds": torch.randn(b, 32, generator=generator), "time_ids": torch.ones(b, 6)}}
 
 
 def same(a, b):
@@ -77,9 +75,7 @@ def test_pipelines_and_their_configs(tmp_path, version):
 
 def _tokenizer():
     from transformers import CLIPTokenizer
-    return CLIPTokenizer(
-        vocab={"a": 0, "a</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}, merges=[], model_max_length=77
-    )
+    return CLIPTokenizer(vocab={"a": 0, "a</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}, merges=[], model_max_length=77)
 
 
 def test_marks_of_v_prediction_are_read(tmp_path):
@@ -139,6 +135,7 @@ def test_pruned_and_damaged_files_are_refused(tmp_path):
     with pytest.raises(AnimkitError, match="no vae and no text_encoder"):
         open_checkpoint(make.write(tmp_path / "pruned.safetensors", only)).components(tokenizer=object())
     assert isinstance(open_checkpoint(tmp_path / "pruned.safetensors").unet(), UNet2DConditionModel)
+    assert open_checkpoint(tmp_path / "pruned.safetensors").build_text(make.text()) is None
     without_vae = {n: t for n, t in state.items() if not n.startswith("first_stage_model.")}
     with pytest.raises(AnimkitError, match=r"no vae .* as its base, open_checkpoint\(this\).pipeline\(vae="):
         open_checkpoint(make.write(tmp_path / "novae.safetensors", without_vae)).components(tokenizer=object())
@@ -187,6 +184,15 @@ def test_a_whole_model_as_a_look_scales_and_leaves_no_trace(tmp_path):
     assert torch.equal(video(x, 3, text), base)
     video.remove("other")
     assert all(p.data_ptr() == pointers[n] and torch.equal(p, values[n]) for n, p in unet.named_parameters())
+    with pytest.warns(UserWarning):
+        video.insert(look, name="toon")
+    video.insert(new_domain_adapter(unet, 2), name="adapter")
+    video._inserted["adapter"].work.fuse()
+    for call in (lambda: video.remove("toon"), lambda: video.alpha.__setitem__("toon", 0.5)):
+        with pytest.raises(AnimkitError, match="a LoRA is fused .* unfuse"):
+            call()
+        assert dict(video.alpha) == {"toon": 1.0, "adapter": 1.0}, "and nothing has changed"
+    assert all(torch.equal(p, values[n]) for n, p in video.deflate().named_parameters())
     with pytest.raises(AnimkitError, match="tensors"), pytest.warns(UserWarning):
         inflate(make.unet("sd2")).insert(open_checkpoint(file))
 
