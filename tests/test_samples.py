@@ -15,6 +15,7 @@ from animkit.errors import AnimkitError
 def shipped(tmp_path, monkeypatch):
     (tmp_path / "miniature").mkdir()
     (tmp_path / "readme").write_text("x")
+    (tmp_path / "miniature" / "vae").touch()
     monkeypatch.setattr(samples, "root", lambda: tmp_path)
     return tmp_path
 
@@ -24,7 +25,9 @@ def test_a_sample_is_found_by_name(shipped):
     assert samples.names() == ["miniature", "readme"]
 
 
-@pytest.mark.parametrize("name, message", [("miniatur", "no sample 'miniatur' .* there are: miniature, readme"),
+@pytest.mark.parametrize("name, message", [("miniatur", "no sample 'miniatur'; .* there are: miniature, readme"),
+                                           ("miniature/unet", "no sample 'miniature/unet'; in .*miniature there are: vae$"),
+                                           ("readme/x", "no sample 'readme/x'; .* there are: miniature, readme"),
                                            ("../other", "leads out of the samples"), ("/etc", "leads out of the samples")])
 def test_what_is_not_there_is_refused(shipped, name, message):
     with pytest.raises(AnimkitError, match=message):
