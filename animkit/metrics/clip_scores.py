@@ -139,9 +139,11 @@ def score_clips(encoder: Encoder, clips, prompts: list[str] | None = None,
 
     references: pictures (m h w 3, uint8) of the personalised model, for all clips, or a list with one such array for
     each clip. Every frame is encoded once. Raises AnimkitError where numbers of clips, prompts and references differ, or
-    for an empty list of references.
+    for an empty list of clips or references.
     """
     clips = list(clips)
+    if not clips:
+        raise AnimkitError("There are no clips to score: give one at least.")
     if prompts is not None and (isinstance(prompts, str) or len(prompts) != len(clips)):
         raise AnimkitError(f"{len(clips)} clips want as many prompts, in a list; got "
                            f"{repr(prompts) if isinstance(prompts, str) else len(prompts)}.")

@@ -78,12 +78,13 @@ def frechet_extrapolated(a: np.ndarray, b: np.ndarray, points: int = 8, seed: in
 
     d is computed on random subsets of both sets, of `points` sizes from n / 3 to n, n the smaller set's size. A line is
     fitted over 1 / n: its value at 0 is the answer (it may be slightly below 0 where the sets are alike).
-    Raises AnimkitError as frechet_distance, or under 30 clips a set.
+    Raises AnimkitError as frechet_distance, or under 30 clips a set or 2 points.
     """
     a, b = _features(a, b)
     n, rng = min(len(a), len(b)), np.random.default_rng(seed)
-    if n < 30:
-        raise AnimkitError(f"An extrapolation wants 30 clips a set at least; got {len(a)} and {len(b)}.")
+    if n < 30 or points < 2:
+        raise AnimkitError(f"An extrapolation wants 30 clips a set at least, and 2 points of its line; got {len(a)}, {len(b)} "
+                           f"and {points}.")
     sizes = np.linspace(n / 3, n, points).astype(int)
     d = [frechet_distance(a[rng.permutation(len(a))[:k]], b[rng.permutation(len(b))[:k]]) for k in sizes]
     return {"distance": d[-1], "extrapolated": float(np.polyfit(1 / sizes, d, 1)[1]), "n": n}

@@ -87,6 +87,8 @@ def test_bad_input():
         frechet_distance(np.zeros((5, 3)), np.zeros((5, 4)))
     with pytest.raises(AnimkitError, match="30 clips"):
         frechet_extrapolated(np.zeros((29, 3)), np.zeros((50, 3)))
+    with pytest.raises(AnimkitError, match="2 points of its line; got 40, 40 and 1"):
+        frechet_extrapolated(np.zeros((40, 3)), np.zeros((40, 3)), points=1)
     for bad in (np.nan, np.inf):
         spoilt = np.zeros((40, 3))
         spoilt[:2, 1] = bad
