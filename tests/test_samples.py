@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -60,6 +61,13 @@ def test_the_wheel_carries_the_samples_and_works_without_the_clone(repo, tmp_pat
     shutil.copytree(repo / "configs", clone / "configs")
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path / "dist",
                     clone], check=True, timeout=200)
+    (clone / "tests").mkdir()
+    (clone / "tests" / "test_alone.py").touch()  # setuptools would take it, without conftest.py and what else tests need
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path / "dist"], cwd=clone, check=True, timeout=200)
+    with tarfile.open(*(tmp_path / "dist").glob("animkit-*.tar.gz")) as opened:
+        names = [name.partition("/")[2] for name in opened.getnames()]
+    assert {"data_samples/miniature/unet/weights.safetensors", "configs/sd15.yaml", "animkit/cli.py"} <= {*names}
+    assert not [name for name in names if "half_written" in name or name.startswith("tests")]
     wheel, = (tmp_path / "dist").glob("animkit-*.whl")
     with zipfile.ZipFile(wheel) as opened:
         carried = opened.namelist()
