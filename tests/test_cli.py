@@ -1,5 +1,6 @@
 """The command `animkit`: the table, errors in one line, the doctor, the demo."""
 import argparse
+import contextlib
 import errno
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat import v4
 from packaging.specifiers import SpecifierSet
@@ -109,6 +111,27 @@ def test_doctor_says_what_to_do_about_a_library():
     old = doctor.library("pytest", SpecifierSet(">=1000"))
     assert old.state == doctor.MISSING and ">=1000" in old.value
     assert doctor.library("pytest", SpecifierSet(">=1")).state == doctor.OK
+    assert doctor.library("pytest", SpecifierSet(">=1000"), "dev").state == doctor.NOTE, "an extra is no need"
+
+
+def test_doctor_tries_the_encoder_that_clips_are_written_with(monkeypatch):
+    import av
+    asked = []
+
+    class Container(contextlib.nullcontext):
+        metadata = {}
+
+        def add_stream(self, codec, **how):
+            asked.append(codec)
+            raise ValueError("not in this build")
+
+    container = Container()
+    container.enter_result = container
+    monkeypatch.setattr(av, "open", lambda *args, **how: container)
+    assert [found.state for found in doctor.film()] == [doctor.MISSING]
+    with pytest.raises(ValueError, match="not in this build"):
+        animkit.Clip([np.zeros((8, 8, 3), np.uint8)]).encode(".mp4")
+    assert asked[0] == asked[1]
 
 
 def test_doctor_tells_a_kernel_of_another_environment_from_this_ones(tmp_path, monkeypatch):
