@@ -120,10 +120,7 @@ class _Loads(HTMLParser):
         self.inside = tag if tag in ("script", "style") else ""
         for name, value in attrs:
             value = value or ""
-            if name == "srcset":
-                self.found += filter(self.REMOTE.match, value.split(","))
-            elif name in ("src", "poster", "data", "background") \
-                    or name in ("href", "xlink:href") and tag in ("link", "use", "image"):
+            if name in ("src", "poster", "srcset", "data", "background") or (name == "href" and tag in ("link", "use")):
                 if self.REMOTE.match(value):
                     self.found.append(value)
             elif name == "style":

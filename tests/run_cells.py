@@ -15,7 +15,7 @@ SMALLEST = {
     "05_training_the_motion_module": {"steps": 2, "training_steps": 3, "batch": 1, "videos": 4, "frames": 4},
     "06_motion_lora": {"clips": 4, "train_steps": 2, "rank": 2, "frames": 6, "steps": 2},
     "07_animate_anything": {"seeds": 2, "frames": 6, "steps": 2,
-                            "looks": ["ink", "../data_samples/looks/neon.safetensors"]},  # as one of the reader's own
+                            "looks": ["ink", "../data_samples/looks/neon.safetensors"]},
     "08_control": {"frames": 3, "steps": 2, "thing": "balloon", "motion": "rising",
                    "prompt": "a red balloon over the sea, rising"},
     "09_full_size": {"frames": 8, "kinds": 1},

@@ -152,7 +152,7 @@ def _in_folder(folder: Path) -> tuple[Path, dict]:
                 " first."
             )
         raise AnimkitError(
-            f"{folder}: no weights in this folder (diffusion_pytorch_model.safetensors or the like, or {own.name}, which a"
-            " training run leaves at its end); give the file itself."
+            f"{folder}: no weights in this folder (diffusion_pytorch_model.safetensors or the like; of a finished training"
+            f" run, {own.name}); give the file itself."
         )
     return found[0], _config_beside(found[0])

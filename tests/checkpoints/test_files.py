@@ -117,7 +117,7 @@ def test_each_damage_has_its_sentence(tmp_path, what):
 def test_absent_file_and_folder(tmp_path):
     with pytest.raises(AnimkitError, match="no such file"):
         open_checkpoint(tmp_path / "gone.ckpt")
-    with pytest.raises(AnimkitError, match=f"no weights in this folder .*{tmp_path.name}.safetensors, which a training run"):
+    with pytest.raises(AnimkitError, match=f"no weights in this folder .*run, {tmp_path.name}.safetensors"):
         open_checkpoint(tmp_path)
 
 

@@ -261,13 +261,6 @@ def test_nbgraders_own_command_works_in_the_folder(graded):
     assert Course(graded).config.Execute.timeout == 99
 
 
-def test_an_endless_loop_costs_its_points_and_no_more_time_than_the_course_allows(graded):
-    (graded / "nbgrader_config.py").write_text("c = get_config()\nc.Execute.timeout = 3\n")
-    hand_in(graded, "ida", "while True: pass")
-    cli.main(["course", "grade", str(graded)])
-    assert {r["student"]: r["points"] for r in rows(graded / "grades.csv")}["ida"] == "0"
-
-
 def test_a_source_that_fails_its_own_tests_is_named(tmp_path):
     folder = write_course(tmp_path)
     file = folder / "source" / "1_double" / "double.ipynb"
