@@ -7,6 +7,7 @@ from pathlib import Path
 
 from . import notebooks, pages
 from .errors import AnimkitError
+from .files import make_folder
 
 QUICKSTART = Path(__file__).resolve().parent.parent / "notebooks" / "00_quickstart.ipynb"
 
@@ -25,11 +26,7 @@ def run(args: argparse.Namespace) -> int:
     given = dict(args.parameter)
     if "out" in given:
         raise AnimkitError("the folder is chosen by --out, not by -p out")
-    out = args.out.resolve()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AnimkitError(f"the results cannot go to {out}: {error.strerror}; choose another folder by --out") from error
+    out = make_folder(args.out.resolve())
     before = {film: film.stat().st_mtime_ns for film in out.glob("*.mp4")}  # of an earlier run, or the reader's own
     started = time.monotonic()
     executed = notebooks.execute(QUICKSTART, out / "quickstart.ipynb", {**given, "out": str(out)},

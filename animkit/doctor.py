@@ -93,7 +93,7 @@ def library(name: str, specifier, extra: str = "") -> Finding:
         return Finding(NOTE if extra else MISSING, name + belongs, f"not installed, wanted {specifier}",
                        f"pip install '{what}'")
     if not specifier.contains(version, prereleases=True):
-        return Finding(MISSING, name + belongs, f"{version}, wanted {specifier}", f"pip install '{name}{specifier}'")
+        return Finding(NOTE if extra else MISSING, name + belongs, f"{version}, wanted {specifier}", f"pip install '{name}{specifier}'")
     return Finding(OK, name + belongs, version)
 
 
@@ -123,7 +123,7 @@ def film() -> Iterator[Finding]:
     buffer = io.BytesIO()
     try:
         with av.open(buffer, "w", format="mp4") as container:
-            stream = container.add_stream("h264", rate=8)
+            stream = container.add_stream("libx264", rate=8)  # as Clip does
             stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
             encoder = stream.codec_context.codec.name
             for level in (0, 80, 160, 240):

@@ -115,7 +115,7 @@ def load_folder(folder: str | Path, class_name: str) -> tuple[dict, dict[str, Te
         config = json.loads(text or file.with_name("config.json").read_text())
     except ValueError as error:
         raise AnimkitError(f"the config of {file} is no JSON ({error}): fetch or make it again") from error
-    if config.pop("_class_name", None) != class_name:
+    if not isinstance(config, dict) or config.pop("_class_name", None) != class_name:
         raise AnimkitError(f"{file} does not hold {class_name}, says its config: open it with open_checkpoint")
     return config, state
 

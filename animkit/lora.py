@@ -9,7 +9,6 @@ base's layers: its weights stay as they are (except after fuse()), and several L
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -164,7 +163,7 @@ class Attachment:
     """A LoRA at work on a module. `alpha` is read at every call; `remove()` leaves no trace; `fuse()` is optional."""
 
     def __init__(self, lora: LoRA, layers: Mapping[str, nn.Module], alpha: float):
-        self.lora, self.layers, self.fused, self._key = lora, dict(layers), False, object()
+        self.lora, self.layers, self.fused = lora, dict(layers), False
         self._alpha = float(alpha)
         self._handles = [layer.register_forward_hook(partial(self._add, lora[path]), with_kwargs=True)
                          for path, layer in layers.items()]
@@ -199,7 +198,9 @@ class Attachment:
                       for path, layer in self.layers.items()}
             self.fused = True
             for path, layer in self.layers.items():
-                _FUSED.setdefault(layer, (layer.weight.detach().clone(), {}))[1][self._key] = deltas[path]
+                if not hasattr(layer, "_fused"):
+                    layer._fused = (layer.weight.detach().clone(), {})
+                layer._fused[1][self] = deltas[path]
                 _write(layer)
 
     def unfuse(self) -> None:
@@ -207,18 +208,13 @@ class Attachment:
         if self.fused:
             self.fused = False
             for layer in self.layers.values():
-                del _FUSED[layer][1][self._key]
+                del layer._fused[1][self]
                 _write(layer)
-                if not _FUSED[layer][1]:
-                    del _FUSED[layer]
-
-
-# layer -> (its own weight, {key of an attachment: what it added}). The key is not the attachment, which holds its
-# layers: a value here that holds its layer would keep that in memory for ever.
-_FUSED: WeakKeyDictionary[nn.Module, tuple[Tensor, dict[object, Tensor]]] = WeakKeyDictionary()
+                if not layer._fused[1]:
+                    del layer._fused
 
 
 @torch.no_grad()
 def _write(layer: nn.Module) -> None:
-    weight, deltas = _FUSED[layer]
+    weight, deltas = layer._fused  # its own weight, {attachment: what it added}; on the layer, so that copies have theirs
     layer.weight.copy_(sum(deltas.values(), weight.to(torch.float32)) if deltas else weight)

@@ -20,9 +20,13 @@ def root() -> Path:
 def names() -> list[str]:
     """The top-level names of the samples, such as "miniature"; empty when there are none."""
     try:
-        return sorted(p.name for p in root().iterdir() if not p.name.startswith("."))
+        return _names(root())
     except AnimkitError:
         return []
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
 
 
 def path(name: str = ".") -> Path:
@@ -32,5 +36,6 @@ def path(name: str = ".") -> Path:
     if not found.is_relative_to(base):
         raise AnimkitError(f"{name!r} leads out of the samples in {base}; give a name inside it")
     if not found.exists():
-        raise AnimkitError(f"no sample {name!r} in {base}; there are: {', '.join(names()) or 'none'}")
+        near = next(folder for folder in found.parents if folder.is_dir())
+        raise AnimkitError(f"no sample {name!r}; in {near} there are: {', '.join(_names(near)) or 'none'}")
     return found

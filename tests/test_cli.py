@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat import v4
 from packaging.specifiers import SpecifierSet
@@ -110,6 +112,18 @@ def test_doctor_says_what_to_do_about_a_library():
     old = doctor.library("pytest", SpecifierSet(">=1000"))
     assert old.state == doctor.MISSING and ">=1000" in old.value
     assert doctor.library("pytest", SpecifierSet(">=1")).state == doctor.OK
+    assert doctor.library("pytest", SpecifierSet(">=1000"), "dev").state == doctor.NOTE, "an extra is no need"
+
+
+def test_doctor_tries_the_encoder_that_clips_are_written_with(monkeypatch):
+    film = MagicMock()
+    film.__enter__().add_stream.side_effect = ValueError("not in this build")
+    monkeypatch.setattr("av.open", lambda *args, **how: film)
+    assert [found.state for found in doctor.film()] == [doctor.MISSING]
+    with pytest.raises(ValueError, match="not in this build"):
+        animkit.Clip([np.zeros((8, 8, 3), np.uint8)]).encode(".mp4")
+    doctors, clips = film.__enter__().add_stream.call_args_list
+    assert doctors.args == clips.args
 
 
 @pytest.mark.parametrize("gpus, driver, said", [(0, "", "none;"), (0, "nvidia-smi", "sees no GPU"), (1, "", "cuda:0 X, 24 GiB")])

@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from animkit import heap
+
 SCRIPT = """
 import sys, torch
 from animkit.heap import keep_freed_memory
@@ -32,6 +34,12 @@ def test_other_systems_are_left_alone(monkeypatch):
     from animkit.heap import keep_freed_memory
     monkeypatch.setattr(sys, "platform", "win32")
     assert keep_freed_memory() is False
+
+
+def test_where_the_system_does_not_tell_its_peak_there_is_none(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("pathlib.Path.read_text", lambda self: "VmRSS:\t 7 kB\n")
+    assert heap.peak_memory() is None
 
 
 def test_the_peak_is_not_that_of_the_program_that_started_this_one():

@@ -1,4 +1,5 @@
 """W + alpha * B A on any layer (4.1, 4.3): live alpha, sums, exact removal and fusing; agreement with PEFT."""
+import copy
 import gc
 import weakref
 
@@ -150,6 +151,18 @@ def test_a_lora_on_another_device_is_fused_where_the_layer_is():
     assert at.fused and net[0].weight.device.type == "meta"
     at.unfuse()
     assert net(torch.empty(3, 6, device="meta")).is_meta, "and follows it when it is called"
+
+
+def test_a_copy_of_a_fused_model_unfuses_by_itself():
+    net = two_layers()
+    state, at = {k: v.clone() for k, v in net.state_dict().items()}, lora_on(net).attach(net, alpha=0.7)
+    at.fuse()
+    fused = {k: v.clone() for k, v in net.state_dict().items()}
+    twin, own = copy.deepcopy((net, at))
+    own.remove()
+    assert equal_states(twin.state_dict(), state) and equal_states(net.state_dict(), fused)
+    at.remove()
+    assert equal_states(net.state_dict(), state)
 
 
 def test_a_fused_layer_is_freed_with_its_model():

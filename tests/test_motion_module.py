@@ -289,6 +289,9 @@ def test_damaged_and_wrong_files(tmp_path):
     MotionAdapter(block_out_channels=(32, 64), motion_norm_num_groups=8).save_pretrained(tmp_path / "theirs")
     with pytest.raises(AnimkitError, match="does not hold MotionModules"):
         MotionModules.from_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "config.json").write_text("[]")
+    with pytest.raises(AnimkitError, match="does not hold MotionModules"):
+        MotionModules.from_pretrained(tmp_path / "theirs")
     save_checkpoint(modules, tmp_path / "adapter-v1.5", "diffusers")  # a folder, for all its dot
     with pytest.raises(AnimkitError, match="names of diffusers' MotionAdapter: open it with open_checkpoint"):
         MotionModules.from_pretrained(tmp_path / "adapter-v1.5")

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -15,6 +16,7 @@ from animkit.errors import AnimkitError
 def shipped(tmp_path, monkeypatch):
     (tmp_path / "miniature").mkdir()
     (tmp_path / "readme").write_text("x")
+    (tmp_path / "miniature" / "vae").touch()
     monkeypatch.setattr(samples, "root", lambda: tmp_path)
     return tmp_path
 
@@ -24,7 +26,9 @@ def test_a_sample_is_found_by_name(shipped):
     assert samples.names() == ["miniature", "readme"]
 
 
-@pytest.mark.parametrize("name, message", [("miniatur", "no sample 'miniatur' .* there are: miniature, readme"),
+@pytest.mark.parametrize("name, message", [("miniatur", "no sample 'miniatur'; .* there are: miniature, readme"),
+                                           ("miniature/unet", "no sample 'miniature/unet'; in .*miniature there are: vae$"),
+                                           ("readme/x", "no sample 'readme/x'; .* there are: miniature, readme"),
                                            ("../other", "leads out of the samples"), ("/etc", "leads out of the samples")])
 def test_what_is_not_there_is_refused(shipped, name, message):
     with pytest.raises(AnimkitError, match=message):
@@ -57,6 +61,12 @@ def test_the_wheel_carries_the_samples_and_works_without_the_clone(repo, tmp_pat
     shutil.copytree(repo / "configs", clone / "configs")
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path / "dist",
                     clone], check=True, timeout=200)
+    (clone / "tests").mkdir()
+    (clone / "tests" / "test_alone.py").touch()  # setuptools' sdist takes such files, without what they import
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path / "dist"], cwd=clone, check=True, timeout=200)
+    with tarfile.open(*(tmp_path / "dist").glob("*.gz")) as opened:
+        names = "\n".join(opened.getnames())
+    assert "/unet/weights.safetensors" in names and "/configs/sd15.yaml" in names and "/tests" not in names
     wheel, = (tmp_path / "dist").glob("animkit-*.whl")
     with zipfile.ZipFile(wheel) as opened:
         carried = opened.namelist()

@@ -143,6 +143,8 @@ def _in_folder(folder: Path) -> tuple[Path, dict]:
         for variant in ("", ".fp16")
         if (folder / f"{stem}{variant}{ending}").is_file()
     ]
+    own = folder / f"{folder.resolve().name}.safetensors"  # what a training run leaves
+    found += [own] if own.is_file() else []
     if not found:
         if list(folder.glob("*.index.json")):
             raise AnimkitError(
@@ -150,7 +152,7 @@ def _in_folder(folder: Path) -> tuple[Path, dict]:
                 " first."
             )
         raise AnimkitError(
-            f"{folder}: no weights in this folder (diffusion_pytorch_model.safetensors or the like); give the file"
-            " itself."
+            f"{folder}: no weights in this folder (diffusion_pytorch_model.safetensors or the like; of a finished training"
+            f" run, {own.name}); give the file itself."
         )
     return found[0], _config_beside(found[0])

@@ -9,15 +9,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from animkit.checkpoints.checkpoint import check_numbers, misfit
 from animkit.errors import AnimkitError
-from animkit import lora as low_rank
-
-# parameter -> (its own tensor, {key of a replacement at work: (tensor, alpha)}). Keys, not the replacements: these refer
-# to their model, and so an entry would keep its own parameter alive.
-_REPLACED = WeakIdKeyDictionary()
 
 
 class Replacement(nn.Module):
@@ -31,8 +25,8 @@ class Replacement(nn.Module):
         """Set these weights on `root`, all or nothing. Raises AnimkitError if a name or a shape differs."""
         return ReplacementAtWork(root, self.pairs(root), alpha)
 
-    def pairs(self, root: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
-        """Each parameter of `root` with the weight that is to take its place. Raises AnimkitError as attach does."""
+    def pairs(self, root: nn.Module) -> dict[str, tuple[nn.Parameter, Tensor]]:
+        """Each parameter of `root`, by name, with the weight for its place. Raises AnimkitError as attach does."""
         check_numbers(self.path, self.state)
         own = {name.replace(".base_layer", ""): p for name, p in root.named_parameters() if ".lora_" not in name}
         wrong = [f"{n} {tuple(self.state[n].shape)} for {tuple(own[n].shape)}"
@@ -40,14 +34,14 @@ class Replacement(nn.Module):
         missing, extra = [n for n in own if n not in self.state], [n for n in self.state if n not in own]
         if missing or extra or wrong:
             raise misfit(self.path, f"this {type(root).__name__}", missing, extra, wrong)
-        return [(own[name], tensor) for name, tensor in self.state.items()]
+        return {name: (own[name], tensor) for name, tensor in self.state.items()}
 
 
 class ReplacementAtWork:
     """A replacement on its model: `alpha` is live, `remove()` gives every parameter its own tensor back."""
 
-    def __init__(self, root: nn.Module, pairs: list[tuple[nn.Parameter, Tensor]], alpha: float):
-        self.root, self.pairs, self._key = root, pairs, object()
+    def __init__(self, root: nn.Module, pairs: Mapping[str, tuple[nn.Parameter, Tensor]], alpha: float):
+        self.root, self.pairs = root, dict(pairs)
         self.alpha = alpha
 
     @property
@@ -58,30 +52,34 @@ class ReplacementAtWork:
     def alpha(self, value: float) -> None:
         self._check_unfused()
         self._alpha = float(value)
-        for parameter, tensor in self.pairs:
-            _REPLACED.setdefault(parameter, (parameter.data, {}))[1][self._key] = (tensor, self._alpha)
-            _mix(parameter)
+        for name, (parameter, tensor) in self.pairs.items():
+            # of the root, so that a copy has its own: name -> (the parameter's own tensor, {replacement: (tensor, alpha)})
+            own, at_work = self.root.__dict__.setdefault("_replaced", {}).setdefault(name, (parameter.data, {}))
+            at_work[self] = (tensor, self._alpha)
+            _mix(parameter, own, at_work)
 
     def remove(self) -> None:
         self._check_unfused()
-        for parameter, _ in self.pairs:
-            _REPLACED[parameter][1].pop(self._key, None)
-            _mix(parameter)
-            if not _REPLACED[parameter][1]:
-                del _REPLACED[parameter]
-        self.pairs = []
+        for name, (parameter, _) in self.pairs.items():
+            own, at_work = self.root._replaced[name]
+            at_work.pop(self, None)
+            _mix(parameter, own, at_work)
+            if not at_work:
+                del self.root._replaced[name]
+        if self.pairs and not self.root._replaced:
+            del self.root._replaced
+        self.pairs = {}
 
     def _check_unfused(self) -> None:
-        if any(layer in low_rank._FUSED for layer in self.root.modules()):
+        if any(hasattr(layer, "_fused") for layer in self.root.modules()):
             raise AnimkitError(
                 "a LoRA is fused into the weights that are to be replaced: unfuse() it first, or its original is lost"
             )
 
 
 @torch.no_grad()
-def _mix(parameter: nn.Parameter) -> None:
-    own, others = _REPLACED[parameter]
-    at_work = [(tensor, alpha) for tensor, alpha in others.values() if alpha != 0]
+def _mix(parameter: nn.Parameter, own: Tensor, replacements: Mapping[ReplacementAtWork, tuple[Tensor, float]]) -> None:
+    at_work = [(tensor, alpha) for tensor, alpha in replacements.values() if alpha != 0]
     if not at_work:
         mixed = own
     elif len(at_work) == 1 and at_work[0][1] == 1:

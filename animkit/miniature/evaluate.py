@@ -263,7 +263,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--count", type=int, help="number of prompts (default: stills 200, motion 100; adapter, looks, "
                                                   "shots 20) or pictures (judge 1000); few for a quick look")
     parser.add_argument("--look", help="motion, adapter: insert this look of looks/; looks: judge only this one")
-    parser.add_argument("--module", type=Path, help="motion: judge this motion module, such as runs/mine/mine.safetensors"
+    parser.add_argument("--module", type=Path, help="motion: judge this motion module, such as runs/mine"
                                                     ", instead of the shipped one; results are named after it")
     parser.add_argument("--folder", type=Path, help="where miniature/, judge/, motion_module/ and looks/ are "
                                                     "(default: the shipped samples)")

@@ -38,7 +38,7 @@ class Clip:
 
     def __init__(self, frames: Any, fps: float = 8, prompt: str = "", settings: dict | None = None):
         if not isinstance(frames, np.ndarray):
-            pictures = [np.asarray(f) for f in frames]
+            pictures = [np.asarray(f) for f in (frames if np.iterable(frames) else [frames])]
             if len(shapes := {picture.shape for picture in pictures}) > 1:
                 raise AnimkitError(f"A clip's frames have one shape; these have {', '.join(map(str, sorted(shapes)))}.")
             frames = np.stack(pictures) if pictures else np.empty((0, 0, 0, 3), np.uint8)

@@ -364,6 +364,13 @@ def test_what_no_lora_is_made_of(tmp_path):
             opened(tmp_path, weights)
 
 
+def test_the_folder_of_a_training_run_is_taken_for_its_file(tmp_path):
+    (tmp_path / "mine").mkdir()
+    opened(tmp_path / "mine", make.peft_lora(make.pairs(make.unet(), "attn1.to_q$")), "mine.safetensors")
+    checkpoint = open_checkpoint(tmp_path / "mine")
+    assert (checkpoint.kind, checkpoint.name) == ("LoRA", "mine")
+
+
 def test_a_look_that_may_be_a_domain_adapter_says_so(tmp_path):
     made = make.pairs(make.unet(), make.SPATIAL)
     for naming in (make.peft_lora, make.diffusers_lora, make.kohya_lora):

@@ -171,6 +171,9 @@ def test_a_whole_model_as_a_look_scales_and_leaves_no_trace(tmp_path):
     with pytest.warns(UserWarning, match="toonyou.ckpt: its text encoder is not used by a UNet alone"):
         video.insert(look, name="toon")
     assert torch.equal(video(x, 3, text), inflate(open_checkpoint(file).unet())(x, 3, text))
+    twin = copy.deepcopy(video)
+    twin.alpha["toon"] = 0
+    assert torch.equal(twin(x, 3, text), base)  # and not what was at work when it was copied
     video.alpha["toon"] = 0.5
     name = "conv_in.weight"
     assert torch.allclose(original[name], values[name] + 0.005, atol=1e-6)

@@ -151,3 +151,5 @@ def test_numbers_that_do_not_fit_are_refused(judge_folder, moving):
     for none in ([], ()):
         with pytest.raises(AnimkitError, match="at least one picture"):
             score_clips(encoder, [moving], references=none)
+        with pytest.raises(AnimkitError, match="no clips to score"):
+            score_clips(encoder, none, [])

@@ -312,7 +312,7 @@ def test_a_module_of_ones_own_is_judged_in_the_shipped_ones_place(folder, tmp_pa
     monkeypatch.setattr(evaluate, "judge_motion", lambda animator, *rest: given.append(
         {k: v.clone() for k, v in animator.video_unet.motion.state_dict().items()}) or real(animator, *rest))
     assert cli.main(["judge", "motion", *count]) == 0
-    assert cli.main(["judge", "motion", *count, "--module", str(mine / "mine.safetensors")]) == 0
+    assert cli.main(["judge", "motion", *count, "--module", str(mine)]) == 0  # a run's folder
     shipped, own = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("motion", "motion-mine"))
     assert own["metrics"] == shipped["metrics"] and "module" not in shipped["parameters"]
     module = own["parameters"]["module"]

@@ -64,7 +64,7 @@ def test_takes_a_list_of_pictures():
     (np.zeros((2, 4, 4, 3)), "float64"),
     (np.zeros((2, 3, 4, 4), np.uint8), r"\(2, 3, 4, 4\)"),
     (np.zeros((4, 4, 3), np.uint8), r"\(4, 4, 3\)"),
-    ([], r"\(0, 0, 0, 3\)"),
+    ([], r"\(0, 0, 0, 3\)"), (None, r"object of shape \(1,\)"),
 ])
 def test_refuses_what_is_not_frames(frames, said):
     with pytest.raises(AnimkitError, match=said):
