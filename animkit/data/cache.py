@@ -40,7 +40,7 @@ class LatentCache:
         self._rows: dict[int, list[int]] = {}  # index of a clip -> rows of its views that could be read
         for row, (index, _) in enumerate(rows):
             self._rows.setdefault(index, []).append(row)
-        self.indices, self.views = sorted(self._rows), 1 + max(view for _, view in rows)
+        self.indices = sorted(self._rows)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -252,7 +252,7 @@ def validated(validate: Callable, model: nn.Module, step: int, ema) -> tuple[dic
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad():
             if ema:
                 with ema.swapped_in():
                     found = validate(model, step)

@@ -20,7 +20,7 @@ def vae():
     torch.manual_seed(0)
     return AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
                          up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4,
-                         scaling_factor=0.5)
+                         scaling_factor=0.5, shift_factor=0.25)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_latents_are_those_of_the_vae_and_computed_once(vae, clips, tmp_path):
     assert counted.calls == 5 and len(latents) == 5
     for i in range(5):
         with torch.no_grad():
-            plain = vae.encode(clips.video[i].transpose(0, 1).float() / 127.5 - 1).latent_dist.mode() * 0.5  # f c h w
+            plain = vae.encode(clips.video[i].transpose(0, 1).float() / 127.5 - 1).latent_dist.mode() * 0.5 - 0.125  # f c h w
         item = latents.get(i)
         assert item["latents"].dtype == torch.float32 and item["latents"].shape == (4, 4, 8, 8)
         assert torch.equal(item["latents"], plain.transpose(0, 1).half().float()) and item["caption"] == f"clip {i}"
@@ -70,6 +70,7 @@ def test_another_setting_video_or_weight_is_another_cache(vae, clips, tmp_path):
     assert cache_latents(vae, clips, tmp_path, views=2, quiet=True).path != one
     other = TensorClips(clips.video.clone(), clips.captions)
     assert cache_latents(vae, other, tmp_path, quiet=True).path == one
+    assert cache_latents(vae, TensorClips(clips.video, list("abcde")), tmp_path, quiet=True).path != one
     other.video[3, 1, 2, 5, 5] ^= 1
     assert cache_latents(vae, other, tmp_path, quiet=True).path != one
     before = cache.fingerprint_of(vae)
@@ -161,7 +162,7 @@ def words():
                                          eos_token_id=2))
 
     class Tokenizer:
-        model_max_length, unk_token_id = 12, None
+        model_max_length, unk_token_id = 10 ** 30, None  # as one that states no limit
 
         def convert_tokens_to_ids(self, token):
             return {"a</w>": 0}.get(token)  # no "an"
@@ -188,6 +189,9 @@ def test_text_embeddings_once_with_the_empty_prompt(words, tmp_path):
     assert torch.equal(cache_text(tokenizer, model, ["a dog", "a cat"], tmp_path, quiet=True).text, texts.text)
     assert len(asked) == count
     handle.remove()
+    with torch.no_grad():
+        next(model.parameters())[0] += 1
+    assert cache_text(tokenizer, model, ["a cat", "a dog"], tmp_path, quiet=True).path != texts.path
     with pytest.raises(AnimkitError, match="'a fish'"):
         texts["a fish"]
 
@@ -200,25 +204,10 @@ def test_batches_of_latents_and_text_for_the_losses(vae, clips, words, tmp_path)
 
 
 def test_a_kill_or_a_full_disk_leaves_no_half_cache(vae, clips, tmp_path, monkeypatch):
-    class Full:
-        def __init__(self, file):
-            self.file, self.left = file, 2
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *args):
-            self.file.close()
-
-        def write(self, data):
-            self.left -= 1
-            if self.left < 0:
-                raise OSError(28, "No space left on device")
-            return self.file.write(data)
-    monkeypatch.setattr(cache, "open", lambda *a: Full(open(*a)), raising=False)
+    def full(tensor, what):
+        if "clip 2" in what:  # two rows are written
+            raise OSError(28, "No space left on device")
+    monkeypatch.setattr(cache, "_finite", full)
     with pytest.raises(AnimkitError, match="could not write .*No space left"):
         cache_latents(vae, clips, tmp_path, quiet=True)
     assert list(tmp_path.iterdir()) == []
@@ -235,6 +224,9 @@ def test_what_cannot_be_cached_is_named(vae, clips, tmp_path):
         broken.quant_conv.bias.fill_(float("nan"))
     with pytest.raises(AnimkitError, match="latents of clip 0 .'clip 0'. are not finite"):
         cache_latents(broken, clips, tmp_path, quiet=True)
+    clips.get = lambda i, epoch: {"video": clips.video[i, ..., :16 - 4 * (i == 2)], "index": i}
+    with pytest.raises(AnimkitError, match="clip 2 has latents .4, 4, 8, 6., those before it .4, 4, 8, 8.: give all"):
+        cache_latents(vae, clips, tmp_path, quiet=True)
     with pytest.raises(AnimkitError, match="no clip to cache"):
         cache_latents(vae, TensorClips(clips.video[:0], []), tmp_path, quiet=True)
     with pytest.raises(AnimkitError, match="damaged"):

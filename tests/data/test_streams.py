@@ -64,6 +64,7 @@ def test_batches_are_a_function_of_the_step(shards, videos):
     steps = [stream(k) for k in range(18)]  # 72 samples: two epochs of 35, and 2
     keys = [key for step in steps for key in step["key"]]
     assert steps[0]["video"].shape == (4, 3, 3, 16, 16)
+    assert len({tuple(videos.numbers(video)) for video in steps[0]["video"]}) > 1  # each from a place of its own
     assert sorted(keys[:35]) == ALL and sorted(keys[35:70]) == ALL and keys[:35] != keys[35:70] and keys[:35] != ALL
     resumed = StreamClips(shards, 4, workers=2, **settings)
     for k in (9, 10, 3):  # from the middle, on, and back

@@ -1,4 +1,5 @@
 import csv
+import os
 import struct
 import sys
 
@@ -44,6 +45,8 @@ def test_a_clip_is_a_function_of_seed_epoch_and_index(videos, folder):
     assert starts(a) == starts(b) and len(set(starts(a))) > 3
     assert starts(a) != starts(a, 1) and starts(a) != starts(make(seed=1))
     assert max(starts(a)) + 3 * 2 < 24  # no clip runs over the end
+    assert set(starts(VideoClips(folder, size=16, frames=23, stride=1, dtype=torch.uint8))) == {0, 1}  # nor ends too soon
+    assert [clip["index"] for clip in a] == list(range(12))
 
 
 def test_random_crop_moves_and_flip_is_only_by_request(videos, tmp_path):
@@ -57,8 +60,9 @@ def test_random_crop_moves_and_flip_is_only_by_request(videos, tmp_path):
     assert 0 < sum(turned) < 8
     moved = VideoClips(tmp_path, size=32, frames=12, stride=1, start="first", crop="random", dtype=torch.uint8)
     assert len({tuple(late(moved, i)[0, 16].round().tolist()) for i in range(8)}) > 3
-    with pytest.raises(AnimkitError, match="'pan left' into 'pan right'"):
-        VideoClips(tmp_path, shot="pan left", flip=True)
+    for one, other in (("pan left", "pan right"), ("roll clockwise", "roll anticlockwise")):
+        with pytest.raises(AnimkitError, match=f"'{one}' into '{other}'"):
+            VideoClips(tmp_path, shot=one, flip=True)
 
 
 def test_a_shot_type_is_the_camera_rule_on_the_full_frames(folder):
@@ -192,7 +196,7 @@ def test_webvid_faults(tmp_path):
 
 def test_settings_that_make_no_sense(folder):
     for wrong in ({"frames": 0}, {"stride": 0}, {"crop": "left"}, {"start": "last"}, {"shot": "spin"},
-                  {"shot": "zoom in", "crop": "random"}):
+                  {"shot": "zoom in", "crop": "random"}, {"size": 0}):
         with pytest.raises(AnimkitError):
             VideoClips(folder, **wrong)
     (folder / "empty").mkdir()
@@ -228,7 +232,11 @@ def test_fingerprint_tells_settings_and_files_apart(videos, folder, tmp_path):
     videos.write(tmp_path / "a.mp4", 8)
     before = VideoClips(tmp_path, frames=2).fingerprint()
     videos.write(tmp_path / "a.mp4", 9)
-    assert VideoClips(tmp_path, frames=2).fingerprint() != before
+    prints = {before, VideoClips(tmp_path, frames=2).fingerprint()}
+    (tmp_path / "a.txt").write_text("a boat")
+    prints.add(VideoClips(tmp_path, frames=2).fingerprint())
+    os.utime(tmp_path / "a.mp4", (0, 0))
+    assert len({*prints, VideoClips(tmp_path, frames=2).fingerprint()}) == 4
 
 
 def test_tables_that_end_amiss_are_one_clear_error(tmp_path):

@@ -2,6 +2,7 @@
 import dataclasses
 import hashlib
 import json
+import time
 
 import numpy as np
 import pytest
@@ -33,12 +34,15 @@ def test_settings_are_the_presets_unless_given(run):
 
 
 def test_results_hold_all_that_the_report_needs(run, tmp_path):
-    with run.timed("drawing"):
-        pass
-    run.judge("coarse", FOUND, "holds", "level 1")
+    for seconds in (0.02, 0):
+        with run.timed("drawing"):
+            time.sleep(seconds)
+    run.judge("coarse", FOUND, "holds", "level 1 | 2")
     run.clip(ak.Clip(np.zeros((4, 64, 64, 3), np.uint8), prompt="a red ball"))
     figure = Figure()
     figure.subplots().plot([1, 2])
+    with pytest.raises(AnimkitError, match="A figure needs alt"):
+        run.figure(figure, " ")
     run.figure(figure, "a line that rises")
     table = run.finish({"levels": {"all": {"amount": 1.5}}})
     results = read_results(tmp_path / "out")
@@ -46,14 +50,15 @@ def test_results_hold_all_that_the_report_needs(run, tmp_path):
     assert results["parameters"] == {"notebook": "motion_modules_per_resolution", "preset": "laptop", "seed": 3,
                                      "prompts": 2, "steps": 9, "precision": "float32", "trained here": []}
     assert results["metrics"]["claims"] == {
-        "coarse": {"verdict": "holds", "said": "level 1", "measured": FOUND._asdict()}}
+        "coarse": {"verdict": "holds", "said": "level 1 | 2", "measured": FOUND._asdict()}}
     assert results["metrics"]["levels"] == {"all": {"amount": 1.5}}
     assert {"drawing", "all", "found"} == set(results["seconds"]) and results["seconds"]["found"] == 0
+    assert results["seconds"]["drawing"] >= 0.02
     assert results["device"]["cores"] >= 1 and isinstance(results["device"]["processor"], str)
     assert {"torch", "animkit"} <= set(results["versions"])
     assert results["metrics"]["shown"] == {"figure": "a line that rises", "clip": "a red ball"}
     assert (tmp_path / "out" / "figure.png").stat().st_size > 500 and (tmp_path / "out" / "clip.mp4").exists()
-    assert "| 0.5 | 0.25 to 0.75 (n = 12) | **holds**: level 1 |" in table._repr_markdown_()
+    assert "| 0.5 | 0.25 to 0.75 (n = 12) | **holds**: level 1 / 2 |" in table._repr_markdown_()
 
 
 @pytest.mark.parametrize("fast, dtype, said", [("bf16", torch.bfloat16, "bf16"), ("no", torch.float32, "float32")])
@@ -171,10 +176,10 @@ def test_a_training_of_other_settings_or_on_other_weights_is_another_folder(run,
     first = folder()
     assert first == folder() and first.parent == run.work and first.name.startswith("with-stage-1-")
     others = (folder(**{"training.steps": 7}), folder(kind="conv"), folder(domain_adapter=None),
-              folder(**{"training.optimizer": "muon"}))
-    assert len({first, *others}) == 5
+              folder(**{"training.optimizer": "muon"}), folder(domain_adapter=None, start=str(weights)))
+    assert len({first, *others}) == 6
     weights.write_bytes(b"2")
-    assert folder() != first
+    assert folder() != first and folder(domain_adapter=None, start=str(weights)) != others[-1]
 
 
 def test_a_training_of_before_a_setting_came_is_still_found(run, repo):

@@ -1,4 +1,6 @@
 """What the experiments have in common, each on cases whose answer is known."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -62,6 +64,14 @@ def test_what_was_drawn_is_kept_and_a_killed_run_goes_on(animator, tmp_path, cal
     assert len(calls) == 3, "notebooks share what they draw alike"
 
 
+def test_each_clip_has_its_own(animator, tmp_path):
+    noises = [NoiseConfig(betas).scheduler() for betas in ("scaled_linear", "linear")]
+    clips = drawn(animator, PROMPTS[:2], seed=5, work=tmp_path, **HOW, each={"scheduler": noises})
+    for k, noise in enumerate(noises):
+        alone = animator(PROMPTS[k], seed=5 + k, frames=2, steps=2, progress=False, scheduler=noise)
+        assert np.array_equal(clips[k].array, alone.array)
+
+
 def test_nothing_stale_is_taken(animator, tmp_path, calls, monkeypatch):
     """Other noise, words, steps, weights, alphas: each is another clip."""
     drawn(animator, PROMPTS[:1], seed=5, work=tmp_path, **HOW)
@@ -81,9 +91,19 @@ def test_nothing_stale_is_taken(animator, tmp_path, calls, monkeypatch):
     with monkeypatch.context() as other:
         other.setattr(drawing, "_drawing_code", lambda: "another version of the sampler")
         drawn(animator, PROMPTS[:1], seed=5, work=tmp_path, **HOW)
-    assert len(calls) == 10
+    with monkeypatch.context() as other:
+        control = SimpleNamespace(model=torch.nn.Linear(1, 1), alpha=1.0)
+        other.setitem(animator.alpha.controls, "depth", control)
+        other.setattr(type(animator), "__call__", lambda self, prompts, **how: calls.append(1) or [film([flat(0)] * 2)])
+        drawn(animator, PROMPTS[:1], seed=5, work=tmp_path, **HOW)
+        for part in (control.model, animator.pipe.vae, animator.pipe.text_encoder):
+            first = next(part.parameters())
+            kept, first.data = first.data, first.data + 1
+            drawn(animator, PROMPTS[:1], seed=5, work=tmp_path, **HOW)
+            first.data = kept
+    assert len(calls) == 14
     drawn(animator, PROMPTS[:1], seed=5, work=tmp_path, **HOW)
-    assert len(calls) == 10
+    assert len(calls) == 14
 
 
 def test_code_is_what_a_file_does_not_how_it_reads():
@@ -168,6 +188,9 @@ def test_a_lead_is_taken_clip_by_clip_over_the_best_rival():
     ahead, rival = lead(found, "m", "ours", ["a", "b"])
     assert (ahead.value, rival, ahead.n) == (1.0, "b", 2)
     assert lead(found, "m", "ours", ["a", "b"], min)[1] == "a"
+    found["b"]["m"] = np.array([np.nan, 5.0])
+    ahead, rival = lead(found, "m", "ours", ["a", "b"])
+    assert (ahead.value, rival, ahead.n) == (-1.0, "b", 1)
 
 
 def test_a_resampled_ratio_has_an_interval_around_it():
@@ -175,6 +198,8 @@ def test_a_resampled_ratio_has_an_interval_around_it():
     found = resampled(rows, lambda drawn: drawn[:, 0].mean() / drawn[:, 1].mean())
     assert found.low < 0.25 < found.high and found.low < found.value < found.high and found.n == 40
     assert resampled(rows, lambda drawn: float("nan")).n == 0
+    odd = resampled(rows, lambda drawn: float("nan") if drawn[0, 0] == rows[3, 0] else drawn[:, 0].mean())
+    assert 1 < odd.low < odd.value < odd.high < 2 and odd.n == 40
     with pytest.raises(AnimkitError, match="Rows are n k"):
         resampled(np.ones(3), np.mean)
 
@@ -183,13 +208,6 @@ def test_a_resampled_ratio_has_an_interval_around_it():
 def test_rank_correlation_is_spearmans(y, rho):
     assert rank_correlation([10, 20, 40], y) == pytest.approx(rho)
     assert np.isnan(rank_correlation([1, 2, 3], [5, 5, 5]))
-
-
-def test_above_0_8_five_alphas_have_one_pair_out_of_order_at_most():
-    """The rule of domain_adapter's "monotone"."""
-    alphas = [1, 0.75, 0.5, 0.25, 0]
-    assert rank_correlation(alphas, [90, 60, 70, 20, 10]) == pytest.approx(0.9)
-    assert rank_correlation(alphas, [80, 90, 60, 70, 10]) == pytest.approx(0.8)
 
 
 def test_a_power_law_is_found_again():
@@ -223,6 +241,9 @@ def test_held_out_loss_is_the_same_for_the_same_model_and_another_for_another(an
     noise = NoiseConfig().scheduler()
     first = held_out_loss(animator, clips, noise, seed=1, draws=2)
     assert first.shape == (2,) and (first == held_out_loss(animator, clips, noise, seed=1, draws=2)).all()
+    assert (first != held_out_loss(animator, clips, noise, seed=1, draws=1)).all()
+    same = held_out_loss(animator, clips[:1] * 2, noise, seed=1, draws=2)
+    assert same[0] == first[0] != same[1], "each clip has noise of its own"
     animator.alpha["motion"] = 0.0
     other = held_out_loss(animator, clips, noise, seed=1, draws=2)
     animator.alpha["motion"] = 1.0

@@ -4,12 +4,11 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
 
-from animkit.domain_adapter import new_domain_adapter
 from animkit.errors import AnimkitError
 from animkit.inflation import inflate
 from animkit.motion_lora import new_motion_lora
 from animkit.motion_module import MotionModules
-from animkit.training import LoopConfig, draws, fit
+from animkit.training import draws
 from animkit.training.losses import (denoising_loss, domain_adapter_loss, drop_captions, motion_lora_loss,
                                      motion_module_loss, snr_weight, timesteps)
 
@@ -52,7 +51,7 @@ def with_motion():
     return video_unet, motion
 
 
-# ---- the formulas ----------------------------------------------------------------------------------------------------
+# ---- the formulas
 
 def test_motion_module_loss_is_equation_7():
     spy = Spy()
@@ -87,11 +86,7 @@ def test_domain_adapter_loss_is_the_image_loss_of_one_random_frame():
 
 
 def test_timesteps_cover_the_schedule_and_the_generator_decides():
-    spy, drawn = Spy(), []
-    for seed in range(300):
-        denoising_loss(spy, Z, TEXT, generator(seed), scheduler=SCHEDULER)
-        drawn.append(spy.t.clone())
-    t = torch.cat(drawn)
+    spy, t = Spy(), timesteps(900, SCHEDULER, generator())
     assert t.min() < 20 and t.max() > 980 and t.max() <= 999 and abs(t.float().mean() - 499.5) < 40
     one, other = (denoising_loss(spy, Z, TEXT, generator(s), scheduler=SCHEDULER) for s in (3, 3))
     assert one == other != denoising_loss(spy, Z, TEXT, generator(4), scheduler=SCHEDULER)
@@ -174,12 +169,14 @@ def test_two_ranks_draw_the_rows_of_one(monkeypatch):
 def test_half_precision_latents_and_shapes_that_do_not_fit():
     value = motion_module_loss(Spy(), Z.bfloat16(), TEXT, generator(), scheduler=SCHEDULER, drop=0)
     assert value.dtype == torch.float32
-    with pytest.raises(AnimkitError, match="latents b c f h w"):
-        motion_module_loss(Spy(), Z[:, :, 0], TEXT, generator(), scheduler=SCHEDULER, drop=0)
+    for odd in (Z[:, :, 0], Z[:, :, :0]):
+        with pytest.raises(AnimkitError, match="latents b c f h w"):
+            motion_module_loss(Spy(), odd, TEXT, generator(), scheduler=SCHEDULER, drop=0)
     with pytest.raises(AnimkitError, match="3 clips, but text is"):
         motion_module_loss(Spy(), Z, TEXT[:2], generator(), scheduler=SCHEDULER, drop=0)
-    with pytest.raises(AnimkitError, match="pass empty="):
-        motion_module_loss(Spy(), Z, TEXT, generator(), scheduler=SCHEDULER)
+    for loss in (motion_module_loss, domain_adapter_loss):
+        with pytest.raises(AnimkitError, match="pass empty="):
+            loss(Spy(), Z, TEXT, generator(), scheduler=SCHEDULER)
     with pytest.raises(AnimkitError, match="same text encoder"):
         motion_module_loss(Spy(), Z, TEXT, generator(), scheduler=SCHEDULER, empty=EMPTY[:, :3])
     sample = DDIMScheduler.from_config(SCHEDULER.config, prediction_type="sample")
@@ -187,38 +184,7 @@ def test_half_precision_latents_and_shapes_that_do_not_fit():
         motion_module_loss(Spy(), Z, TEXT, generator(), scheduler=sample, drop=0)
 
 
-# ---- on the real classes ---------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("stage", ["domain adapter", "motion module", "MotionLoRA"])
-def test_each_stage_learns_and_leaves_the_frozen_alone(tmp_path, stage):
-    video_unet, motion = with_motion()
-    if stage == "domain adapter":
-        video_unet = tiny_video_unet()
-        trained, loss = new_domain_adapter(video_unet, rank=4), domain_adapter_loss
-        video_unet.insert(trained)
-    elif stage == "motion module":
-        trained, loss = motion, motion_module_loss
-        adapter = new_domain_adapter(video_unet, rank=2)
-        video_unet.insert(adapter, alpha=1.0)
-    else:
-        trained, loss = new_motion_lora(motion, rank=4), motion_lora_loss
-        video_unet.insert(trained)
-    before = {n: t.clone() for n, t in video_unet.named_parameters()}
-    ours = {id(p) for p in trained.parameters()}
-
-    def batch(k, g):
-        return Z, TEXT
-
-    def same_every_step(model, x, g):  # one noise for all steps: then the loss must fall
-        return loss(model, *x, generator(1), scheduler=SCHEDULER, empty=EMPTY)
-
-    history = fit(video_unet, same_every_step, batch, LoopConfig(steps=12, lr=3e-3), tmp_path,
-                  parameters=trained.parameters(), quiet=True)
-    assert history.losses[-1] < history.losses[0] - 1e-3
-    changed = {n for n, p in video_unet.named_parameters() if not torch.equal(p, before[n])}
-    own = {n for n, p in video_unet.named_parameters() if id(p) in ours}
-    assert changed and changed <= own and len(changed) > 0.9 * len(own)
-
+# ---- on the real classes
 
 @pytest.mark.parametrize("stage", ["motion module", "MotionLoRA of the last block"])
 def test_no_graph_for_what_is_frozen_and_lies_before_the_first_trainable(stage):
@@ -243,24 +209,6 @@ def test_no_graph_for_what_is_frozen_and_lies_before_the_first_trainable(stage):
     before, after = ([grad for reached, grad in outputs if reached is side] for side in (False, True))
     assert len(before) >= 8 and not any(before)  # conv_in, the time embedding, the first resnet
     assert after[-1] and any(after)
-
-
-def test_gradient_checkpointing_gives_the_same_gradients():
-    def gradients(checkpointed):
-        video_unet, motion = with_motion()
-        video_unet.train()
-        if checkpointed:
-            video_unet.unet.enable_gradient_checkpointing()
-        kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
-            loss = motion_module_loss(video_unet, Z, TEXT, generator(), scheduler=SCHEDULER, empty=EMPTY)
-        loss.backward()
-        return sum(kept), {n: p.grad for n, p in motion.named_parameters()}
-
-    (much, plain), (little, saved) = gradients(False), gradients(True)
-    assert little < 0.7 * much, (little, much)
-    for name, gradient in plain.items():
-        torch.testing.assert_close(gradient, saved[name], atol=1e-6, rtol=1e-4)
 
 
 def test_plain_attention_on_a_cpu_gives_the_fused_kernels_loss_and_gradients(monkeypatch):
