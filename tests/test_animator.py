@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import animkit as ak
-from animkit import animator as animator_module
-from animkit.animator import check_size, decode, sample
+from animkit.base import check_size, decode
 from animkit.look import new_look
 from animkit.opening import open_base
 from animkit.prompts import as_read, check_prompt, encode_text
+from animkit.sampling import check_steps, sample
 from tiny import shaken
 
 WORDS = "a red blue green balloon bird house over the sea rising falling".split()
@@ -756,8 +756,8 @@ def test_steps_that_would_not_begin_at_noise_are_refused(steps, scheduler, said,
 
 @pytest.mark.parametrize("steps", [1, 2, 25, 50, 150, 333])
 def test_steps_as_people_take_them_are_not(steps):
-    animator_module.check_steps(DDIMScheduler(steps_offset=1), steps)
-    animator_module.check_steps(DDIMScheduler(timestep_spacing="trailing"), 3 * steps)
+    check_steps(DDIMScheduler(steps_offset=1), steps)
+    check_steps(DDIMScheduler(timestep_spacing="trailing"), 3 * steps)
 
 
 def test_after_offload_nothing_stays_on_the_device_at_the_end_or_at_an_interruption():

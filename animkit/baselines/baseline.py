@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 from diffusers.models.attention import BasicTransformerBlock
 from einops import rearrange
-from torch import Tensor, nn
+from torch import nn
 
 from animkit.animator import Animator
 from animkit.errors import AnimkitError

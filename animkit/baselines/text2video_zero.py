@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from animkit.animator import sample
 from animkit.baselines.baseline import DDIMBaseline, read_frames
 from animkit.errors import AnimkitError
+from animkit.sampling import sample
 
 GRID = 512  # pixels of the picture that delta counts in, whatever the real size is
 

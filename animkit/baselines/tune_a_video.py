@@ -21,8 +21,7 @@ from diffusers.models.attention_processor import Attention
 from einops import rearrange
 from torch import Tensor, nn
 
-from animkit.animator import decode, sample
-from animkit.base import check_size
+from animkit.base import check_size, decode
 from animkit.baselines.baseline import DDIMBaseline, read_frames, transformer_blocks
 from animkit.data.cache import encode, fingerprint_of
 from animkit.errors import AnimkitError
@@ -30,6 +29,7 @@ from animkit.files import set_submodule
 from animkit.inflation import VideoUNet
 from animkit.prompts import check_prompt, encode_text
 from animkit.quiet import quiet_libraries
+from animkit.sampling import sample
 from animkit.show.clip import Clip
 from animkit.training.loop import LoopConfig, fit
 from animkit.training.losses import denoising_loss

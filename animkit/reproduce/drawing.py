@@ -37,7 +37,7 @@ def asked_moving(count: int, seed: int, **how) -> tuple[list[str], list]:
 
 # The code that decides what a clip looks like, given the weights: if it changes, clips are drawn anew.
 DRAWS = ("animator.py", "base.py", "control.py", "inflation.py", "insertion.py", "lora.py", "motion_module.py",
-         "prompts.py", "temporal_transformer.py", "baselines")
+         "prompts.py", "sampling.py", "temporal_transformer.py", "windows.py", "baselines")
 
 
 def code(source: str) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 
 import animkit
 from animkit import samples
-from animkit.animator import Animator, check_steps
+from animkit.animator import Animator
 from animkit.base import check_size
 from animkit.checkpoints import open_checkpoint, save_checkpoint
 from animkit.checkpoints.checkpoint import Checkpoint
@@ -27,6 +27,7 @@ from animkit.files import make_folder, write_atomically
 from animkit.heap import peak_memory
 from animkit.motion_module import MotionModules
 from animkit.prompts import check_prompt
+from animkit.sampling import check_steps
 from animkit.show.filmstrip import filmstrip, side_by_side
 from animkit.training import plumbing, saving, sources
 from animkit.training.config import StageConfig

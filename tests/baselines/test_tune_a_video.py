@@ -11,7 +11,7 @@ from einops import rearrange
 from test_animator import make_motion, make_pipe
 
 import animkit as ak
-from animkit.animator import sample
+from animkit.sampling import sample
 from animkit.baselines import TuneAVideo
 from animkit.baselines.baseline import read_frames, transformer_blocks
 from animkit.baselines.tune_a_video import Tuned, first_and_former

@@ -5,7 +5,7 @@ import file_makers as make
 import pytest
 import torch
 from animkit import AnimkitError, MotionModules, inflate, open_checkpoint, save_checkpoint
-from animkit.animator import sample
+from animkit.sampling import sample
 from animkit.prompts import encode_text
 from animkit.windows import in_windows, repeated
 from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter, UNetMotionModel

@@ -9,7 +9,7 @@ import pytest
 
 import animkit as ak
 from animkit import cli, samples
-from animkit.animator import sample
+from animkit.sampling import sample
 from animkit.demo import QUICKSTART
 from animkit.pages import network_loads
 from animkit.show.source import beside

@@ -39,7 +39,7 @@ def test_a_decorated_function_is_shown_from_its_own_file():
 
 def test_a_line_loses_the_spaces_that_line_up_its_comment():
     """Inline code keeps them, and a table that a page has no room for is cut."""
-    from animkit.animator import sample
+    from animkit.sampling import sample
     said = beside(sample, {"x = scheduler.step(": "x"}).markdown
     assert "[0]  # x_t -> x_{t-1}`` |" in said
 
