@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from animkit.errors import AnimkitError
 from animkit.windows import averaged
 
 MOST_ROWS = 2**16 - 1  # CUDA's attention kernels take no larger batch (pytorch issue 146704), and b h w may exceed it
@@ -32,7 +33,11 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("pe", sinusoidal_positions(positions, c)[None])  # 1 f c; saved, as in the release
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.pe[:, : x.shape[1]].to(x.dtype)
+        frames, positions = x.shape[1], self.pe.shape[1]
+        if frames > positions:
+            raise AnimkitError(f"{frames} frames were asked of a motion module that has {positions} positions: ask for at "
+                               f"most {positions} frames, or draw in windows (window=16)")
+        return x + self.pe[:, :frames].to(x.dtype)
 
 
 class TemporalAttention(nn.Module):
@@ -113,12 +118,10 @@ class TemporalBlock(nn.Module):
         self.in_windows: tuple[int, int] | None = None  # a window's frames and stride, for long clips: windows.py
 
     def forward(self, x: Tensor) -> Tensor:
-        long = self.in_windows and x.shape[1] > self.in_windows[0]
-        x = averaged(self.mix, x, *self.in_windows) if long else self.mix(x)
+        x = averaged(self.along_frames, x, *self.in_windows) if self.in_windows else self.along_frames(x)
         return self.ff(self.ff_norm(x)) + x
 
-    def mix(self, x: Tensor) -> Tensor:
-        """The part that looks along frames, b f c -> the same."""
+    def along_frames(self, x: Tensor) -> Tensor:
         for mix, norm in zip(self.attention_blocks, self.norms):
             x = mix(norm(x)) + x
         return x

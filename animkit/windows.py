@@ -20,8 +20,10 @@ def windows(frames: int, window: int, stride: int) -> list[slice]:
 def averaged(mix: Callable[[Tensor], Tensor], x: Tensor, window: int, stride: int) -> Tensor:
     """mix within each window of x (b f c); a frame's results are averaged, those near a window's middle weighing most.
 
-    Weights 1, 2, 3, ..., 3, 2, 1 (FreeNoise, eq. 9).
+    Weights 1, 2, 3, ..., 3, 2, 1 (FreeNoise, eq. 9). A clip no longer than a window goes through mix as it is.
     """
+    if x.shape[1] <= window:
+        return mix(x)
     place = torch.arange(1, window + 1, device=x.device)
     weight = torch.minimum(place, place.flip(0)).to(x.dtype)[:, None]                             # f 1
     total, weights = torch.zeros_like(x), x.new_zeros(x.shape[1], 1)
