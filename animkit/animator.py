@@ -358,9 +358,9 @@ class Animator:
                                "pipe.unload_ip_adapter(), or call animator.video_unet with "
                                "added_cond_kwargs={\"image_embeds\": ...}.")
         window, motion = counts.get("window", counts["frames"]), self.video_unet.motion
-        if counts.get("stride", 1) > window:
-            raise AnimkitError(f"stride is at most window, or frames between two windows would be left out; got {counts['stride']} "
-                               f"and {window}.")
+        if counts.get("stride", 0) > counts.get("window", 0):
+            raise AnimkitError("stride is how far apart windows start, at most one window, or frames between two would be left "
+                               f"out; got stride {counts['stride']} and window {counts.get('window')}.")
         if motion is not None and betas_of(scheduler) == betas_of(self.pipe.scheduler) != betas_of(self.scheduler):
             kind = type(scheduler).__name__
             warnings.warn(f"This {kind} has the base's own betas, and motion modules are trained on others: frames flicker and "

@@ -25,7 +25,7 @@ VERSIONS = {
 
 
 class MotionModule(nn.Module):
-    """x + alpha * TemporalTransformer(x) (4.2), (b f) c h w -> (b f) c h w; AnimkitError beyond `positions` frames."""
+    """x + alpha * TemporalTransformer(x) (4.2), (b f) c h w -> the same; attention: AnimkitError beyond `positions` frames."""
 
     def __init__(self, c: int, heads: int = 8, positions: int = 32, norm_groups: int = 32, kind: str = "attention"):
         super().__init__()

@@ -117,6 +117,7 @@ def asks_more(scheduler: Any) -> bool:
 
 
 def betas_of(scheduler: Any) -> list:
+    """What tells two noise schedules apart: their kind, first beta and last."""
     return [scheduler.config.get(key) for key in ("beta_schedule", "beta_start", "beta_end")]
 
 

@@ -122,6 +122,7 @@ class TemporalBlock(nn.Module):
         return self.ff(self.ff_norm(x)) + x
 
     def along_frames(self, x: Tensor) -> Tensor:
+        """The two that look along frames, (b h w) f c -> the same."""
         for mix, norm in zip(self.attention_blocks, self.norms):
             x = mix(norm(x)) + x
         return x

@@ -61,7 +61,8 @@ def test_a_clip_longer_than_the_positions_is_drawn_in_windows(moving):
     ({"frames": 11, "window": 7}, "7 frames .* 6 positions"),
     ({"frames": 11, "window": 0}, "window .* got 0"),
     ({"frames": 11, "window": 6, "stride": 0}, "stride .* got 0"),
-    ({"frames": 11, "window": 6, "stride": 7}, "stride is at most window.* 7 and 6"),
+    ({"frames": 11, "window": 6, "stride": 7}, "at most one window.* stride 7 and window 6"),
+    ({"frames": 6, "stride": 3}, "stride 3 and window None"),  # it would do nothing
 ])
 def test_windows_that_cannot_be_are_refused(moving, options, said):
     with pytest.raises(ak.AnimkitError, match=said):

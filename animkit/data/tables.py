@@ -74,10 +74,18 @@ def image_table(folder: str | Path) -> Dataset:
     return _captioned_folder(folder, "image", IMAGES, needed=True).cast_column("image", Image())
 
 
+def _files_in(folder: Path) -> Iterator[Path]:
+    """All files of a folder and its subfolders, linked ones too; a folder that links lead to again is entered once."""
+    entered = set()
+    for at, below, names in os.walk(folder, followlinks=True):
+        below[:] = sorted(below) if (real := os.path.realpath(at)) not in entered else []
+        yield from (Path(at) / name for name in names if real not in entered)
+        entered.add(real)
+
+
 def _captioned_folder(folder, kind: str, endings: tuple[str, ...], needed: bool) -> Dataset:
     folder = _existing(folder, f"folder of {kind}s")
-    found = sorted(Path(at) / name for at, _, names in os.walk(folder, followlinks=True) for name in names)
-    files = {str(p.relative_to(folder)): p for p in found  # not macOS's ._a.mp4, beside every file that it copies
+    files = {str(p.relative_to(folder)): p for p in sorted(_files_in(folder))  # not macOS's ._a.mp4, beside every file that it copies
              if p.suffix.lower() in endings and not p.name.startswith(".")}
     if not files:
         raise AnimkitError(f"no {kind} in {folder}: looked for {', '.join(endings)}")

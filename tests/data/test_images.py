@@ -42,6 +42,7 @@ def test_what_a_mac_leaves_is_no_picture_and_a_linked_folder_is_entered(tmp_path
         (tmp_path / name / "0.txt").write_text(name)
     (tmp_path / "here" / "._0.png").write_bytes(b"of macOS")
     (tmp_path / "here" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "here")  # a loop: every picture once all the same
     assert image_table(tmp_path / "here")["caption"][:] == ["here", "elsewhere"]
 
 
