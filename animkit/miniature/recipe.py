@@ -344,8 +344,14 @@ class Recipe:
         if rank_and_world()[0]:
             return
         self.read("practice", new_motion_modules(unets.new_unet())).half().save_pretrained(self.folder / zoo.CLEAN)
-        made = {"practice": self.told("practice") | {"curve": self.curve("practice")}}
-        zoo.add_to_recipe(made, self.samples)
+        self.tell("practice")
+
+    def tell(self, stage: str):
+        """Put a stage's learning curve into its record, and what it went on from after `adopt`; zoo.assemble copies it."""
+        told, adopted = self.told(stage) | {"curve": self.curve(stage)}, self.folder / "adopted"
+        if adopted.exists():
+            told |= {"went on from": json.loads(adopted.read_text()).get(stage)}
+        (self.folder / f"{stage}.json").write_text(json.dumps(told, indent=1))
 
     def control(self):
         controls.train(self)

@@ -133,6 +133,8 @@ def assemble(folder: Path, into: Path = Path("data_samples")) -> dict[str, dict]
                 "loss": told["final_loss"], "device": told["device"],
                 "mixed_precision": told["settings"]["training"]["mixed_precision"],  # what "auto" was on that device
                 "curve": [round(float(c.mean()), 4) for c in curve]}
+    if "motion_module" in made and (folder / "practice.json").exists():  # what that module went on from ships with it
+        made["practice"] = json.loads((folder / "practice.json").read_text())
     return made
 
 

@@ -69,7 +69,12 @@ def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatc
     assert equal_states(clean.state_dict(), {name: t.half().float() for name, t in last.items()})
     started = load_file(tiny.folder / "camera.safetensors")
     assert not equal_states(last, started) and all((last[name] - started[name]).abs().max() < 0.05 for name in started)
-    assert json.loads((into / "recipe.json").read_text())["practice"]["steps"] == 2
+    assert "practice" not in json.loads((into / "recipe.json").read_text()), "the zoo tells of it, once it ships"
+    (tiny.folder / "adopted").write_text(json.dumps({"practice": {"steps": 7}}))
+    tiny.practice()
+    again = tiny.told("practice")
+    assert again["steps"] == 2 and len(again["curve"]) == 2 and again["went on from"] == {"steps": 7}
+    (tiny.folder / "adopted").unlink()
 
     kept = tiny.folder / "camera-adapters.safetensors"
     learned = load_file(kept)
