@@ -25,7 +25,7 @@ from animkit.heap import keep_freed_memory
 from animkit.inflation import VideoUNet, inflate
 from animkit.insertion import checked_alpha
 from animkit.opening import StableDiffusionXLPipeline, best_device, checked_device, open_base
-from animkit.prompts import check_prompt, encode_text
+from animkit.prompts import Prompt, check_prompt, encode_prompts, said
 from animkit.quiet import quiet_libraries
 from animkit.sampling import SAMPLES, Callback, asks_more, betas_of, check_steps, sample
 from animkit.show.clip import Clip
@@ -232,7 +232,7 @@ class Animator:
 
     # ---- text -> clip
 
-    def __call__(self, prompt: str | Sequence[str], frames: int | None = None, seed: int = 0, *,
+    def __call__(self, prompt: Prompt | Sequence[Prompt], frames: int | None = None, seed: int = 0, *,
                  negative_prompt: str = "", steps: int | None = None, guidance: float | None = None,
                  height: int | None = None, width: int | None = None, scheduler: Any = None, clips_per_prompt: int = 1,
                  callback: Callback | None = None, progress: bool = True, latents: Tensor | None = None,
@@ -242,6 +242,8 @@ class Animator:
                  window: int | None = None, stride: int | None = None) -> Clip | list[Clip]:
         """Draw a clip; a list of prompts, or clips_per_prompt above 1, gives a list (the first prompt's clips first).
 
+        prompt: a text; or {frame: text}, such as {0: "... by the sea", 15: "... in the desert"}, which changes over the
+        clip (prompts.py); frames count from 0.
         frames: 1 to the motion module's positions. More are drawn with a window, such as 16: motion modules then look at
         so many frames at a time, each window starting stride frames (by default half a window) after the one before it
         (FreeNoise; windows.py). height, width: pixels. Clip i draws its noise with seed + i, on the CPU, so each can be
@@ -260,7 +262,8 @@ class Animator:
         given = {"frames": frames, "steps": steps, "guidance": guidance, "fps": fps}
         frames, steps, guidance, fps = (self.defaults[k] if v is None else v for k, v in given.items())
         scheduler = self.scheduler if scheduler is None else scheduler
-        prompts = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, str) else [prompt]
+        alone = isinstance(prompt, (str, Mapping)) or not isinstance(prompt, Iterable)
+        prompts = [prompt] if alone else list(prompt)
         looking = {k: v for k, v in (("window", window), ("stride", stride)) if v is not None}
         self._check(prompts, negative_prompt, seed, guidance, fps, scheduler,
                     {"frames": frames, "steps": steps, "clips_per_prompt": clips_per_prompt, **looking})
@@ -292,7 +295,7 @@ class Animator:
         ways = {**({"guided": guided, "guided_until": float(guided_until)} if guided else {}),
                 **({"eased": eased, "eased_below": float(eased_below)} if eased else {})}
         with self._one_at_a_time(), in_windows(self.video_unet.motion, **looking):
-            text, added = encode_text(self.pipe, prompts, negative_prompt, guidance > 1, (h, w), device)
+            text, added = encode_prompts(self.pipe, prompts, negative_prompt, guidance > 1, (h, w), device, frames)
             steering = steer([(controls[name], pictures[name].to(device)) for name in controls])
             x = self._draw(noise.to(device, unet.dtype), text.to(unet.dtype), scheduler, steps, guidance, added=added,
                            generators=generators, callback=callback, progress=progress, control=steering, **ways)
@@ -308,8 +311,8 @@ class Animator:
                   "noise": "seed" if latents is None else "latents", "device": str(device), "dtype": str(unet.dtype),
                   "animkit": animkit.__version__, **({"control": sorted(controls)} if controls else {}),
                   **ways, **looking}
-        clips = [Clip(p, fps, said, {"seed": seed + i, **common}) for i, (p, said) in enumerate(zip(drawn, prompts))]
-        return clips[0] if isinstance(prompt, str) and clips_per_prompt == 1 else clips
+        clips = [Clip(p, fps, said(prompt), {"seed": seed + i, **common}) for i, (p, prompt) in enumerate(zip(drawn, prompts))]
+        return clips[0] if alone and clips_per_prompt == 1 else clips
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
@@ -369,8 +372,14 @@ class Animator:
             raise AnimkitError(f"{min(window, counts['frames'])} frames are more than the {motion.positions} positions of the "
                                f"motion module: ask for at most {motion.positions} frames, or draw a longer clip in windows, "
                                "window=16.")
-        if not prompts or not all(isinstance(p, str) for p in [*prompts, negative]):
-            raise AnimkitError(f"A prompt is a text, or a list of at least one, and negative_prompt is one text; got {prompts!r} "
-                               f"(negative: {negative!r}).")
-        for p in dict.fromkeys([*prompts, negative]):
-            check_prompt(p, self.pipe.tokenizer, self.defaults["vocabulary"])
+        changing = [p for p in prompts if isinstance(p, Mapping)]
+        texts = [text for p in prompts for text in (p.values() if isinstance(p, Mapping) else [p])]
+        if not prompts or not all(changing) or not all(isinstance(text, str) for text in [*texts, negative]):
+            raise AnimkitError("A prompt is a text, {frame: text}, or a list of at least one, and negative_prompt is one text; got "
+                               f"{prompts!r} (negative: {negative!r}).")
+        for frame in [frame for p in changing for frame in p]:
+            if not isinstance(frame, Integral) or not 0 <= frame < counts["frames"]:
+                raise AnimkitError(f"A prompt that changes names frames from 0 to {counts['frames'] - 1} of this clip; got "
+                                   f"{frame!r}.")
+        for text in dict.fromkeys([*texts, negative]):
+            check_prompt(text, self.pipe.tokenizer, self.defaults["vocabulary"])

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from animkit.data.video import to_rgb
 from animkit.errors import AnimkitError
+from animkit.inflation import each_frame
 
 
 def depth_pictures(depth: Any) -> np.ndarray:
@@ -53,11 +54,11 @@ class Control:
                   added: Mapping[str, Tensor] | None = None) -> tuple[tuple[Tensor, ...], Tensor]:
         """What to add to the UNet's skip connections and to its middle block, (b f) c h w each.
 
-        x b c f h w, text b n d, pictures f 3 H W (0 to 1); added: SDXL's further conditions, b d.
+        x b c f h w, text b n d or (b f) n d, pictures f 3 H W (0 to 1); added: SDXL's further conditions, b d or (b f) d.
         """
         b, f = x.shape[0], x.shape[2]
-        added = {key: repeat(value, "b d -> (b f) d", f=f) for key, value in (added or {}).items()}
-        return self.model(rearrange(x, "b c f h w -> (b f) c h w"), t, repeat(text, "b n d -> (b f) n d", f=f),
+        text, added = each_frame(text, b, f), {key: each_frame(value, b, f) for key, value in (added or {}).items()}
+        return self.model(rearrange(x, "b c f h w -> (b f) c h w"), t, text,
                           repeat(pictures.to(x), "f c h w -> (b f) c h w", b=b), conditioning_scale=self.alpha,
                           added_cond_kwargs=added or None, return_dict=False)
 

@@ -72,7 +72,7 @@ class VideoUNet(Insertable):
         added, config = dict(added_cond_kwargs or {}), self.unet.config
         self._check_call(x, text, added)
         b, f = x.shape[0], x.shape[2]
-        each = partial(_each_frame, b=b, f=f)
+        each = partial(each_frame, b=b, f=f)
         images = _tensors(added.get("image_embeds"))
         if config.addition_embed_type in ("text", "text_image") or any(image.shape[0] != b for image in images):
             text = each(text)  # so attention gets one prompt per frame and folds nothing
@@ -150,7 +150,7 @@ class VideoUNet(Insertable):
         processor = f"{type(attention.processor).__module__}.{type(attention.processor).__qualname__}"
         if self.fold_text and plain_layer and processor in FOLDABLE and kwargs.get("ip_adapter_masks") is None:
             return (rearrange(args[0], "(b f) n c -> b (f n) c", f=f), *args[1:]), kwargs
-        conditions = {key: _each_frame(kwargs.get(key), b, f) for key in ("encoder_hidden_states", "attention_mask")}
+        conditions = {key: each_frame(kwargs.get(key), b, f) for key in ("encoder_hidden_states", "attention_mask")}
         return args, {**kwargs, **conditions}
 
     def _unfold(self, attention: nn.Module, args: tuple, y: Tensor) -> Tensor:
@@ -168,10 +168,10 @@ class VideoUNet(Insertable):
         return self.unet
 
 
-def _each_frame(condition: Any, b: int, f: int) -> Any:
+def each_frame(condition: Any, b: int, f: int) -> Any:
     """Give a condition (a tensor, or a tuple or list of them) to every frame: b ... or b c f h w -> (b f) ..."""
     if isinstance(condition, (tuple, list)):
-        return type(condition)(_each_frame(one, b, f) for one in condition)
+        return type(condition)(each_frame(one, b, f) for one in condition)
     if not torch.is_tensor(condition) or condition.ndim == 0:
         return condition
     if condition.ndim == 5 and condition.shape[::2][:2] == (b, f):

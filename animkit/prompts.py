@@ -4,8 +4,10 @@ from __future__ import annotations
 import difflib
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from animkit.errors import AnimkitError
@@ -80,3 +82,39 @@ def encode_text(pipe: Any, prompts: list[str], negative: str, guided: bool, size
     embeds = torch.cat([pooled[1], pooled[0]]) if guided else pooled[0]
     times = torch.tensor([[*size, 0, 0, *size]], dtype=text.dtype, device=device).repeat(len(text), 1)
     return text, {"text_embeds": embeds, "time_ids": times}  # SDXL is told the picture's size, and where it was cropped
+
+
+Prompt = str | Mapping[int, str]  # one text for the whole clip, or {frame: text}
+
+
+def said(prompt: Prompt) -> str:
+    """A prompt as one line, as a clip keeps it: "0: a cat in the city; 15: a cat over the sea"."""
+    return prompt if isinstance(prompt, str) else "; ".join(f"{frame}: {prompt[frame]}" for frame in sorted(prompt))
+
+
+def encode_prompts(pipe: Any, prompts: Sequence[Prompt], negative: str, guided: bool, size: tuple[int, int],
+                   device: torch.device, frames: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """As encode_text; if a prompt changes over its clip, all get a text for each frame: (2b f) n d, or (b f) n d.
+
+    Between the frames that it names, a text is mixed of its two neighbours, linearly in what the text encoder makes of
+    them (prompt travel; diffusers' AnimateDiff with FreeNoise mixes them so). Not in the paper.
+    """
+    if all(isinstance(prompt, str) for prompt in prompts):
+        return encode_text(pipe, list(prompts), negative, guided, size, device)
+    keyed = [{0: prompt} if isinstance(prompt, str) else dict(sorted(prompt.items())) for prompt in prompts]
+    text, added = encode_text(pipe, [one for texts in keyed for one in texts.values()], negative, guided, size, device)
+
+    def each_frame(rows: torch.Tensor) -> torch.Tensor:
+        halves = [half.split([len(texts) for texts in keyed]) for half in rows.chunk(2 if guided else 1)]
+        return torch.cat([between(own, list(texts), frames) for half in halves for own, texts in zip(half, keyed)])
+
+    return each_frame(text), {name: each_frame(rows) for name, rows in added.items()}
+
+
+def between(rows: torch.Tensor, places: Sequence[int], frames: int) -> torch.Tensor:
+    """Row k stands at frame places[k] -> a row for each frame, f ...: linear in between, constant before and after."""
+    place = torch.from_numpy(np.interp(np.arange(frames), places, np.arange(len(places)))).to(rows.device)
+    below = place.long()
+    above = (below + 1).clamp(max=len(rows) - 1)
+    share = (place - below).to(rows.dtype).view(-1, *[1] * (rows.ndim - 1))
+    return (1 - share) * rows[below] + share * rows[above]

@@ -28,8 +28,9 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
            eased: Mapping[str, float] | None = None, eased_below: float = 0.5) -> Tensor:
     """From noise x_T (b c f h w) to a clip's latents x_0: 25 steps of DDIM in the paper, here any diffusers scheduler.
 
-    text is [negative, positive] stacked (2b n d) when guidance is above 1, else b n d. Each step asks the video UNet
-    for the noise in x_t and lets the scheduler take some of it away, by classifier-free guidance (Ho & Salimans 2022):
+    text is [negative, positive] stacked (2b n d) when guidance is above 1, else b n d; or a text for each frame of each
+    clip, in place of b then (b f). Each step asks the video UNet for the noise in x_t and lets the scheduler take some
+    of it away, by classifier-free guidance (Ho & Salimans 2022):
 
         eps = eps(x, negative) + guidance * (eps(x, text) - eps(x, negative))
 
@@ -64,9 +65,10 @@ def sample(video_unet: VideoUNet, noise: Tensor, text: Tensor, scheduler: Any, s
                 negative, positive = eps.chunk(2)
                 eps = negative + guidance * (positive - negative)
             if now:
-                own = added and {key: rows[-b:] for key, rows in added.items()}
+                halves = 2 if guidance > 1 else 1
+                own = added and {key: rows.chunk(halves)[-1] for key, rows in added.items()}
                 apart = positive if guidance > 1 else eps
-                eps = eps + towards(video_unet, now, z[:b], t, text[-b:], apart, own, control)
+                eps = eps + towards(video_unet, now, z[:b], t, text.chunk(halves)[-1], apart, own, control)
         x = scheduler.step(eps, t, x, **extra, return_dict=False)[0]                        # x_t -> x_{t-1}
         if callback is not None:
             callback(step, t, x)
@@ -79,7 +81,7 @@ def towards(video_unet: VideoUNet, guided: Mapping[str, float], x: Tensor, t: Te
 
         sum over k of guided[k] * (eps(x, text, with k) - eps(x, text)),      the second without any part: `positive`
 
-    x b c f h w, its positive text b n d. What a look does to the text encoder is not taken out. Not in the paper: its
+    x b c f h w, its positive text b n d or (b f) n d. What a look does to the text encoder is not taken out. Not in the paper: its
     MotionLoRA acts in both halves of the guidance alike. InstructPix2Pix weighs two conditions in this way (Brooks et
     al. 2023, arXiv 2211.09800, eq. 3).
     """

@@ -4,7 +4,7 @@ A method inflates the animator's image UNet once more for itself. So the looks i
 The motion module acts only in the animator's own VideoUNet, so not here. The animator itself does not change.
 """
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +61,11 @@ class Baseline(Animator):
         for clip in clips if isinstance(clips, list) else [clips]:
             clip.settings |= {"method": self.method, "alpha": self.looks, **self._settings()}
         return clips
+
+    def _check(self, prompts, *args) -> None:
+        super()._check(prompts, *args)
+        if any(isinstance(prompt, Mapping) for prompt in prompts):
+            raise AnimkitError(f"{self.method} takes one text for the whole clip; got {prompts!r}.")
 
     def _settings(self) -> dict[str, Any]:
         """What else is needed to make its clips again."""

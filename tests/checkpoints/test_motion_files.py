@@ -6,7 +6,7 @@ import pytest
 import torch
 from animkit import AnimkitError, MotionModules, inflate, open_checkpoint, save_checkpoint
 from animkit.sampling import sample
-from animkit.prompts import encode_text
+from animkit.prompts import encode_prompts
 from animkit.windows import in_windows, repeated
 from diffusers import AnimateDiffPipeline, DDIMScheduler, MotionAdapter, UNetMotionModel
 from test_motion_module import reference
@@ -235,8 +235,9 @@ def test_exported_module_and_motion_lora_give_diffusers_pipeline_the_same_clip(t
 
 
 @torch.no_grad()
-def test_diffusers_free_noise_draws_the_same_long_clip(tmp_path):
-    """Our windows against AnimateDiffPipeline.enable_free_noise, 8 frames in windows of 4: the same latents within 1e-4."""
+@pytest.mark.parametrize("prompt", ["a cat", {0: "a cat", 2: "a dog", 5: "a bird"}])
+def test_diffusers_free_noise_draws_the_same_long_clip(tmp_path, prompt):
+    """Our windows, and our prompts that change, against AnimateDiffPipeline.enable_free_noise, 8 frames in windows of 4: the same latents within 1e-4."""
     unet, vae, text_encoder = make.unet("sd1", WIDTHS), make.vae(), make.text(64)
     video, window, stride = inflate(copy.deepcopy(unet)), 4, 2
     video.insert(open_checkpoint(written(tmp_path, "v3")[1]))
@@ -246,12 +247,12 @@ def test_diffusers_free_noise_draws_the_same_long_clip(tmp_path):
     pipe = AnimateDiffPipeline(vae, text_encoder, _tokenizer(), unet, adapter, scheduler)
     pipe.set_progress_bar_config(disable=True)
     pipe.enable_free_noise(context_length=window, context_stride=stride)
-    theirs = pipe("a cat", num_frames=8, num_inference_steps=3, guidance_scale=7.5, height=16, width=16, output_type="latent",
+    theirs = pipe(prompt, num_frames=8, num_inference_steps=3, guidance_scale=7.5, height=16, width=16, output_type="latent",
                   generator=torch.Generator().manual_seed(0)).frames
 
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(1, 4, *theirs.shape[2:], generator=generator)
-    noise, (text, _) = repeated(drawn, window, stride, [generator]), encode_text(pipe, ["a cat"], "", True, (16, 16), "cpu")
+    noise, (text, _) = repeated(drawn, window, stride, [generator]), encode_prompts(pipe, [prompt], "", True, (16, 16), "cpu", 8)
 
     def latents(noise):
         return sample(video, noise, text, scheduler, steps=3, guidance=7.5, progress=False)
