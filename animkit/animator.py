@@ -25,7 +25,7 @@ from animkit.heap import keep_freed_memory
 from animkit.inflation import VideoUNet, inflate
 from animkit.insertion import checked_alpha
 from animkit.opening import StableDiffusionXLPipeline, best_device, checked_device, open_base
-from animkit.prompts import Prompt, check_prompt, encode_prompts, said
+from animkit.prompts import Prompt, check_prompt, encode_prompts, in_order, said
 from animkit.quiet import quiet_libraries
 from animkit.sampling import SAMPLES, Callback, asks_more, betas_of, check_steps, sample
 from animkit.show.clip import Clip
@@ -243,7 +243,7 @@ class Animator:
         """Draw a clip; a list of prompts, or clips_per_prompt above 1, gives a list (the first prompt's clips first).
 
         prompt: a text; or {frame: text}, such as {0: "... by the sea", 15: "... in the desert"}, which changes over the
-        clip (prompts.py); frames count from 0.
+        clip (prompts.py); frames count from 0. dict(clip.settings["prompts"]) gives it back.
         frames: 1 to the motion module's positions. More are drawn with a window, such as 16: motion modules then look at
         so many frames at a time, each window starting stride frames (by default half a window) after the one before it
         (FreeNoise; windows.py). height, width: pixels. Clip i draws its noise with seed + i, on the CPU, so each can be
@@ -311,7 +311,10 @@ class Animator:
                   "noise": "seed" if latents is None else "latents", "device": str(device), "dtype": str(unet.dtype),
                   "animkit": animkit.__version__, **({"control": sorted(controls)} if controls else {}),
                   **ways, **looking}
-        clips = [Clip(p, fps, said(prompt), {"seed": seed + i, **common}) for i, (p, prompt) in enumerate(zip(drawn, prompts))]
+        clips = []
+        for i, (p, prompt) in enumerate(zip(drawn, prompts)):
+            changing = {"prompts": in_order(prompt)} if isinstance(prompt, Mapping) else {}
+            clips.append(Clip(p, fps, said(prompt), {"seed": seed + i, **changing, **common}))
         return clips[0] if alone and clips_per_prompt == 1 else clips
 
     @contextmanager
@@ -341,7 +344,7 @@ class Animator:
                 raise AnimkitError(f"{what}[{name!r}] is a finite number; got {weight!r}.")
         return {name: float(weight) for name, weight in (weights or {}).items() if self.alpha[name]}
 
-    def _check(self, prompts: list[str], negative: str, seed: int, guidance: float, fps: float, scheduler: Any,
+    def _check(self, prompts: list[Prompt], negative: str, seed: int, guidance: float, fps: float, scheduler: Any,
                counts: dict[str, int]) -> None:
         """Raise AnimkitError on the first thing that cannot be drawn, before anything is."""
         for name, number in counts.items():
@@ -375,8 +378,8 @@ class Animator:
         changing = [p for p in prompts if isinstance(p, Mapping)]
         texts = [text for p in prompts for text in (p.values() if isinstance(p, Mapping) else [p])]
         if not prompts or not all(changing) or not all(isinstance(text, str) for text in [*texts, negative]):
-            raise AnimkitError("A prompt is a text, {frame: text}, or a list of at least one, and negative_prompt is one text; got "
-                               f"{prompts!r} (negative: {negative!r}).")
+            raise AnimkitError("A prompt is a text, {frame: text}, or a list of at least one, and negative_prompt is one "
+                               f"text; got {prompts!r} (negative: {negative!r}).")
         for frame in [frame for p in changing for frame in p]:
             if not isinstance(frame, Integral) or not 0 <= frame < counts["frames"]:
                 raise AnimkitError(f"A prompt that changes names frames from 0 to {counts['frames'] - 1} of this clip; got "

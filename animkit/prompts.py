@@ -89,7 +89,12 @@ Prompt = str | Mapping[int, str]  # one text for the whole clip, or {frame: text
 
 def said(prompt: Prompt) -> str:
     """A prompt as one line, as a clip keeps it: "0: a cat in the city; 15: a cat over the sea"."""
-    return prompt if isinstance(prompt, str) else "; ".join(f"{frame}: {prompt[frame]}" for frame in sorted(prompt))
+    return prompt if isinstance(prompt, str) else "; ".join(f"{frame}: {text}" for frame, text in in_order(prompt))
+
+
+def in_order(prompt: Mapping[int, str]) -> list[list]:
+    """A prompt that changes as [[frame, text], ...], which JSON keeps as it is (it makes a mapping's frames texts)."""
+    return [[int(frame), prompt[frame]] for frame in sorted(prompt)]
 
 
 def encode_prompts(pipe: Any, prompts: Sequence[Prompt], negative: str, guided: bool, size: tuple[int, int],
@@ -101,7 +106,7 @@ def encode_prompts(pipe: Any, prompts: Sequence[Prompt], negative: str, guided: 
     """
     if all(isinstance(prompt, str) for prompt in prompts):
         return encode_text(pipe, list(prompts), negative, guided, size, device)
-    keyed = [{0: prompt} if isinstance(prompt, str) else dict(sorted(prompt.items())) for prompt in prompts]
+    keyed = [{0: prompt} if isinstance(prompt, str) else dict(in_order(prompt)) for prompt in prompts]
     text, added = encode_text(pipe, [one for texts in keyed for one in texts.values()], negative, guided, size, device)
 
     def each_frame(rows: torch.Tensor) -> torch.Tensor:
@@ -113,8 +118,9 @@ def encode_prompts(pipe: Any, prompts: Sequence[Prompt], negative: str, guided: 
 
 def between(rows: torch.Tensor, places: Sequence[int], frames: int) -> torch.Tensor:
     """Row k stands at frame places[k] -> a row for each frame, f ...: linear in between, constant before and after."""
-    place = torch.from_numpy(np.interp(np.arange(frames), places, np.arange(len(places)))).to(rows.device)
-    below = place.long()
+    place = np.interp(np.arange(frames), places, np.arange(len(places)))
+    below = torch.from_numpy(place).long().to(rows.device)
     above = (below + 1).clamp(max=len(rows) - 1)
-    share = (place - below).to(rows.dtype).view(-1, *[1] * (rows.ndim - 1))
-    return (1 - share) * rows[below] + share * rows[above]
+    share = torch.from_numpy(place % 1).to(rows.dtype).to(rows.device)  # dtype first: Apple's MPS has no float64
+    share = share.view(-1, *[1] * (rows.ndim - 1))
+    return rows[below] + share * (rows[above] - rows[below])  # equal rows stay exactly equal, also in half precision

@@ -81,9 +81,9 @@ def towards(video_unet: VideoUNet, guided: Mapping[str, float], x: Tensor, t: Te
 
         sum over k of guided[k] * (eps(x, text, with k) - eps(x, text)),      the second without any part: `positive`
 
-    x b c f h w, its positive text b n d or (b f) n d. What a look does to the text encoder is not taken out. Not in the paper: its
-    MotionLoRA acts in both halves of the guidance alike. InstructPix2Pix weighs two conditions in this way (Brooks et
-    al. 2023, arXiv 2211.09800, eq. 3).
+    x b c f h w, its positive text b n d or (b f) n d. What a look does to the text encoder is not taken out. Not in the
+    paper: its MotionLoRA acts in both halves of the guidance alike. InstructPix2Pix weighs two conditions in this way
+    (Brooks et al. 2023, arXiv 2211.09800, eq. 3).
     """
     found = torch.zeros_like(positive)
     for name, weight in guided.items():

@@ -5,8 +5,10 @@ import torch
 from test_animator import STEPS, WORDS, make_motion, make_pipe
 from test_control import make_controlnet, make_depth
 from tiny import shaken
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import animkit as ak
+from animkit.look import new_look
 from animkit.prompts import between, encode_prompts, encode_text
 
 BIRD, BALLOON = "a red bird over the sea", "a red balloon, rising"
@@ -26,6 +28,25 @@ def test_between_named_frames_rows_are_mixed_and_outside_they_stay():
     assert between(rows[None, :1].transpose(0, 1), [2], 3).shape == (3, 1, 2)
     half = between(rows.half(), [0, 23, 46], 47)
     assert half.dtype == torch.float16 and torch.allclose(half.float(), between(rows, [0, 23, 46], 47), atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_equal_rows_stay_exactly_as_they_are_in_half_precision(dtype):
+    sizes = torch.tensor(2 * [[1024, 1000, 0, 0, 768, 1000]], dtype=dtype)
+    assert torch.equal(between(sizes, [0, 15], 16), sizes[:1].expand(16, 6))
+
+
+def test_nothing_is_float64_where_the_rows_are():
+    """Apple's MPS has no float64; the device "meta" stands for it."""
+    class Refusing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            found = func(*args, **(kwargs or {}))
+            assert not torch.is_tensor(found) or found.device.type == "cpu" or found.dtype != torch.float64
+            return found
+
+    with Refusing():
+        found = between(torch.zeros(2, 3, device="meta"), [0, 3], 4)
+    assert found.device.type == "meta" and found.shape == (4, 3)
 
 
 @pytest.mark.parametrize("guided", [True, False])
@@ -72,14 +93,32 @@ def test_one_text_at_all_frames_is_the_plain_prompt(guidance, more):
     assert np.abs(plain.array.astype(int) - changing.array).max() > 1
 
 
-def test_without_motion_modules_each_frame_is_its_text_s(moving):
-    still = ak.Animator(make_pipe())
-    clip = still({0: BIRD, 1: BALLOON}, **HOW)
-    for frame, text in enumerate([BIRD, BALLOON, BALLOON, BALLOON]):
-        alone = still(text, **HOW).array
-        assert np.abs(clip.array[frame].astype(int) - alone[frame]).max() <= 1, frame
-    assert clip.prompt == f"0: {BIRD}; 1: {BALLOON}"
-    assert moving({3: BALLOON, 0: BIRD}, **HOW).prompt == f"0: {BIRD}; 3: {BALLOON}"
+@pytest.mark.parametrize("guidance", [7.5, 1.0])
+@pytest.mark.parametrize("more", ["nothing", "guided", "control"])
+def test_without_motion_modules_each_frame_is_its_text_s(guidance, more):
+    pipe = make_pipe()
+    still, how = ak.Animator(pipe), HOW | {"guidance": guidance}
+    if more == "guided":
+        still.insert(shaken(new_look(pipe.unet, 2)), name="look")
+        how |= {"guided": {"look": 3.0}}
+    if more == "control":
+        still.insert(make_controlnet(pipe.unet), name="depth")
+        how |= {"control": make_depth(4)}
+    clips = still([{0: BIRD, 1: BALLOON}, {2: BALLOON, 3: BIRD}], **how)
+    alone = {text: still([text, text], **how) for text in (BIRD, BALLOON)}
+    for i, texts in enumerate([[BIRD, BALLOON, BALLOON, BALLOON], [BALLOON, BALLOON, BALLOON, BIRD]]):
+        for frame, text in enumerate(texts):
+            apart = {said: np.abs(clips[i].array[frame].astype(int) - alone[said][i].array[frame]).max() for said in alone}
+            assert apart.pop(text) <= 1 < 3 <= min(apart.values()), (i, frame)
+
+
+def test_a_clip_says_its_prompt_and_keeps_it(moving, tmp_path):
+    clip = moving({np.int64(3): BALLOON, 0: BIRD}, **HOW)
+    assert clip.prompt == f"0: {BIRD}; 3: {BALLOON}"
+    kept = ak.Clip.load(clip.save(tmp_path / "clip.gif")).settings
+    assert dict(kept["prompts"]) == {0: BIRD, 3: BALLOON}
+    assert np.array_equal(moving(dict(kept["prompts"]), **HOW).array, clip.array)
+    assert "prompts" not in moving(BIRD, **HOW).settings
 
 
 def test_a_list_may_hold_both_kinds_and_one_alone_gives_one_clip(moving):

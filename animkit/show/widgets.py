@@ -109,6 +109,8 @@ def playground(animator: Any, prompt: str = "a red balloon over the sea, rising"
     if looks is None:
         from animkit.base import sample_looks
         looks: Mapping[str, Path] = sample_looks() if animator.base == "miniature" else {}
+    if not isinstance(prompt, str):
+        raise AnimkitError(f"A playground has a line for one text, which a reader can change; got {prompt!r}.")
     guided = dict(guided or {})
     clip = draw(animator, prompt, seed, **({"guided": guided} if guided else {}), **options) if clip is None else clip
     display(filmstrip(clip))

@@ -237,7 +237,8 @@ def test_exported_module_and_motion_lora_give_diffusers_pipeline_the_same_clip(t
 @torch.no_grad()
 @pytest.mark.parametrize("prompt", ["a cat", {0: "a cat", 2: "a dog", 5: "a bird"}])
 def test_diffusers_free_noise_draws_the_same_long_clip(tmp_path, prompt):
-    """Our windows, and our prompts that change, against AnimateDiffPipeline.enable_free_noise, 8 frames in windows of 4: the same latents within 1e-4."""
+    """Our windows, and our prompts that change, against AnimateDiffPipeline.enable_free_noise, 8 frames in windows of 4:
+    the same latents within 1e-4."""
     unet, vae, text_encoder = make.unet("sd1", WIDTHS), make.vae(), make.text(64)
     video, window, stride = inflate(copy.deepcopy(unet)), 4, 2
     video.insert(open_checkpoint(written(tmp_path, "v3")[1]))

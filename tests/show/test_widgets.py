@@ -101,6 +101,13 @@ def test_playground_begins_with_the_clip_it_is_given(monkeypatch):
     assert list(play.looks) == [] and list(play.alphas) == ["motion"]
 
 
+def test_a_playground_has_room_for_one_text():
+    toy = Toy()
+    with pytest.raises(AnimkitError, match="one text.* got {0: 'a bird'}"):
+        widgets.playground(toy, {0: "a bird"})
+    assert toy.calls == [], "before anything is drawn"
+
+
 def test_sliders_wait_until_they_are_let_go(monkeypatch):
     with shown(monkeypatch):
         play = widgets.playground(Toy(), "a bird")
