@@ -114,6 +114,20 @@ def test_sdxl_residuals_go_to_the_right_frames():
             assert torch.allclose(ours[b, :, i], plain[0], atol=1e-5)
 
 
+def test_a_text_for_each_frame_goes_to_its_own_frame():
+    unet = tiny_sdxl()
+    control, (x, _), text = Control(make_controlnet(unet, widths=(4, 8))), clip_and_text(b=2, f=3), clip_and_text(b=6)[1]
+    pictures = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    down, mid = control.residuals(x, torch.tensor(10), text, pictures, added(unet, 6))
+    for row in range(6):  # b f
+        i, j = divmod(row, 3)
+        conditions = {key: value[row:row + 1] for key, value in added(unet, 6).items()}
+        alone_down, alone = control.residuals(x[i:i + 1, :, j:j + 1], torch.tensor(10), text[row:row + 1], pictures[j:j + 1],
+                                              conditions)
+        assert torch.allclose(mid[row], alone[0], atol=1e-5)
+        assert torch.allclose(down[-1][row], alone_down[-1][0], atol=1e-5)
+
+
 # ---- beside everything else that is inserted
 
 
