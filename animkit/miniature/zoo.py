@@ -32,9 +32,10 @@ from ..training.presets import find_config
 from ..world import NEW_LOOKS, PRACTICE_LOOKS
 
 CONFIG = Path("configs/miniature.yaml")
-FULL = "paper"  # the look that is a full fine-tune, as DreamBooth's; the others are LoRAs
+# The look that is a full fine-tune, as DreamBooth's: lines without surfaces, which a LoRA on the convolutions draws worst.
+FULL = "blueprint"
 # A lower learning rate for the whole UNet than for a LoRA; pictures and number of steps are the same.
-FULL_SETTINGS = ("full=true", "training.lr=2e-4")
+FULL_SETTINGS = ("full=true", "training.lr=5e-4")
 MODULE = "motion_module/diffusion_pytorch_model.safetensors"  # the one that ships, with its config.json
 CLEAN = "clean_motion_module"  # in runs/miniature/: what `animkit miniature motion` made, put there by `assemble`, `adopt`
 STAGES = ["practice_looks", "adapter", "motion_web", "motion_plain", "look", "shots", "zoo"]

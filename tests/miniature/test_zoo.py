@@ -89,7 +89,7 @@ def test_everything_of_the_zoo_ships_with_what_made_it(toy):
     for name, part in told.items():
         assert part["steps"] == 2 and part["seed"] == 0 and np.isfinite([*part["curve"], part["loss"]]).all()
         assert part["command"].startswith("animkit train ") and (name in practice or (samples / part["file"]).exists())
-    assert open_checkpoint(samples / told["look-paper"]["file"]).kind == "UNet"
+    assert open_checkpoint(samples / told["look-blueprint"]["file"]).kind == "UNet"
     assert open_checkpoint(samples / told["look-ink"]["file"]).kind == "LoRA"
     assert open_checkpoint(samples / told["domain_adapter"]["file"]).kind == "domain adapter"
     assert open_checkpoint(samples / told["shot-zoom-in"]["file"]).kind == "MotionLoRA"
