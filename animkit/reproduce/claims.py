@@ -171,7 +171,7 @@ TRIED = {
                               "unsaid camera moves in the module's own training: zooms stayed at 0.0 of the world's own move, "
                               "pans reached 0.1 to 0.5.",
     "control": "the ControlNet had 2,000 steps (24 minutes of one core); alpha of 0.5 and of 1.5, and another look, are in the "
-               "table; in the base's own look, which it was trained in, things stand where they should by 0.67. More steps "
+               "table; in the base's own look, which it was trained in, things stand where they should by 0.69. More steps "
                "were not tried.",
     "comparison": "AnimateDiff on the same prompts without the look, in the notebook's table: its CLIP smooth is 94.8 there "
                   "and 90.3 in ink, so that the look itself costs smoothness; Tune-a-Video, tuned on clips in the base's own "
