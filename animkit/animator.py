@@ -25,7 +25,7 @@ from animkit.heap import keep_freed_memory
 from animkit.inflation import VideoUNet, inflate
 from animkit.insertion import checked_alpha
 from animkit.opening import StableDiffusionXLPipeline, best_device, checked_device, open_base
-from animkit.prompts import Prompt, check_prompt, encode_prompts, in_order, said
+from animkit.prompts import Prompt, check_prompt, encode_prompts, kept, said, texts_of
 from animkit.quiet import quiet_libraries
 from animkit.sampling import SAMPLES, Callback, asks_more, betas_of, check_steps, sample
 from animkit.show.clip import Clip
@@ -311,10 +311,8 @@ class Animator:
                   "noise": "seed" if latents is None else "latents", "device": str(device), "dtype": str(unet.dtype),
                   "animkit": animkit.__version__, **({"control": sorted(controls)} if controls else {}),
                   **ways, **looking}
-        clips = []
-        for i, (p, prompt) in enumerate(zip(drawn, prompts)):
-            changing = {"prompts": in_order(prompt)} if isinstance(prompt, Mapping) else {}
-            clips.append(Clip(p, fps, said(prompt), {"seed": seed + i, **changing, **common}))
+        clips = [Clip(p, fps, said(one), {"seed": seed + i, **kept(one), **common})
+                 for i, (p, one) in enumerate(zip(drawn, prompts))]
         return clips[0] if alone and clips_per_prompt == 1 else clips
 
     @contextmanager
@@ -375,14 +373,5 @@ class Animator:
             raise AnimkitError(f"{min(window, counts['frames'])} frames are more than the {motion.positions} positions of the "
                                f"motion module: ask for at most {motion.positions} frames, or draw a longer clip in windows, "
                                "window=16.")
-        changing = [p for p in prompts if isinstance(p, Mapping)]
-        texts = [text for p in prompts for text in (p.values() if isinstance(p, Mapping) else [p])]
-        if not prompts or not all(changing) or not all(isinstance(text, str) for text in [*texts, negative]):
-            raise AnimkitError("A prompt is a text, {frame: text}, or a list of at least one, and negative_prompt is one "
-                               f"text; got {prompts!r} (negative: {negative!r}).")
-        for frame in [frame for p in changing for frame in p]:
-            if not isinstance(frame, Integral) or not 0 <= frame < counts["frames"]:
-                raise AnimkitError(f"A prompt that changes names frames from 0 to {counts['frames'] - 1} of this clip; got "
-                                   f"{frame!r}.")
-        for text in dict.fromkeys([*texts, negative]):
+        for text in texts_of(prompts, negative, counts["frames"]):
             check_prompt(text, self.pipe.tokenizer, self.defaults["vocabulary"])

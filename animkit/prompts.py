@@ -5,6 +5,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,24 @@ def said(prompt: Prompt) -> str:
 def in_order(prompt: Mapping[int, str]) -> list[list]:
     """A prompt that changes as [[frame, text], ...], which JSON keeps as it is (it makes a mapping's frames texts)."""
     return [[int(frame), prompt[frame]] for frame in sorted(prompt)]
+
+
+def kept(prompt: Prompt) -> dict[str, list[list]]:
+    """What a clip's settings keep of a prompt that changes, {"prompts": [[frame, text], ...]}; of a plain one nothing."""
+    return {} if isinstance(prompt, str) else {"prompts": in_order(prompt)}
+
+
+def texts_of(prompts: Sequence[Prompt], negative: str, frames: int) -> list[str]:
+    """Every text of a call once. Raises AnimkitError for what is no prompt, and for frames that the clip does not have."""
+    changing = [prompt for prompt in prompts if isinstance(prompt, Mapping)]
+    texts = [text for prompt in prompts for text in (prompt.values() if isinstance(prompt, Mapping) else [prompt])]
+    if not prompts or not all(changing) or not all(isinstance(text, str) for text in [*texts, negative]):
+        raise AnimkitError("A prompt is a text, {frame: text}, or a list of at least one, and negative_prompt is one text; got "
+                           f"{prompts!r} (negative: {negative!r}).")
+    for frame in [frame for prompt in changing for frame in prompt]:
+        if not isinstance(frame, Integral) or not 0 <= frame < frames:
+            raise AnimkitError(f"A prompt that changes names frames from 0 to {frames - 1} of this clip; got {frame!r}.")
+    return list(dict.fromkeys([*texts, negative]))
 
 
 def encode_prompts(pipe: Any, prompts: Sequence[Prompt], negative: str, guided: bool, size: tuple[int, int],

@@ -173,6 +173,17 @@ class Recipe:
         path = self.folder / f"{stage}.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
+    def adopted(self) -> dict | None:
+        """The record of what this work went on from, None unless `adopt` began it."""
+        path = self.folder / "adopted"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def record(self, stage: str) -> dict:
+        """What recipe.json tells of a stage: its record, its learning curve, and after `adopt` what it went on from."""
+        before = self.adopted()
+        earlier = {} if before is None else {"went on from": before.get(stage)}
+        return self.told(stage) | {"curve": self.curve(stage)} | earlier
+
     def curve(self, stage: str, points: int = 60) -> list[float]:
         """The learning curve of a stage, over all its rounds, as at most `points` means."""
         folders = [self.folder / stage, *sorted((self.folder / stage).glob("more-*"), key=lambda p: int(p.name[5:]))]
@@ -344,14 +355,7 @@ class Recipe:
         if rank_and_world()[0]:
             return
         self.read("practice", new_motion_modules(unets.new_unet())).half().save_pretrained(self.folder / zoo.CLEAN)
-        self.tell("practice")
-
-    def tell(self, stage: str):
-        """Put a stage's learning curve into its record, and what it went on from after `adopt`; zoo.assemble copies it."""
-        told, adopted = self.told(stage) | {"curve": self.curve(stage)}, self.folder / "adopted"
-        if adopted.exists():
-            told |= {"went on from": json.loads(adopted.read_text()).get(stage)}
-        (self.folder / f"{stage}.json").write_text(json.dumps(told, indent=1))
+        (self.folder / "practice.json").write_text(json.dumps(self.record("practice"), indent=1))  # zoo.assemble copies it
 
     def control(self):
         controls.train(self)
@@ -390,15 +394,11 @@ class Recipe:
         if (self.folder / "control.safetensors").exists():
             self.read("control", controls.new_controlnet(unet.float())).half().save_pretrained(into / "control")
         made = {
-            path.stem: json.loads(path.read_text())
+            path.stem: self.record(path.stem)
             for path in sorted(self.folder.glob("*.json"))
             if path.stem != "scaling_factor" and not path.stem.startswith("look-")  # looks are the zoo's now
         }
-        for stage, told in made.items():  # the learning curve in about 60 means
-            told["curve"] = self.curve(stage)
-        if (self.folder / "adopted").exists():  # earlier work stays in the record
-            before = json.loads((self.folder / "adopted").read_text())
-            made = {stage: told | {"went on from": before.get(stage)} for stage, told in made.items()}
+        if (before := self.adopted()) is not None:  # earlier work stays in the record
             newer = json.loads((into / "recipe.json").read_text()) if (into / "recipe.json").exists() else {}
             made = {stage: told for stage, told in before.items() if stage not in newer} | made
         zoo.add_to_recipe(made, into)

@@ -72,7 +72,7 @@ def section(folder: str | Path, notebook: str) -> str:
     spent = ", ".join(f"{name} {each:.0f} s" for name, each in seconds.items())
     before = f"; and {found:.0f} s in earlier runs, whose clips and trainings this one found" if found >= 1 else ""
     here = ", ".join(results["parameters"]["trained here"])
-    weights = f"Trained for it: {here}; all other weights as they ship" if here else "All weights as they ship"
+    weights = f"Trained for it: {here}; all other weights as they shipped then" if here else "All weights as they shipped then"
     lines += ["", f"{weights}. Run with {given}. Time: {spent}{before}; on {_machine(results)}; {results['time']}."]
     if TRIED.get(notebook) and any(given["verdict"] != "holds" for given in _claims(notebook, results).values()):
         lines += ["", f"What was tried: {TRIED[notebook]}"]

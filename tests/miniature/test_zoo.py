@@ -123,7 +123,8 @@ def test_a_stage_that_is_done_stays_and_more_goes_on(toy, tmp_path):
     assert file.read_bytes() != before
     (work / "practice.json").write_text('{"steps": 5}')  # the round of `practice` that the module went on from
     made = zoo.assemble(work, tmp_path / "samples")
-    assert made["look-neon"]["steps"] == 3 and made["practice"] == {"steps": 5} and "practice" not in zoo.assemble(toy[1], tmp_path / "without")
+    assert made["look-neon"]["steps"] == 3 and made["practice"] == {"steps": 5}
+    assert "practice" not in zoo.assemble(toy[1], tmp_path / "without")
 
 
 def test_a_run_that_was_stopped_goes_on_and_does_not_ship_before(toy, tmp_path):

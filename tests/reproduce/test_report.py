@@ -45,7 +45,7 @@ def test_a_section_has_the_papers_number_ours_and_how_it_was_run(results):
     line = next(line for line in said.splitlines() if "smoothest" in line)
     assert "98.00" in line and "| 1.25 | 0.75 to 1.75 (n = 20) | **holds**: against Tune-a-Video |" in line
     assert "**not run**: nobody was asked &lt;yet&gt;" in said and "seed = 4" in said and "prompts = 20" in said
-    assert "All weights as they ship." in said and " cores; 20" in said and "earlier runs" not in said
+    assert "All weights as they shipped then." in said and " cores; 20" in said and "earlier runs" not in said
     figure, clip = shown(results, "comparison")
     assert figure.alt == "a black square" and len(clip) == 4
 
@@ -59,7 +59,7 @@ def test_time_and_weights_of_earlier_runs_are_told(results, monkeypatch):
     monkeypatch.setitem(report.TRIED, "comparison", "longer tuning: the same.")
     said = section(results, "comparison")
     assert "all 60 s; and 540 s in earlier runs" in said and "| 10.0 |" in overview(results)
-    assert "Trained for it: pan right rank 2; all other weights as they ship" in said
+    assert "Trained for it: pan right rank 2; all other weights as they shipped then" in said
     assert "What was tried: longer tuning: the same." in said
 
 
