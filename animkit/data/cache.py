@@ -1,18 +1,22 @@
 """Latents and text embeddings computed once: base, VAE and text encoder are frozen, so every epoch would give the same.
 
 A cache is one safetensors file in fp16, memory-mapped when it is read. Its name contains a hash of all that it depends
-on (videos, settings, weights), so a stale cache is never used. It is written under a temporary name and then renamed,
-so an incomplete cache is never used either.
+on (videos, settings, weights), so a stale cache is never used. It is written under another name and then renamed, so
+an incomplete cache is never used either. Latents take hours for a large set: the next call goes on from where a killed
+one was.
 """
 import hashlib
 import json
+import os
 import struct
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -81,15 +85,16 @@ def cache_latents(vae: nn.Module, clips: Any, folder: str | Path, *, views: int 
     """Latents of clips, (mode of the encoder's posterior - shift) * scale, computed unless `folder` has them already.
 
     clips: VideoClips, Images, TensorClips, or anything with len(), get(i, epoch) and fingerprint(). views: how many
-    random windows and crops of each clip to take. workers > 1: threads read the next clips ahead. Raises AnimkitError
-    for latents that are not finite or differ in size, no usable clip, a full disk, a damaged cache.
+    random windows and crops of each clip to take. workers > 1: threads read the next clips ahead. A call that was killed
+    or interrupted leaves latents-*.part and .rows, and the same call goes on from them; one that finds another process
+    at it waits, and takes its cache. Raises AnimkitError for latents that are not finite or differ in size, no usable
+    clip, a full disk, a damaged cache.
     """
     # without the decoder: training it further does not change the latents
     key = _digest(clips.fingerprint(), views, fingerprint_of(vae, without=("decoder.", "post_quant_conv.")))
     path = Path(folder) / f"latents-{key}.safetensors"
     if not path.exists():
-        write_atomically(path, lambda temporary: _write_latents(temporary, vae, clips, views, frames_at_once, workers,
-                                                                quiet))
+        _make(path, vae, clips, views, frames_at_once, workers, quiet)
     return LatentCache(path)
 
 
@@ -136,21 +141,74 @@ def fingerprint_of(module: nn.Module, without: tuple[str, ...] = ()) -> str:
     return digest.hexdigest()
 
 
+def _make(path: Path, *how) -> None:
+    """Write the latents in a file beside `path`, then rename it."""
+    part, journal = path.with_suffix(".part"), path.with_suffix(".rows")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _sole(part, unless=path) as file:
+            if file is None:
+                return
+            try:
+                with open(journal, "ab+") as lines:
+                    _write_latents(file, lines, *how)
+            except AnimkitError:  # these clips cannot be cached: the same call would end in the same way
+                _remove(file, journal, part)
+                raise
+            if os.name == "nt":  # Windows does not rename an open file
+                file.close()
+            os.replace(part, path)
+            journal.unlink()
+    except OSError as error:
+        raise AnimkitError(f"could not write {path}: {error.strerror or error}; the latents made so far are kept beside it, "
+                           "and the same call goes on from them") from error
+
+
+@contextmanager
+def _sole(part: Path, unless: Path) -> Iterator[IO[bytes] | None]:
+    """`part`, made if absent, open for this process alone: waits for one that has it. None if that one made `unless`."""
+    while True:
+        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b") as file:
+            try:
+                import fcntl  # not on Windows: no check there
+                fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed or the process ends
+            except (ImportError, OSError):  # OSError: a file system without locks: no check there
+                pass
+            if unless.exists():
+                _remove(file, part)
+                yield None
+                return
+            if part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat()):  # else the other one removed it
+                yield file
+                return
+
+
+def _remove(file: IO[bytes], *paths: Path) -> None:
+    if os.name == "nt":  # Windows does not remove an open file
+        file.close()
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
 _HEADER = 1024  # bytes reserved for the header, which is known only when all rows are written; spaces fill it up
 
 
-def _write_latents(path: str, vae, clips, views: int, frames_at_once: int, workers: int, quiet: bool) -> None:
-    """Writes each row as soon as it is computed, so that a set larger than memory can be cached.
+def _write_latents(file: IO[bytes], journal: IO[bytes], vae, clips, views: int, frames_at_once: int, workers: int,
+                   quiet: bool) -> None:
+    """Writes each row as soon as it is computed, so that a set larger than memory can be cached, and nothing is lost.
 
     The safetensors format: the header's length in 8 bytes, a JSON header (it may end in spaces), the tensors' bytes without gaps.
+    The journal has a line for each view of a clip: index, view, caption, shape and checksum of its latents; the last three
+    are null if it cannot be used.
     """
-    rows, captions, shape = [], [], None
-    with open(path, "wb") as file:
-        file.seek(_HEADER)
-        bar = tqdm(_every(clips, views, workers), total=len(clips) * views, desc="latents", unit="clip", disable=quiet)
-        for index, view, item in bar:
-            if item is None:
-                continue
+    tried = _written(file, journal)
+    shape = next((tuple(shape) for *_, shape, _ in tried if shape), None)
+    done = {(index, view) for index, view, *_ in tried}
+    bar = tqdm(_every(clips, views, workers, done), total=len(clips) * views, initial=len(done), desc="latents", unit="clip",
+               disable=quiet)
+    for index, view, item in bar:
+        said = [index, view, None, None, None]
+        if item is not None:
             video = item["video"] if "video" in item else item["image"][:, None]  # an image is a clip of one frame
             z = encode(vae, video, frames_at_once).cpu().half().contiguous()
             _finite(z, f"the latents of clip {index} ({item.get('caption', '')!r})")
@@ -158,28 +216,57 @@ def _write_latents(path: str, vae, clips, views: int, frames_at_once: int, worke
                 raise AnimkitError(f"clip {index} has latents {tuple(z.shape)}, those before it {shape}: "
                                    "give all clips one size")
             shape = tuple(z.shape)
-            file.write(z.numpy().tobytes())
-            rows.append((index, view))
-            captions.append(item.get("caption", ""))
-        if not rows:
-            raise AnimkitError("there is no clip to cache: the source is empty or none of it can be used")
-        header, place = {}, 0
-        extra = {"rows": torch.tensor(rows, dtype=torch.int64), "captions": _to_bytes(captions)}
-        sizes = {"latents": ("F16", [len(rows), *shape], 2), "rows": ("I64", [len(rows), 2], 8),
-                 "captions": ("U8", [len(extra["captions"])], 1)}
-        for name, (dtype, dims, width) in sizes.items():
-            end = place + width * torch.Size(dims).numel()
-            header[name] = {"dtype": dtype, "shape": dims, "data_offsets": [place, end]}
-            place = end
-        for tensor in extra.values():
-            file.write(tensor.numpy().tobytes())
-        file.seek(0)
-        file.write(struct.pack("<Q", _HEADER - 8) + json.dumps(header).encode().ljust(_HEADER - 8))
+            file.write(row := z.numpy().tobytes())
+            file.flush()
+            said[2:] = item.get("caption", ""), shape, zlib.crc32(row)
+        journal.write(json.dumps(said).encode() + b"\n")
+        journal.flush()
+        tried.append(said)
+    rows, captions = [said[:2] for said in tried if said[3]], [said[2] for said in tried if said[3]]
+    if not rows:
+        raise AnimkitError("there is no clip to cache: the source is empty or none of it can be used")
+    header, place = {}, 0
+    extra = {"rows": torch.tensor(rows, dtype=torch.int64), "captions": _to_bytes(captions)}
+    sizes = {"latents": ("F16", [len(rows), *shape], 2), "rows": ("I64", [len(rows), 2], 8),
+             "captions": ("U8", [len(extra["captions"])], 1)}
+    for name, (dtype, dims, width) in sizes.items():
+        end = place + width * torch.Size(dims).numel()
+        header[name] = {"dtype": dtype, "shape": dims, "data_offsets": [place, end]}
+        place = end
+    for tensor in extra.values():
+        file.write(tensor.numpy().tobytes())
+    file.seek(0)
+    file.write(struct.pack("<Q", _HEADER - 8) + json.dumps(header).encode().ljust(_HEADER - 8))
 
 
-def _every(clips, views: int, workers: int) -> Iterator[tuple[int, int, dict | None]]:
+def _written(file: IO[bytes], journal: IO[bytes]) -> list[list]:
+    """The lines of the journal whose latents are whole in the file; both are cut off after them, to be continued."""
+    tried, lines = [], 0
+    file.truncate(max(_HEADER, file.seek(0, os.SEEK_END)))
+    end = file.seek(_HEADER)
+    journal.seek(0)
+    for line in journal:
+        try:
+            said = json.loads(line)
+            if said[3]:
+                row = file.read(2 * torch.Size(said[3]).numel())
+                if zlib.crc32(row) != said[4]:
+                    break
+        except ValueError:  # the process was killed in the middle of this line
+            break
+        if not line.endswith(b"\n"):
+            break
+        tried.append(said)
+        lines, end = lines + len(line), file.tell()
+    journal.truncate(lines)
+    file.truncate(end)
+    file.seek(end)
+    return tried
+
+
+def _every(clips, views: int, workers: int, done: set[tuple[int, int]]) -> Iterator[tuple[int, int, dict | None]]:
     get = getattr(clips, "try_get", clips.get)  # with try_get a bad video is left out, not replaced by its neighbour
-    rows = ((index, view) for view in range(views) for index in range(len(clips)))
+    rows = ((index, view) for view in range(views) for index in range(len(clips)) if (index, view) not in done)
     if workers == 1:
         yield from ((*row, get(*row)) for row in rows)
         return

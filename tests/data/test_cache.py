@@ -1,5 +1,8 @@
+import json
+import multiprocessing
 import os
 import threading
+import time
 
 import pytest
 import torch
@@ -203,19 +206,122 @@ def test_batches_of_latents_and_text_for_the_losses(vae, clips, words, tmp_path)
     assert torch.equal(batch["text"][2], texts[batch["caption"][2]])
 
 
-def test_a_kill_or_a_full_disk_leaves_no_half_cache(vae, clips, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_half_cache(vae, clips, tmp_path, monkeypatch):
     def full(tensor, what):
         if "clip 2" in what:  # two rows are written
             raise OSError(28, "No space left on device")
     monkeypatch.setattr(cache, "_finite", full)
-    with pytest.raises(AnimkitError, match="could not write .*No space left"):
-        cache_latents(vae, clips, tmp_path, quiet=True)
-    assert list(tmp_path.iterdir()) == []
+    counted = Counting(vae, "encode")
+    with pytest.raises(AnimkitError, match="could not write .*No space left.*goes on from them"):
+        cache_latents(counted, clips, tmp_path, quiet=True)
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".part", ".rows"]
     monkeypatch.undo()
-    path = cache_latents(vae, clips, tmp_path, quiet=True).path
+    path = cache_latents(counted, clips, tmp_path, quiet=True).path
+    assert counted.calls == 3 + 3 and list(tmp_path.iterdir()) == [path]
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(AnimkitError, match="damaged.*delete it"):
-        cache_latents(vae, clips, tmp_path, quiet=True)
+        cache_latents(counted, clips, tmp_path, quiet=True)
+
+
+def killed(vae, clips, folder, at):
+    """cache_latents in a process that is gone, as by kill -9, when it asks for clip `at`."""
+    def get(index, epoch):
+        if (index, epoch) == at:
+            os._exit(9)
+        return None if index == 1 else type(clips).get(clips, index, epoch)
+    torch.set_num_threads(1)
+    clips.try_get = get
+    cache_latents(vae, clips, folder, views=2, quiet=True)
+
+
+def usable(clips):
+    """The same clips, the second of which is bad, and a list of what was asked for."""
+    asked = []
+    clips.try_get = lambda index, epoch: asked.append((index, epoch)) or (None if index == 1 else clips.get(index, epoch))
+    return asked
+
+
+@pytest.mark.parametrize("harm", ["none", "half a line", "half a row", "a changed row", "no file of rows"])
+def test_a_kill_loses_nothing(vae, clips, tmp_path, harm):
+    process = multiprocessing.get_context("fork").Process(target=killed, args=(vae, clips, tmp_path / "a", (2, 1)))
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    part, rows = sorted((tmp_path / "a").iterdir())
+    assert (part.suffix, rows.suffix) == (".part", ".rows") and len(rows.read_text().splitlines()) == 7
+    left = [(2, 1), (3, 1), (4, 1)]
+    if harm == "half a line":  # that of the clip before, which is bad
+        rows.write_bytes(rows.read_bytes()[:-3])
+        left = [(1, 1), *left]
+    elif harm == "half a row":
+        part.write_bytes(part.read_bytes()[:-3])
+        left = [(0, 1), (1, 1), *left]
+    elif harm == "a changed row":  # as after a power cut: that of clip 4, the fourth that was written
+        content = bytearray(part.read_bytes())
+        content[-2 * 2048 + 5] ^= 1
+        part.write_bytes(content)
+        left = [(4, 0), (0, 1), (1, 1), *left]
+    elif harm == "no file of rows":
+        rows.unlink()
+        left = [(i, view) for view in (0, 1) for i in range(5)]
+    asked = usable(clips)
+    resumed = cache_latents(vae, clips, tmp_path / "a", views=2, quiet=True)
+    assert asked == left
+    whole = cache_latents(vae, clips, tmp_path / "b", views=2, quiet=True)
+    assert resumed.path.read_bytes() == whole.path.read_bytes() and resumed.indices == [0, 2, 3, 4]
+    assert list((tmp_path / "a").iterdir()) == [resumed.path]
+
+
+def test_an_interrupt_loses_nothing(vae, clips, tmp_path):
+    def stop(index, epoch):
+        if index == 3:
+            raise KeyboardInterrupt
+        return type(clips).get(clips, index, epoch)
+    clips.try_get, counted = stop, Counting(vae, "encode")
+    with pytest.raises(KeyboardInterrupt):
+        cache_latents(counted, clips, tmp_path, quiet=True)
+    del clips.try_get
+    assert len(cache_latents(counted, clips, tmp_path, quiet=True)) == 5 and counted.calls == 3 + 2
+
+
+def slowly(vae, clips, folder, log):
+    def get(index, epoch):
+        with open(log, "a") as file:
+            file.write(json.dumps([os.getpid(), index]) + "\n")
+        time.sleep(0.2)
+        return type(clips).get(clips, index, epoch)
+    torch.set_num_threads(1)
+    clips.try_get = get
+    assert len(cache_latents(vae, clips, folder, quiet=True)) == 5
+
+
+def test_two_processes_make_one_cache_once(vae, clips, tmp_path):
+    pair = [multiprocessing.get_context("fork").Process(target=slowly, args=(vae, clips, tmp_path / "c", tmp_path / "log"))
+            for _ in range(2)]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join()
+    asked = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [process.exitcode for process in pair] == [0, 0] and [index for _, index in asked] == [0, 1, 2, 3, 4]
+    assert len({pid for pid, _ in asked}) == 1 and len(list((tmp_path / "c").iterdir())) == 1
+
+
+def test_another_process_goes_on_when_one_is_killed(vae, clips, tmp_path):
+    fork = multiprocessing.get_context("fork")
+    first = fork.Process(target=slowly, args=(vae, clips, tmp_path / "c", tmp_path / "log"))
+    first.start()
+    while not (tmp_path / "log").exists() or len((tmp_path / "log").read_text().splitlines()) < 3:
+        time.sleep(0.02)
+    second = fork.Process(target=slowly, args=(vae, clips, tmp_path / "c", tmp_path / "log"))
+    second.start()
+    time.sleep(0.1)
+    first.kill()
+    second.join()
+    asked = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert second.exitcode == 0 and [index for pid, index in asked if pid == second.pid] in ([2, 3, 4], [3, 4])
+    plain = cache_latents(vae, clips, tmp_path / "d", quiet=True)
+    assert plain.path.read_bytes() == (tmp_path / "c" / plain.path.name).read_bytes()
 
 
 def test_what_cannot_be_cached_is_named(vae, clips, tmp_path):
