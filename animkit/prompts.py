@@ -111,7 +111,7 @@ def texts_of(prompts: Sequence[Prompt], negative: str, frames: int) -> list[str]
         raise AnimkitError("A prompt is a text, {frame: text}, or a list of at least one, and negative_prompt is one text; got "
                            f"{prompts!r} (negative: {negative!r}).")
     for frame in [frame for prompt in changing for frame in prompt]:
-        if not isinstance(frame, Integral) or not 0 <= frame < frames:
+        if isinstance(frame, bool) or not isinstance(frame, Integral) or not 0 <= frame < frames:
             raise AnimkitError(f"A prompt that changes names frames from 0 to {frames - 1} of this clip; got {frame!r}.")
     return list(dict.fromkeys([*texts, negative]))
 

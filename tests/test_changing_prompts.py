@@ -137,6 +137,7 @@ def test_a_list_may_hold_both_kinds_and_one_alone_gives_one_clip(moving):
     ({-1: BIRD}, "frames from 0 to 3 .* got -1"),
     ({"0": BIRD}, "frames from 0 to 3 .* got '0'"),
     ({0.5: BIRD}, "got 0.5"),
+    ({True: BIRD}, "got True"),
 ])
 def test_prompts_that_cannot_be_are_refused(moving, prompt, said):
     with pytest.raises(ak.AnimkitError, match=said):
