@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..checkpoints import open_checkpoint
@@ -54,7 +55,10 @@ class Practice:
 
 
 def train(recipe: Any) -> None:
-    """The recipe's stage: trains what `camera` made (or `adopt` put there) further, with the LoRAs of `practice_looks`."""
+    """The recipe's stage: trains what `camera` made (or `adopt` put there) further, with the LoRAs of `practice_looks`.
+
+    The adapters of the shot types are saved in practice-adapters.safetensors, from which `--more` continues.
+    """
     from .recipe import new_motion_modules, save
     from .unet import motion_betas, new_unet, text_states
 
@@ -78,6 +82,8 @@ def train(recipe: Any) -> None:
         lora = open_checkpoint(file).build(video_unet).float().requires_grad_(False)
         video_unet.insert(lora, alpha=0, name=look)
     said, kept = Said(video_unet, modules), recipe.folder / "practice-adapters.safetensors"
+    if recipe.more and kept.exists():
+        said.adapters.load_state_dict(load_file(kept))
     empty = text_states(text_encoder, tokenizer, [""]).float()
     task = Practice(seen, Moves(moved, empty, motion_betas(), recipe.batch or 4))
     recipe.train("practice", said, task.loss, task.batch, parameters=said.learned(), keep=modules, lr=2e-3, ema=0.99, optimizer="muon")

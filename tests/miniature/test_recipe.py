@@ -76,13 +76,14 @@ def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatc
     assert again["steps"] == 2 and len(again["curve"]) == 2 and again["went on from"] == {"steps": 7}
     (tiny.folder / "adopted").unlink()
 
-    kept = tiny.folder / "camera-adapters.safetensors"
-    learned = load_file(kept)
-    assert any(t.any() for name, t in learned.items() if name.startswith("up.")), "what the adapters learned is kept"
-    save_file({name: torch.full_like(t, 0.5) for name, t in learned.items()}, kept)
     tiny.more = 1
-    tiny.camera()
-    assert all((t - 0.5).abs().max() < 0.05 for t in load_file(kept).values()), "and `--more` goes on with it"
+    for stage in (tiny.camera, tiny.practice):
+        kept = tiny.folder / f"{stage.__name__}-adapters.safetensors"
+        learned = load_file(kept)
+        assert any(t.any() for name, t in learned.items() if name.startswith("up.")), "what the adapters learned is kept"
+        save_file({name: torch.full_like(t, 0.5) for name, t in learned.items()}, kept)
+        stage()
+        assert all((t - 0.5).abs().max() < 0.05 for t in load_file(kept).values()), "and `--more` goes on with it"
 
     later = recipe.Recipe(tmp_path / "later", budget=1e-6)
     later.adopt(into)
