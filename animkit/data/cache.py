@@ -6,9 +6,11 @@ an incomplete cache is never used either. Latents take hours for a large set: th
 one was.
 """
 import hashlib
+import io
 import json
 import os
 import struct
+import sys
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -27,6 +29,11 @@ from tqdm.auto import tqdm
 from animkit.errors import AnimkitError
 from animkit.files import write_atomically
 from animkit.prompts import as_read
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 class LatentCache:
@@ -87,8 +94,8 @@ def cache_latents(vae: nn.Module, clips: Any, folder: str | Path, *, views: int 
     clips: VideoClips, Images, TensorClips, or anything with len(), get(i, epoch) and fingerprint(). views: how many
     random windows and crops of each clip to take. workers > 1: threads read the next clips ahead. A call that was killed
     or interrupted leaves latents-*.part and .rows, and the same call goes on from them; one that finds another process
-    at it waits, and takes its cache. Raises AnimkitError for latents that are not finite or differ in size, no usable
-    clip, a full disk, a damaged cache.
+    at it waits, and takes its cache. (Where files cannot be locked, each call begins anew.) Raises AnimkitError for latents
+    that are not finite or differ in size, no usable clip, a full disk, a damaged cache.
     """
     # without the decoder: training it further does not change the latents
     key = _digest(clips.fingerprint(), views, fingerprint_of(vae, without=("decoder.", "post_quant_conv.")))
@@ -142,7 +149,7 @@ def fingerprint_of(module: nn.Module, without: tuple[str, ...] = ()) -> str:
 
 
 def _make(path: Path, *how) -> None:
-    """Write the latents in a file beside `path`, then rename it."""
+    """Write the latents in a file beside `path`, then rename it; `how`: the arguments of _write_latents after its files."""
     part, journal = path.with_suffix(".part"), path.with_suffix(".rows")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,41 +160,47 @@ def _make(path: Path, *how) -> None:
                 with open(journal, "ab+") as lines:
                     _write_latents(file, lines, *how)
             except AnimkitError:  # these clips cannot be cached: the same call would end in the same way
-                _remove(file, journal, part)
+                journal.unlink()
+                part.unlink()
                 raise
-            if os.name == "nt":  # Windows does not rename an open file
-                file.close()
             os.replace(part, path)
             journal.unlink()
+    except _NoLocks:  # then each process writes a file of its own, from the first clip on
+        def alone(temporary: str) -> None:
+            with open(temporary, "wb+") as file:
+                _write_latents(file, io.BytesIO(), *how)
+        write_atomically(path, alone)
     except OSError as error:
         raise AnimkitError(f"could not write {path}: {error.strerror or error}; the latents made so far are kept beside it, "
                            "and the same call goes on from them") from error
 
 
+class _NoLocks(Exception):
+    """Files cannot be locked here: on Windows, and on some file systems of clusters."""
+
+
 @contextmanager
 def _sole(part: Path, unless: Path) -> Iterator[IO[bytes] | None]:
     """`part`, made if absent, open for this process alone: waits for one that has it. None if that one made `unless`."""
+    if fcntl is None:
+        raise _NoLocks
     while True:
-        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b") as file:
+        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
             try:
-                import fcntl  # not on Windows: no check there
-                fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed or the process ends
-            except (ImportError, OSError):  # OSError: a file system without locks: no check there
-                pass
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the file is closed or the process ends
+            except BlockingIOError:
+                print(f"another process is making {unless}: waiting for it", file=sys.stderr)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError as error:
+                part.unlink(missing_ok=True)
+                raise _NoLocks from error
             if unless.exists():
-                _remove(file, part)
+                part.unlink(missing_ok=True)
                 yield None
                 return
             if part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat()):  # else the other one removed it
                 yield file
                 return
-
-
-def _remove(file: IO[bytes], *paths: Path) -> None:
-    if os.name == "nt":  # Windows does not remove an open file
-        file.close()
-    for path in paths:
-        path.unlink(missing_ok=True)
 
 
 _HEADER = 1024  # bytes reserved for the header, which is known only when all rows are written; spaces fill it up

@@ -288,14 +288,14 @@ def slowly(vae, clips, folder, log):
     def get(index, epoch):
         with open(log, "a") as file:
             file.write(json.dumps([os.getpid(), index]) + "\n")
-        time.sleep(0.2)
+        time.sleep(0.4)
         return type(clips).get(clips, index, epoch)
     torch.set_num_threads(1)
     clips.try_get = get
     assert len(cache_latents(vae, clips, folder, quiet=True)) == 5
 
 
-def test_two_processes_make_one_cache_once(vae, clips, tmp_path):
+def test_two_processes_make_one_cache_once(vae, clips, tmp_path, capfd):
     pair = [multiprocessing.get_context("fork").Process(target=slowly, args=(vae, clips, tmp_path / "c", tmp_path / "log"))
             for _ in range(2)]
     for process in pair:
@@ -305,6 +305,7 @@ def test_two_processes_make_one_cache_once(vae, clips, tmp_path):
     asked = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [process.exitcode for process in pair] == [0, 0] and [index for _, index in asked] == [0, 1, 2, 3, 4]
     assert len({pid for pid, _ in asked}) == 1 and len(list((tmp_path / "c").iterdir())) == 1
+    assert capfd.readouterr().err.count("another process is making") == 1
 
 
 def test_another_process_goes_on_when_one_is_killed(vae, clips, tmp_path):
@@ -312,6 +313,7 @@ def test_another_process_goes_on_when_one_is_killed(vae, clips, tmp_path):
     first = fork.Process(target=slowly, args=(vae, clips, tmp_path / "c", tmp_path / "log"))
     first.start()
     while not (tmp_path / "log").exists() or len((tmp_path / "log").read_text().splitlines()) < 3:
+        assert first.is_alive()
         time.sleep(0.02)
     second = fork.Process(target=slowly, args=(vae, clips, tmp_path / "c", tmp_path / "log"))
     second.start()
@@ -319,9 +321,23 @@ def test_another_process_goes_on_when_one_is_killed(vae, clips, tmp_path):
     first.kill()
     second.join()
     asked = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert second.exitcode == 0 and [index for pid, index in asked if pid == second.pid] in ([2, 3, 4], [3, 4])
+    of = [[index for pid, index in asked if pid == process.pid] for process in (first, second)]
+    assert second.exitcode == 0 and of[1] and of[0] + of[1] in ([0, 1, 2, 3, 4], [*of[0], *range(of[0][-1], 5)])
     plain = cache_latents(vae, clips, tmp_path / "d", quiet=True)
     assert plain.path.read_bytes() == (tmp_path / "c" / plain.path.name).read_bytes()
+
+
+@pytest.mark.parametrize("system", ["Windows", "a file system without locks"])
+def test_without_locks_each_process_writes_a_file_of_its_own(vae, clips, tmp_path, monkeypatch, system):
+    def refuse(file, how):
+        raise OSError(38, "Function not implemented")
+    plain = cache_latents(vae, clips, tmp_path / "a", quiet=True).path
+    monkeypatch.setattr(*(cache, "fcntl", None) if system == "Windows" else (cache.fcntl, "flock", refuse))
+    inside, get = [], clips.get
+    clips.try_get = lambda index, epoch: inside.extend(p.name for p in (tmp_path / "b").iterdir()) or get(index, epoch)
+    alone = cache_latents(vae, clips, tmp_path / "b", quiet=True).path
+    assert alone.read_bytes() == plain.read_bytes() and list((tmp_path / "b").iterdir()) == [alone]
+    assert len(inside) == 5 and all(name.endswith(".tmp") for name in inside)
 
 
 def test_what_cannot_be_cached_is_named(vae, clips, tmp_path):
