@@ -25,6 +25,7 @@ from .camera import NONE, Moves, Said, recipes
 SHARE = 0.5  # the share of steps whose clips are in one of the looks
 EACH = 100  # clips of each look, and of each shot type
 STILL = 400  # clips whose camera stands still, in the base's own looks
+HARD = ("shaking", "shrinking", "growing", "spinning")  # shapes are lost most where these are asked for: drawn twice as often
 
 
 class Practice:
@@ -59,7 +60,7 @@ def train(recipe: Any) -> None:
 
     The adapters of the shot types are saved in practice-adapters.safetensors, from which `--more` continues.
     """
-    from .recipe import new_motion_modules, save
+    from .recipe import new_motion_modules, save, saying
     from .unet import motion_betas, new_unet, text_states
 
     files = {look: recipe.folder / "zoo" / "practice" / look / f"{look}.safetensors" for look in PRACTICE_LOOKS}
@@ -70,11 +71,13 @@ def train(recipe: Any) -> None:
     unet = recipe.read("unet", new_unet()).requires_grad_(False)
     modules = recipe.read(recipe.last_motion(), new_motion_modules(unet))
 
-    def clips(name: str, count: int, drawn: WorldRecipe) -> tuple[Tensor, Tensor]:
+    def clips(name: str, count: int, drawn: WorldRecipe, twice: tuple[str, ...] = ()) -> tuple[Tensor, Tensor]:
         z, captions = recipe.clip_latents(name.replace(" ", "-"), count, drawn)
-        return z.transpose(1, 2), text_states(text_encoder, tokenizer, captions)
+        rows = torch.cat([torch.arange(len(z)), saying(captions, *twice)])
+        return z[rows].transpose(1, 2), text_states(text_encoder, tokenizer, captions)[rows]
 
-    seen = {look: clips(f"practice-{look}", EACH, WorldRecipe(looks=(look,), seed=400 + k)) for k, look in enumerate(files)}
+    seen = {look: clips(f"practice-{look}", EACH, WorldRecipe(looks=(look,), seed=400 + k), twice=HARD)
+            for k, look in enumerate(files)}
     moved = {shot: clips(shot or "still camera", EACH if shot else STILL, drawn) for shot, drawn in recipes().items()}
     video_unet = inflate(unet)
     video_unet.insert(modules)

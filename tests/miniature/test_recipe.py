@@ -366,6 +366,36 @@ def test_each_stage_of_the_motion_module_learns_with_them(tiny, monkeypatch, sta
     assert all(torch.equal(scheduler.betas, recipe.unets.motion_betas().betas) for scheduler in used)
 
 
+def test_clips_whose_shape_is_lost_most_are_drawn_twice_as_often_in_looks_to_practise_on(tiny, monkeypatch):
+    unet = recipe.unets.new_unet()
+    tiny.folder.mkdir(exist_ok=True)
+    for name, model in {"clip": tiny.new_clip()[0], "unet": unet, "motion": recipe.new_motion_modules(unet)}.items():
+        recipe.save(model, tiny.folder / f"{name}.safetensors")
+    for look in PRACTICE_LOOKS:
+        file = tiny.folder / "zoo" / "practice" / look / f"{look}.safetensors"
+        file.parent.mkdir(parents=True)
+        save_checkpoint(new_look(unet, 2, "convolutions"), file, "diffusers", kind="look")
+    captions = [f"a red cat {recipe.DOING[motion][0]}" for motion in ("rising", "shaking", "spinning", "walking")]
+    z = torch.arange(4.)[:, None, None, None, None].expand(4, 2, 8, 4, 4)
+    monkeypatch.setattr(tiny, "clip_latents", lambda *a: (z, captions))
+    tasks = []
+
+    class Stop(Exception):
+        pass
+
+    def train(stage, model, loss, batch, **how):
+        tasks.append(batch.__self__)
+        raise Stop
+
+    monkeypatch.setattr(tiny, "train", train)
+    with pytest.raises(Stop):
+        tiny.practice()
+    for drawn, text in tasks[0].clips.values():
+        assert drawn.mean((1, 2, 3, 4)).tolist() == [0, 1, 2, 3, 1, 2] and torch.equal(text[4:], text[1:3])
+        assert not torch.equal(text[0], text[1])
+    assert tasks[0].moves.count.tolist() == [4] * 9, "clips of camera moves are all drawn as often"
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path, capsys):
     from animkit import cli
     (tmp_path / "file").write_text("")
