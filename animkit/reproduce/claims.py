@@ -161,10 +161,10 @@ TRIED = {
     "qualitative": "looks of low rank in the attentions, on 50 pictures, kept 25 % of named motions in neon; with 3,000 "
                    "pictures 55 %; on the convolutions instead, 55 % with 50 pictures, and they are what ships. A motion "
                    "module trained on 198,000 more clips raised all looks from 10 to 70 % to 35 to 95 %, one that practised "
-                   "in nine other looks to 80 to 95 % (20 prompts each; of 60, 72 to 90 %, after more practice 78 to 92). "
+                   "in nine other looks to 80 to 95 % (20 prompts each; of 60, 72 to 90 %, after more 78 to 92, after still more 80 to 93). "
                    "MotionLoRAs on a module that had hardly seen a camera move: the right name in 15 % of 80 clips; on one "
                    "trained beside an adapter for each of the eight shot types, 53 % of 96; after practice in looks 45 %, "
-                   "after more 48. Chance is taken off, since a MotionLoRA may unsettle the camera, which "
+                   "after more 48, after still more 47. Chance is taken off, since a MotionLoRA may unsettle the camera, which "
                    "then goes anywhere.",
     "motion_lora_efficiency": "before the module had learned camera moves: ranks 8 to 32, 180 to 1,000 steps, rates 2e-3 to "
                               "1e-2, AdamW and Muon, moves of 0.1 to 0.4, all of the module in a LoRA's place, and 30 % of "
@@ -178,7 +178,7 @@ TRIED = {
                   "look as films from elsewhere are, leaves ink in nine frames of ten.",
     "motion_module_design": "before it was trained with Muon at 64 pixels, it was with AdamW at 32, 900 steps of eight clips: "
                             "0.00 and 0.05 of clips had their named motion, 0.90 and 0.55 were incoherent, and nothing could be "
-                            "told. The Transformer that ships had some 24,000 steps, 1,551 of them of 128 clips, and 90 % of "
+                            "told. The Transformer that ships had some 26,000 steps, 1,551 of them of 128 clips, and 88 % of "
                             "named motions; no convolution was trained as long.",
     "how_much_data": "at 64 pixels, 400 steps of four clips: losses of 0.0918 to 0.0924 whatever the number of clips, and no "
                      "named motion at all, all clips incoherent. At 32 pixels a step costs a quarter.",
