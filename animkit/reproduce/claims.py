@@ -161,11 +161,11 @@ TRIED = {
     "qualitative": "looks of low rank in the attentions, on 50 pictures, kept 25 % of named motions in neon; with 3,000 "
                    "pictures 55 %; on the convolutions instead, 55 % with 50 pictures, and they are what ships. A motion "
                    "module trained on 198,000 more clips raised all looks from 10 to 70 % to 35 to 95 %, one that practised "
-                   "in nine other looks to 80 to 95 % (20 prompts each; of 60, 72 to 90 %, after more 78 to 92, after still more 80 to 93). "
-                   "MotionLoRAs on a module that had hardly seen a camera move: the right name in 15 % of 80 clips; on one "
-                   "trained beside an adapter for each of the eight shot types, 53 % of 96; after practice in looks 45 %, "
-                   "after more 48, after still more 47. Chance is taken off, since a MotionLoRA may unsettle the camera, which "
-                   "then goes anywhere.",
+                   "in nine other looks to 80 to 95 % (20 prompts each; of 60, 72 to 90 %, after more 78 to 92, "
+                   "after still more 80 to 93). MotionLoRAs on a module that had hardly seen a camera move: the right name in "
+                   "15 % of 80 clips; on one trained beside an adapter for each of the eight shot types, 53 % of 96; after "
+                   "practice in looks 45 %, after more 48, after still more 47. Chance is taken off, since a MotionLoRA may "
+                   "unsettle the camera, which then goes anywhere.",
     "motion_lora_efficiency": "before the module had learned camera moves: ranks 8 to 32, 180 to 1,000 steps, rates 2e-3 to "
                               "1e-2, AdamW and Muon, moves of 0.1 to 0.4, all of the module in a LoRA's place, and 30 % of "
                               "unsaid camera moves in the module's own training: zooms stayed at 0.0 of the world's own move, "
