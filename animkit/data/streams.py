@@ -1,5 +1,6 @@
 """Clips streamed out of WebDataset shards (tar files): for sets too large for the disk."""
 import glob
+import json
 import re
 import weakref
 from collections import deque
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import IterableDataset, Video, load_dataset
+from datasets import IterableDataset, Video
 from datasets.distributed import split_dataset_by_node
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from animkit.data.batches import collate
 from animkit.data.tables import VIDEOS
@@ -20,12 +22,18 @@ from animkit.errors import AnimkitError
 from animkit.training.draws import rank_and_world, seed_at
 
 
+class _Undecoded(WebDataset):
+    """The shards of `datasets`, with captions as bytes: one that cannot be read then spoils its own sample, not the stream."""
+    DECODERS: dict = {}
+
+
 def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100,
                 rank: int = 0, world: int = 1) -> IterableDataset:
     """Samples of WebDataset shards as a stream: `video` (encoded bytes: nothing is decoded), `caption`, `key`, `shard`.
 
     shards: tar files or addresses, as a list, a glob pattern, or with a range such as clips-{000..127}.tar. A sample is
-    a video with a caption of the same name: .txt, or .json with "caption" or "text". shuffle: the shards come in random
+    a video with a caption of the same name: .txt, or .json with "caption" or "text" (what cannot be read as one stays
+    bytes). shuffle: the shards come in random
     order, and a buffer of so many (encoded) samples is drawn from; 0: in order. Process `rank` of `world` gets its
     share, split again among the workers of a torch DataLoader: together they get every sample exactly once. If the
     number of shards is a multiple of `world`, each shard is read by one process alone. Raises AnimkitError for shards
@@ -34,7 +42,7 @@ def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100,
     patterns = [shards] if isinstance(shards, (str, Path)) else shards
     files = [file for pattern in patterns for file in _expanded(str(pattern))]
     try:
-        stream = load_dataset("webdataset", data_files={"train": files}, split="train", streaming=True)
+        stream = _Undecoded(data_files={"train": files}).as_streaming_dataset(split="train")
         columns = list(stream.features)
     except Exception as error:  # datasets, tarfile and the file systems below all have errors of their own
         raise AnimkitError(f"the shards {shards} cannot be read: {error}") from error
@@ -46,6 +54,11 @@ def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100,
 
     def plain(sample: dict) -> dict:
         text = sample[caption]
+        if text is not None:
+            try:
+                text = text.decode("utf-8-sig") if caption == "txt" else json.loads(text)
+            except (ValueError, RecursionError):  # not UTF-8, or no JSON
+                pass
         if isinstance(text, dict):
             both = [text.get(name) for name in ("caption", "text")]
             text = next((t for t in both if t), next((t for t in both if t is not None), None))  # "" if neither says more

@@ -114,6 +114,36 @@ def test_a_caption_that_is_no_text_is_a_bad_video(said, videos, tmp_path):
         StreamClips(str(tmp_path / "x.tar"), 4, size=8, frames=2, stride=2, shuffle=0)(0)
 
 
+@pytest.mark.parametrize("ending, bad", [("json", b"{'caption': 'a'}"), ("json", b"\xff\xfe{"), ("json", b""), ("txt", b"caf\xe9")])
+@pytest.mark.parametrize("at", [0, 12])  # among those from which the columns are read, and later
+def test_a_caption_that_cannot_be_read_spoils_its_own_sample_alone(ending, bad, at, videos, tmp_path):
+    good = videos.write(tmp_path / "v.mp4", 12, size=(32, 64)).read_bytes()
+    caption = b"c" if ending == "txt" else b'{"caption": "c"}'
+    write_shard(tmp_path / "x.tar", {name: content for i in range(20) for name, content in (
+        (f"{i:02}.mp4", good), (f"{i:02}.{ending}", bad if i == at else caption))})
+    stream = StreamClips(str(tmp_path / "x.tar"), 4, size=8, frames=2, stride=2, shuffle=0)
+    keys = [key for k in range(5) for key in stream(k)["key"]]
+    assert f"{at:02}" not in keys and len(set(keys)) == 19
+    assert list(stream.skipped.why.values()) == ["caption is no text"] and f"x.tar: {at:02}: caption is no text" in str(stream.skipped)
+
+
+def test_captions_need_not_be_of_one_kind(videos, tmp_path):
+    """Their columns are read off the first samples of a shard: what others hold is their own affair."""
+    good = videos.write(tmp_path / "v.mp4", 12, size=(32, 64)).read_bytes()
+    said = [b'{"caption": "a", "width": 3}'] * 6 + [b'{"text": "b", "width": "wide", "tags": ["x"]}'] * 6
+    write_shard(tmp_path / "x.tar", {name: content for i, text in enumerate(said) for name, content in (
+        (f"{i:02}.mp4", good), (f"{i:02}.json", text))})
+    stream = StreamClips(str(tmp_path / "x.tar"), 6, size=8, frames=2, stride=2, shuffle=0)
+    assert [stream(k)["caption"] for k in (0, 1)] == [["a"] * 6, ["b"] * 6] and not stream.skipped.why
+
+
+def test_a_text_with_a_byte_order_mark_is_read_without_it(videos, tmp_path):
+    good = videos.write(tmp_path / "v.mp4", 12, size=(32, 64)).read_bytes()
+    write_shard(tmp_path / "x.tar", {name: content for i in range(4) for name, content in (
+        (f"{i}.mp4", good), (f"{i}.txt", "\ufeffcafé".encode()))})
+    assert StreamClips(str(tmp_path / "x.tar"), 4, size=8, frames=2, stride=2)(0)["caption"] == ["café"] * 4
+
+
 @pytest.mark.parametrize("said, caption", [
     ({"caption": ""}, ""), ({"text": ""}, ""), ({"caption": "", "text": "a"}, "a"), ({"caption": None, "text": "a"}, "a"),
     ({"caption": "a", "text": "b"}, "a")])
