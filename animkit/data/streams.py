@@ -33,11 +33,10 @@ def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100,
 
     shards: tar files or addresses, as a list, a glob pattern, or with a range such as clips-{000..127}.tar. A sample is
     a video with a caption of the same name: .txt, or .json with "caption" or "text" (what cannot be read as one stays
-    bytes). shuffle: the shards come in random
-    order, and a buffer of so many (encoded) samples is drawn from; 0: in order. Process `rank` of `world` gets its
-    share, split again among the workers of a torch DataLoader: together they get every sample exactly once. If the
-    number of shards is a multiple of `world`, each shard is read by one process alone. Raises AnimkitError for shards
-    that are absent or damaged, or have no video or no caption.
+    bytes). shuffle: the shards come in random order, and a buffer of so many (encoded) samples is drawn from; 0: in order.
+    Process `rank` of `world` gets its share, split again among the workers of a torch DataLoader: together they get every
+    sample exactly once. If the number of shards is a multiple of `world`, each shard is read by one process alone. Raises
+    AnimkitError for shards that are absent or damaged, or have no video or no caption.
     """
     patterns = [shards] if isinstance(shards, (str, Path)) else shards
     files = [file for pattern in patterns for file in _expanded(str(pattern))]
