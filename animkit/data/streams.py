@@ -121,7 +121,7 @@ class StreamClips:
             if sample["video"] is None or sample["caption"] is None:
                 raise BadVideo("no video" if sample["video"] is None else "no caption")
             if not isinstance(sample["caption"], str):
-                raise BadVideo("caption is no text")
+                raise BadVideo("caption is no UTF-8 or no JSON" if isinstance(sample["caption"], bytes) else "caption is no text")
             video = self.recipe.cut(sample["video"], rng)
         except BadVideo as why:
             return self.skipped.note(name, str(why))

@@ -30,6 +30,14 @@ def tiny(tmp_path, monkeypatch):
     return recipe.Recipe(tmp_path / "run", budget=1e-6)
 
 
+def make_practice_looks(folder, look):
+    """What the stage practice_looks leaves: one LoRA here, under the name of each."""
+    for name in PRACTICE_LOOKS:
+        file = folder / "zoo" / "practice" / name / f"{name}.safetensors"
+        file.parent.mkdir(parents=True)
+        save_checkpoint(look, file, "diffusers", kind="look")
+
+
 def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(tiny, "steps", lambda stage: 2)
     for stage in [s for s in recipe.STAGES if s not in ("assemble", "motion_judge", "practice", *recipe.zoo.STAGES)]:
@@ -58,10 +66,7 @@ def test_the_whole_recipe_makes_a_pipeline_that_draws(tiny, tmp_path, monkeypatc
     assert all(t["steps"] == 2 and np.isfinite(t["curve"]).all() for t in told.values())
 
     os.utime(tiny.folder / "camera.safetensors")
-    for look in PRACTICE_LOOKS:
-        file = tiny.folder / "zoo" / "practice" / look / f"{look}.safetensors"
-        file.parent.mkdir(parents=True)
-        save_checkpoint(shaken(new_look(pipe.unet, 2, "convolutions")), file, "diffusers", kind="look")
+    make_practice_looks(tiny.folder, shaken(new_look(pipe.unet, 2, "convolutions")))
     tiny.samples = into
     tiny.practice()
     last = load_file(tiny.folder / "practice.safetensors")
@@ -344,10 +349,7 @@ def test_each_stage_of_the_motion_module_learns_with_them(tiny, monkeypatch, sta
     modules = recipe.new_motion_modules(unet)
     for name, model in {"clip": clip, "unet": unet, "motion_coarse": modules, "motion": modules}.items():
         recipe.save(model, tiny.folder / f"{name}.safetensors")
-    for look in PRACTICE_LOOKS:
-        file = tiny.folder / "zoo" / "practice" / look / f"{look}.safetensors"
-        file.parent.mkdir(parents=True)
-        save_checkpoint(new_look(unet, 2, "convolutions"), file, "diffusers", kind="look")
+    make_practice_looks(tiny.folder, new_look(unet, 2, "convolutions"))
     monkeypatch.setattr(tiny, "clip_latents", lambda *a: (torch.zeros(3, 2, 8, 4, 4), ["a red cat over the sea"] * 3))
     monkeypatch.setattr(module, "motion_module_loss", lambda *a, scheduler, **how: seen.append(scheduler))
     for other in {recipe.cameras, recipe.practices} - {module}:
@@ -371,10 +373,7 @@ def test_clips_whose_shape_is_lost_most_are_drawn_twice_as_often_in_looks_to_pra
     tiny.folder.mkdir(exist_ok=True)
     for name, model in {"clip": tiny.new_clip()[0], "unet": unet, "motion": recipe.new_motion_modules(unet)}.items():
         recipe.save(model, tiny.folder / f"{name}.safetensors")
-    for look in PRACTICE_LOOKS:
-        file = tiny.folder / "zoo" / "practice" / look / f"{look}.safetensors"
-        file.parent.mkdir(parents=True)
-        save_checkpoint(new_look(unet, 2, "convolutions"), file, "diffusers", kind="look")
+    make_practice_looks(tiny.folder, new_look(unet, 2, "convolutions"))
     captions = [f"a red cat {recipe.DOING[motion][0]}" for motion in ("rising", "shaking", "spinning", "walking")]
     z = torch.arange(4.)[:, None, None, None, None].expand(4, 2, 8, 4, 4)
     monkeypatch.setattr(tiny, "clip_latents", lambda *a: (z, captions))
