@@ -22,7 +22,6 @@ from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -115,13 +114,23 @@ def cache_text(tokenizer: Any, text_encoder: nn.Module, captions: Sequence[str],
     key = _digest(captions, hashlib.sha256(ids.numpy().tobytes()).hexdigest(), fingerprint_of(text_encoder))
     path = Path(folder) / f"text-{key}.safetensors"
     if not path.exists():
-        device = next(text_encoder.parameters()).device
-        with torch.no_grad():
-            text = torch.cat([text_encoder(part.to(device))[0].cpu().half()
-                              for part in tqdm(ids.split(at_once), desc="text embeddings", disable=quiet)])  # b n d
-        _finite(text, "the text embeddings")
-        write_atomically(path, lambda temporary: save_file({"text": text, "captions": _to_bytes(captions)}, temporary))
+        write_atomically(path, lambda temporary: _write_text(temporary, text_encoder, ids, captions, at_once, quiet))
     return TextCache(path)
+
+
+@torch.no_grad()
+def _write_text(path: str, text_encoder: nn.Module, ids: Tensor, captions: list[str], at_once: int, quiet: bool) -> None:
+    """Writes each part as soon as it is computed: the embeddings of a large set's captions are larger than memory."""
+    device, said = next(text_encoder.parameters()).device, _to_bytes(captions)
+    with open(path, "wb") as file:
+        file.seek(_HEADER)
+        for part in tqdm(ids.split(at_once), desc="text embeddings", disable=quiet):
+            text = text_encoder(part.to(device))[0].cpu().half().contiguous()  # b n d
+            _finite(text, "the text embeddings")
+            file.write(text.numpy().tobytes())
+        file.write(said.numpy().tobytes())
+        file.seek(0)
+        file.write(_header(text=("F16", [*ids.shape, text.shape[-1]], 2), captions=("U8", [len(said)], 1)))
 
 
 @torch.no_grad()
@@ -238,18 +247,22 @@ def _write_latents(file: IO[bytes], journal: IO[bytes], vae, clips, views: int, 
     rows, captions = [said[:2] for said in tried if said[3]], [said[2] for said in tried if said[3]]
     if not rows:
         raise AnimkitError("there is no clip to cache: the source is empty or none of it can be used")
-    header, place = {}, 0
     extra = {"rows": torch.tensor(rows, dtype=torch.int64), "captions": _to_bytes(captions)}
-    sizes = {"latents": ("F16", [len(rows), *shape], 2), "rows": ("I64", [len(rows), 2], 8),
-             "captions": ("U8", [len(extra["captions"])], 1)}
-    for name, (dtype, dims, width) in sizes.items():
-        end = place + width * torch.Size(dims).numel()
-        header[name] = {"dtype": dtype, "shape": dims, "data_offsets": [place, end]}
-        place = end
     for tensor in extra.values():
         file.write(tensor.numpy().tobytes())
     file.seek(0)
-    file.write(struct.pack("<Q", _HEADER - 8) + json.dumps(header).encode().ljust(_HEADER - 8))
+    file.write(_header(latents=("F16", [len(rows), *shape], 2), rows=("I64", [len(rows), 2], 8),
+                       captions=("U8", [len(extra["captions"])], 1)))
+
+
+def _header(**tensors: tuple[str, list[int], int]) -> bytes:
+    """The start of a safetensors file whose tensors follow each other: (its dtype's name, shape, bytes of a number) of each."""
+    header, place = {}, 0
+    for name, (dtype, dims, width) in tensors.items():
+        end = place + width * torch.Size(dims).numel()
+        header[name] = {"dtype": dtype, "shape": dims, "data_offsets": [place, end]}
+        place = end
+    return struct.pack("<Q", _HEADER - 8) + json.dumps(header).encode().ljust(_HEADER - 8)
 
 
 def _written(file: IO[bytes], journal: IO[bytes]) -> list[list]:

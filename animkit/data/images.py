@@ -11,7 +11,7 @@ from animkit.data.tables import image_table
 from animkit.data.video import resize_and_crop, to_float, to_rgb
 from animkit.errors import AnimkitError
 
-UNREADABLE = (OSError, SyntaxError, PIL.Image.DecompressionBombError)  # what Pillow raises on files it cannot or will not read
+UNREADABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)  # what Pillow raises on files it cannot or will not read
 
 
 class Images:

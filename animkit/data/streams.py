@@ -41,7 +41,8 @@ def open_shards(shards: str | list[str], *, seed: int = 0, shuffle: int = 100,
     patterns = [shards] if isinstance(shards, (str, Path)) else shards
     files = [file for pattern in patterns for file in _expanded(str(pattern))]
     try:
-        stream = _Undecoded(data_files={"train": files}).as_streaming_dataset(split="train")
+        as_they_are = [file if "://" in file else glob.escape(file) for file in files]  # datasets takes each for a pattern
+        stream = _Undecoded(data_files={"train": as_they_are}).as_streaming_dataset(split="train")
         columns = list(stream.features)
     except Exception as error:  # datasets, tarfile and the file systems below all have errors of their own
         raise AnimkitError(f"the shards {shards} cannot be read: {error}") from error
@@ -162,7 +163,8 @@ def _expanded(pattern: str) -> list[str]:
                 for file in _expanded(pattern.replace(numbers[0], str(n).zfill(len(first)), 1))]
     if "://" in pattern:
         return [pattern]
-    files = sorted(glob.glob(pattern)) or ([pattern] if Path(pattern).exists() else [])
-    if not files:
+    path = Path(pattern)
+    files = [path] if path.exists() else glob.glob(pattern) or path.parent.glob(path.name)  # a folder may be called "clips [2024]"
+    if not (found := sorted(map(str, files))):
         raise AnimkitError(f"no such shard: {pattern}")
-    return files
+    return found

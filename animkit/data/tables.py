@@ -1,5 +1,6 @@
 """Tables of videos and of captioned images as `datasets` Datasets: paths and captions; nothing is decoded."""
 import csv
+import glob
 import json
 import os
 from collections import Counter
@@ -38,8 +39,8 @@ def webvid_table(table: str | Path) -> Dataset:
         raise AnimkitError(f"{table} has its header but no row: there is nothing to read")
     text = Features({name: Value("string") for name in wanted})  # videoid too: as a number it would lose leading zeros
     try:
-        rows = Dataset.from_csv(str(table), features=text, usecols=list(wanted), keep_default_na=False)
-    except DatasetGenerationError as error:
+        rows = Dataset.from_csv(glob.escape(str(table)), features=text, usecols=list(wanted), keep_default_na=False)
+    except (DatasetGenerationError, ValueError, OSError) as error:
         raise AnimkitError(f"{table} cannot be read as a table: {error.__cause__ or error}") from error
     return rows.rename_column("name", "caption")
 

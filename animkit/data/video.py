@@ -2,7 +2,11 @@
 import io
 import sys
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -50,14 +54,20 @@ def _decord(source):
 
 
 def _pyav(source):
-    """The same by PyAV, for where decord fails or is missing. It must decode a whole video to know its length."""
+    """The same by PyAV, for where decord fails or is missing. It must decode a whole video to know its length, and decodes
+    it once more for the frames, of which it keeps no others: all of a long video's are larger than memory."""
     import av
 
-    with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
-        stream = next(iter(container.streams.video), None)  # a recording that stopped at once has none
-        pictures = [np.rot90(f.to_ndarray(format="rgb24"), round(f.rotation / 90))  # turned upright, anticlockwise
-                    for f in container.decode(stream)] if stream else []
-    return len(pictures), lambda numbers: np.stack([pictures[n] for n in numbers])
+    def pictures() -> Iterator[Any]:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
+            stream = next(iter(container.streams.video), None)  # a recording that stopped at once has none
+            yield from container.decode(stream) if stream else ()
+
+    def get(numbers: range) -> np.ndarray:
+        return np.stack([np.rot90(f.to_ndarray(format="rgb24"), round(f.rotation / 90))  # turned upright, anticlockwise
+                         for n, f in enumerate(islice(pictures(), numbers[-1] + 1)) if n in numbers])
+
+    return sum(1 for _ in pictures()), get
 
 
 def resize_and_crop(video: torch.Tensor, size: tuple[int, int], rng: np.random.Generator | None = None) -> torch.Tensor:
@@ -86,6 +96,9 @@ def to_float(video: torch.Tensor) -> torch.Tensor:
     return video.float() / 127.5 - 1
 
 
+SOME = 20  # names in an error
+
+
 class Skipped:
     """Counts the videos that cannot be used; stops the run when they are over a tenth. Threads may share it.
 
@@ -96,7 +109,7 @@ class Skipped:
     share = 0.1
 
     def __init__(self, total: int | None = None):
-        self.total, self.tried, self.why, self._lock = total, 0, {}, threading.Lock()
+        self.total, self.tried, self.told, self.why, self._lock = total, 0, 0, {}, threading.Lock()
 
     def note(self, name: str, why: str | None = None) -> None:
         """Video `name` was tried; `why` it is bad, or None. Raises AnimkitError with the list when too many are."""
@@ -115,17 +128,26 @@ class Skipped:
     def _judge(self) -> None:
         among = max(self.tried, 100) if self.total is None else min(self.total, max(self.tried, 10_000))
         if len(self.why) > self.share * among:
-            raise AnimkitError(f"over {self.share:.0%} of the videos cannot be used, so this run stops. {self}")
+            names = sorted(self.why)
+            if len(names) > SOME:  # all of them first, the error below them: among thousands of lines nobody would find it
+                self.report()
+            more = [f"  and {len(names) - SOME} more, all named above"] if len(names) > SOME else []
+            reasons = ", ".join(f"{count} {why}" for why, count in Counter(self.why.values()).most_common(3))
+            raise AnimkitError(f"over {self.share:.0%} of the videos cannot be used ({reasons}), so this run stops. " + "\n".join(
+                [self._count(), *(f"  {name}: {self.why[name]}" for name in names[:SOME]), *more]))
 
     def __len__(self) -> int:
         return len(self.why)
 
     def __str__(self) -> str:
+        return "\n".join([self._count(), *(f"  {name}: {why}" for name, why in sorted(self.why.items()))])
+
+    def _count(self) -> str:
         tried = self.tried if self.total is None else min(self.tried, self.total)  # later epochs try the same again
-        return f"{len(self.why)} of {tried} videos tried cannot be used and were skipped:\n" + "\n".join(
-            f"  {name}: {why}" for name, why in sorted(self.why.items()))
+        return f"{len(self.why)} of {tried} videos tried cannot be used and were skipped:"
 
     def report(self) -> None:
-        """Name the skipped videos on stderr, if there are any."""
-        if self.why:
+        """Name the skipped videos on stderr, if there are any that it did not name yet."""
+        if len(self.why) > self.told:
             print(self, file=sys.stderr)
+            self.told = len(self.why)

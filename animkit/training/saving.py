@@ -36,7 +36,7 @@ def write(folder: Path, log: TextIO, tensors: dict[str, dict[str, Tensor]], torc
         torch.save(torch_state, new / "optimizer.pt")
         (new / "state.json").write_text(json.dumps(state, indent=1))
         for file in new.iterdir():
-            with open(file, "rb") as f:
+            with open(file, "rb+") as f:  # Windows syncs no file that is open for reading alone
                 os.fsync(f.fileno())  # a disk that is full says so here at the latest, before the old one goes
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(new, ignore_errors=True)

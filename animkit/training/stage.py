@@ -295,20 +295,22 @@ class Stage:
 
 
 class _Watch:
-    """The loss curve as it grows: loss.png at most every half minute and at the end, and a figure in a notebook."""
+    """The loss curve as it grows: loss.png at most every half minute and at the end, and a figure in a notebook. The longer
+    the run, the longer each drawing takes, while all processes wait: so there are fewer, for 2 % of the time at most."""
 
     def __init__(self, folder: Path):
-        self.path, self.drawn, self.live = folder / "loss.png", -float("inf"), LiveCurve()
+        self.path, self.next, self.live = folder / "loss.png", -float("inf"), LiveCurve()
 
     def __call__(self, history: History) -> None:
         self.live(history)
-        if history.ended == "running" and time.monotonic() - self.drawn < 30:
+        start = time.monotonic()
+        if history.ended == "running" and start < self.next:
             return
         from matplotlib.figure import Figure
         figure = Figure(figsize=(6, 3), layout="constrained")
         history.plot(figure.subplots())
         write_atomically(self.path, lambda file: figure.savefig(file, format="png", dpi=120))
-        self.drawn = time.monotonic()
+        self.next = time.monotonic() + max(30, 50 * (time.monotonic() - start))
 
 
 def _peak_memory(device: torch.device) -> int | None:

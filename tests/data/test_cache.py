@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from animkit.data import cache
@@ -197,6 +198,20 @@ def test_text_embeddings_once_with_the_empty_prompt(words, tmp_path):
     assert cache_text(tokenizer, model, ["a cat", "a dog"], tmp_path, quiet=True).path != texts.path
     with pytest.raises(AnimkitError, match="'a fish'"):
         texts["a fish"]
+
+
+def test_text_goes_to_the_disk_part_by_part(words, tmp_path, monkeypatch):
+    """A large set's captions have more embeddings than memory holds; the file is as safetensors writes it."""
+    parts = []
+    monkeypatch.setattr("animkit.data.cache._finite", lambda text, what: parts.append(len(text)))
+    captions = [f"cat {i}" for i in range(9)]
+    texts = cache_text(*words, captions, tmp_path, at_once=4, quiet=True)
+    assert parts == [4, 4, 2]
+    save_file(tensors := load_file(texts.path), tmp_path / "again.safetensors")
+    again = TextCache(tmp_path / "again.safetensors")
+    assert all(torch.equal(again[c], texts[c]) for c in ("", *captions)) and tensors["text"].shape == (10, 12, 8)
+    whole = cache_text(*words, captions, tmp_path / "whole", quiet=True)
+    assert torch.allclose(whole.text.float(), texts.text.float(), atol=1e-3) and list(tmp_path.glob("*.tmp")) == []
 
 
 def test_batches_of_latents_and_text_for_the_losses(vae, clips, words, tmp_path):

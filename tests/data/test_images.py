@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from animkit.data.batches import Batches
 from animkit.data.images import Images
@@ -15,6 +16,16 @@ from animkit.errors import AnimkitError
 def pictures(folder, count=4, size=(24, 16)):
     for i in range(count):
         Image.new("RGB", size, (50 * i, 100, 0)).save(folder / f"{i}.png")
+
+
+def test_a_png_with_too_long_a_text_inside_is_named(tmp_path):
+    """As some programs write the whole graph of nodes that drew a picture; Pillow refuses it by a ValueError."""
+    said = PngInfo()
+    said.add_text("workflow", "x" * (2 << 20), zip=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png", pnginfo=said)
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(AnimkitError, match="a.png cannot be read .*too large"):
+        Images(tmp_path, size=16)[0]
 
 
 def test_captions_from_csv_jsonl_or_files_beside(tmp_path):

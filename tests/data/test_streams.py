@@ -1,8 +1,10 @@
 import gc
 import io
 import json
+import shutil
 import tarfile
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,6 +77,16 @@ def test_batches_are_a_function_of_the_step(shards, videos):
         for key, video in zip(step["key"], step["video"]):
             starts[key].add(tuple(videos.numbers(video)))
     assert any(len(s) > 1 for s in starts.values())  # another place in the video in the second epoch
+
+
+def test_a_folder_may_be_named_like_a_pattern(shards, tmp_path):
+    folder = tmp_path / "clips [2024]"
+    shutil.copytree(Path(shards).parent, folder)
+    for pattern in ("clips-*.tar", "clips-{000..004}.tar"):
+        stream = open_shards(str(folder / pattern), shuffle=0)
+        assert sorted(sample["key"] for sample in stream) == ALL
+    with pytest.raises(AnimkitError, match="no such shard"):
+        open_shards(str(folder / "x-*.tar"))
 
 
 def test_two_ranks_share_the_stream(shards, monkeypatch):

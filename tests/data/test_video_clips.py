@@ -106,6 +106,17 @@ def test_what_decord_refuses_is_read_by_pyav(videos, tmp_path, monkeypatch):
     assert videos.numbers(VideoClips(tmp_path, size=16, frames=3, stride=2, start="first")[1]["video"]) == [0, 2, 4]
 
 
+def test_pyav_keeps_only_the_frames_asked_for(videos, tmp_path, monkeypatch):
+    """All frames of ten minutes of 1080p, in RGB, are 112 GB: a damaged video would end the run without a word."""
+    kept, turn = [], np.rot90
+    monkeypatch.setattr(np, "rot90", lambda picture, times: kept.append(1) or turn(picture, times))
+    for source in (path := videos.write(tmp_path / "a.mp4", 40, size=(32, 64)), path.read_bytes()):
+        length, get = _pyav(source)
+        assert length == 40 and not kept
+        assert videos.numbers(torch.from_numpy(get(range(3, 10, 3))).permute(3, 0, 1, 2)) == [3, 6, 9] and len(kept) == 3
+        kept.clear()
+
+
 def spoil(videos, folder, count):
     """Put up to three bad videos, each bad in its own way, at the front of the folder."""
     (folder / "00_junk.mp4").write_bytes(b"this is no video" * 50)
@@ -149,6 +160,19 @@ def test_a_large_bad_set_stops_early():
     assert skipped.tried <= 5_100
 
 
+def test_of_very_many_bad_videos_the_error_counts_the_reasons_and_names_some(capsys):
+    """It is the last to be printed: the others stand above it, once."""
+    skipped = Skipped(total=30_000)
+    with pytest.raises(AnimkitError) as stopped:
+        for i in range(30_000):
+            skipped.note(f"{i:05}.mp4", "unreadable" if i == 7 else "no such file")
+    told = str(stopped.value)
+    assert told.startswith("over 10% of the videos cannot be used (1000 no such file, 1 unreadable), so this run stops.")
+    assert "  00019.mp4: no such file\n  and 981 more, all named above" in told and "00020.mp4" not in told
+    skipped.report()
+    assert capsys.readouterr().err.count("00900.mp4: no such file") == 1
+
+
 def test_a_few_bad_videos_at_the_beginning_do_not_stop_a_good_set():
     skipped = Skipped(total=1000)
     for i in range(1000):
@@ -175,6 +199,17 @@ def test_webvid_table(videos, tmp_path):
     assert from_dataset[1]["index"] == 1
     extra = webvid(tmp_path, [("1", "x", "d", "u")], ("videoid", "name", "page_dir", "contentUrl"))
     assert webvid_table(extra)[0]["caption"] == "x"
+
+
+def test_a_folder_may_be_named_like_a_pattern(videos, tmp_path):
+    folder = tmp_path / "clips [2024]*"
+    folder.mkdir()
+    videos.write(folder / "1.mp4", 8, size=(32, 64))
+    (folder / "[a].csv").write_text("videoid,name,page_dir\n1,a boat,\n")
+    assert VideoClips(folder / "[a].csv", size=16, frames=2, stride=2)[0]["caption"] == "a boat"
+    (tmp_path / "x::y").mkdir()
+    with pytest.raises(AnimkitError, match="table.csv cannot be read as a table"):  # datasets takes :: for an address
+        webvid_table(webvid(tmp_path / "x::y", [("1", "a", "")]))
 
 
 def test_webvid_faults(tmp_path):

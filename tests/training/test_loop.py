@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from animkit.errors import AnimkitError
-from animkit.training import EMA, History, LiveCurve, LoopConfig, fit, loop, plumbing, randn, saving, shard
+from animkit.training import EMA, History, LiveCurve, LoopConfig, fit, loop, plumbing, randn, saving, shard, stage
 
 TABLE = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
 
@@ -510,6 +510,21 @@ def test_a_full_disk_stops_with_a_word_and_the_old_checkpoint_intact(tmp_path):
     assert history.losses.tolist() == unbroken.losses.tolist()
 
 
+def test_a_checkpoint_is_written_where_only_files_open_for_writing_can_be_synced(tmp_path, monkeypatch):
+    """As on Windows, whose FlushFileBuffers refuses others."""
+    fcntl = pytest.importorskip("fcntl")
+    sync = os.fsync
+
+    def as_windows(descriptor):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", as_windows)
+    fit(tiny_model(), loss, batch, replace(CONFIG, steps=2), tmp_path, quiet=True)
+    assert saving.read_state(tmp_path)["step"] == 2
+
+
 @pytest.mark.parametrize("most, cut", [(5000, "weights.safetensors"), (9000, "optimizer.pt")])
 def test_a_disk_that_fills_in_mid_checkpoint_leaves_the_old_one_whole(tmp_path, most, cut):
     """What safetensors and torch raise then are errors of their own."""
@@ -663,6 +678,29 @@ def test_the_live_curve_is_one_figure_that_changes(monkeypatch):
     live(History(records[:6], ended="running"))  # too soon
     live(History(records, ended="finished"))
     assert drawn == ["The loss over 4 steps, from 1 to 0.25", "The loss over 8 steps, from 1 to 0.125"]
+
+
+@pytest.mark.parametrize("wait", [2, 30])
+def test_a_curve_that_takes_long_to_draw_is_drawn_seldom(monkeypatch, tmp_path, wait):
+    """In a notebook and as loss.png: at 500,000 steps one drawing takes two seconds, in which all processes wait."""
+    import IPython.display
+    now, drawn = [0.0], []
+
+    def plot(history, axes):
+        drawn.append(now[0])
+        now[0] += 2
+
+    monkeypatch.setattr(IPython, "get_ipython", lambda shell=MagicMock(): shell)
+    monkeypatch.setattr(IPython.display, "display", MagicMock())
+    monkeypatch.setattr(History, "plot", plot)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    watch = LiveCurve() if wait == 2 else stage._Watch(tmp_path)
+    if wait == 30:
+        watch.live = lambda history: None
+    for _ in range(300):
+        watch(History([{"step": 1, "loss": 1.0, "seconds": 1.0}], ended="running"))
+        now[0] += 1
+    assert drawn == [0, 102, 204]
 
 
 def test_the_curve_draws(tmp_path):
