@@ -206,6 +206,13 @@ class Animator:
         self.pipe.vae.enable_slicing()
         return self
 
+    def _join(self, device: torch.device) -> None:
+        """Bring the other models to the UNet's device, if training has moved that alone; not while they are offloaded."""
+        if getattr(self.pipe, "_offload_device", None) is None:
+            for model in self.pipe.components.values():
+                if isinstance(model, torch.nn.Module) and getattr(model, "device", device).type not in ("meta", device.type):
+                    model.to(device)
+
     @property
     def device(self) -> torch.device:
         """Where clips are drawn: the UNet's device, or where offload() sends it for that."""
@@ -276,6 +283,7 @@ class Animator:
         unet, device = self.pipe.unet, self.device
         if device.type == "cpu":
             keep_freed_memory()
+        self._join(device)
         controls = {name: self.alpha.controls[name] for name in pictures}
         with quiet_libraries():  # as where it was inserted
             for one in controls.values():

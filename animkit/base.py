@@ -82,7 +82,8 @@ def _decoded(vae: Any, z: Tensor, frames_at_once: int, upcast: bool) -> Tensor:
     if upcast:
         vae.float()  # in place, and back without loss: a copy would double it, with its offloading hooks
     try:
-        return torch.cat([vae.decode(part.to(vae.dtype)).sample.float().cpu() for part in z.split(frames_at_once)])
+        where = None if hasattr(vae, "_hf_hook") or vae.device.type == "meta" else vae.device  # offloaded: its hook moves them
+        return torch.cat([vae.decode(part.to(where, vae.dtype)).sample.float().cpu() for part in z.split(frames_at_once)])
     finally:
         if upcast:
             vae.half()

@@ -83,8 +83,9 @@ def steer(steered: Steered) -> Callable[..., dict[str, Any]] | None:
 
 def check_fits(model: ControlNetModel, unet: nn.Module, vae_scale_factor: int) -> None:
     """AnimkitError unless this ControlNet was made for a UNet such as this one, and for pictures of its VAE's size."""
-    for key in ("in_channels", "block_out_channels", "layers_per_block", "down_block_types", "cross_attention_dim",
-                "attention_head_dim", "addition_embed_type"):
+    reads = any(name.endswith(".attn2.to_k.weight") for name in model.state_dict())  # SDXL's "small" ones have no attention
+    for key in ("in_channels", "block_out_channels", "layers_per_block", "addition_embed_type",
+                *(("cross_attention_dim", "attention_head_dim") if reads else ())):
         theirs, ours = (_plain(config.get(key)) for config in (model.config, unet.config))
         if theirs != ours:
             raise AnimkitError(f"This ControlNet was made for another base: its {key} is {theirs}, the UNet's {ours}; "

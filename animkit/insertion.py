@@ -94,7 +94,7 @@ class MotionAtWork:
         return x if torch.is_tensor(output) else (x, *output[1:])
 
     def _join_frames(self, norm: nn.Module, args: tuple) -> tuple | None:
-        if self.video_unet._call is not None and self.modules.joint_norm:
+        if self.video_unet._call is not None and self.modules.joint_norm and self.alpha:  # at alpha 0 the image model is as it was
             return (rearrange(args[0], "(b f) c h w -> b c f h w", f=self.video_unet._call[1]),)
 
     def _part_frames(self, norm: nn.Module, args: tuple, y: Tensor) -> Tensor:

@@ -114,14 +114,23 @@ def _variant(folder: Path) -> dict:
 
 def _tokenizers(folder: Path, given: Any) -> dict:
     """The tokenizer in place of the folder's. AnimkitError if there is none: transformers would make an empty one."""
-    from animkit.checkpoints.tokenizer import clip_tokenizer
+    from animkit.checkpoints.tokenizer import clip_tokenizer, padded
     index = json.loads((folder / "model_index.json").read_text()) if folder.is_dir() else {}
-    options = {} if given is None else {"tokenizer": clip_tokenizer(given) if isinstance(given, (str, Path)) else given}
+    given = clip_tokenizer(given) if isinstance(given, (str, Path)) else given
+    options = {} if given is None else {"tokenizer": given}
     for part in (name for name, what in index.items() if name.startswith("tokenizer") and what[0]):
-        if part not in options and not any((folder / part / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        if given is not None:
+            options[part] = padded(given, "!") if _fills_with_marks(folder, part) else given
+        elif not any((folder / part / file).is_file() for file in ("tokenizer.json", "vocab.json")):
             raise AnimkitError(f"'{folder / part}' holds no tokenizer (tokenizer.json, or vocab.json and merges.txt), and "
                                "without it every prompt would be the same: fetch it again, or give tokenizer=.")
     return options
+
+
+def _fills_with_marks(folder: Path, part: str) -> bool:
+    """Whether a tokenizer fills prompts up with "!": SDXL's second does, and SD 2's, whose text is 1024 wide."""
+    config = folder / part.replace("tokenizer", "text_encoder") / "config.json"
+    return part == "tokenizer_2" or config.is_file() and json.loads(config.read_text()).get("hidden_size") == 1024
 
 
 def _tokenizers_fit(pipe: Any, base: Any) -> None:

@@ -889,8 +889,7 @@ def test_a_folder_or_file_of_something_else_is_refused(tmp_path):
 # ---- SDXL
 
 
-def test_sdxl_one_frame_is_the_image_pipeline(tmp_path):
-    """Two text encoders, and conditions that say the picture's size."""
+def make_xl(heads=2):
     toy = make_pipe()
     config = CLIPTextConfig(**toy.text_encoder.config.to_dict() | {"hidden_size": 16})
     second = CLIPTextModelWithProjection(config).eval()
@@ -899,12 +898,18 @@ def test_sdxl_one_frame_is_the_image_pipeline(tmp_path):
         sample_size=8, in_channels=8, out_channels=8, block_out_channels=(32, 64), layers_per_block=1,
         norm_num_groups=8, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=48, attention_head_dim=2, addition_embed_type="text_time", addition_time_embed_dim=8,
+        cross_attention_dim=48, attention_head_dim=heads, addition_embed_type="text_time", addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=32 + 6 * 8).eval()
     pipe = diffusers.StableDiffusionXLPipeline(
         vae=toy.vae, text_encoder=toy.text_encoder, text_encoder_2=second, tokenizer=toy.tokenizer,
         tokenizer_2=toy.tokenizer, unet=unet, scheduler=diffusers.EulerDiscreteScheduler(), add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_sdxl_one_frame_is_the_image_pipeline(tmp_path):
+    """Two text encoders, and conditions that say the picture's size."""
+    pipe = make_xl()
     for negative in ("the sea", ""):
         options = {"negative_prompt": negative} if negative else {}
         expected = pipe("a red balloon", num_inference_steps=STEPS, generator=torch.Generator().manual_seed(5),
@@ -916,8 +921,44 @@ def test_sdxl_one_frame_is_the_image_pipeline(tmp_path):
     pipe.save_pretrained(tmp_path / "xl")
     opened = ak.Animator(tmp_path / "xl", device="cpu")
     assert close(opened("a red balloon", frames=1, seed=5, steps=STEPS, guidance=7.5, height=24, progress=False), clip)
-    ddim = ak.Animator(pipe, ak.MotionModules.for_unet(unet)).scheduler
+    ddim = ak.Animator(pipe, ak.MotionModules.for_unet(pipe.unet)).scheduler
     assert torch.allclose(ddim.betas.sqrt(), torch.linspace(ddim.config.beta_start**0.5, 0.02**0.5, 1000))
+
+
+def test_an_sdxl_folder_without_its_tokenizers_is_given_both(tmp_path):
+    """The second fills prompts up with "!", as its text encoder was trained."""
+    pipe = make_xl()
+    pipe.save_pretrained(tmp_path / "xl")
+    shutil.copytree(tmp_path / "xl" / "tokenizer", tmp_path / "given")
+    for part in ("tokenizer", "tokenizer_2"):
+        shutil.rmtree(tmp_path / "xl" / part)
+    for given in (tmp_path / "given", pipe.tokenizer):
+        opened = ak.Animator(tmp_path / "xl", tokenizer=given, device="cpu").pipe
+        assert opened.tokenizer.pad_token == pipe.tokenizer.pad_token
+        marks = "!" in opened.tokenizer.get_vocab()
+        assert opened.tokenizer_2.pad_token == ("!" if marks else pipe.tokenizer.pad_token)
+
+
+class Elsewhere(torch.nn.Module):
+    """A model that says where it is."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device, self.moved = torch.device(device), []
+
+    def to(self, device):
+        self.moved.append(device)
+
+
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_models_that_training_left_behind_follow_the_unet(offloaded):
+    """fit(device="cpu") moves the video UNet alone; what is offloaded, or without memory yet, stays."""
+    text, vae, gone = Elsewhere("cuda"), Elsewhere("cpu"), Elsewhere("meta")
+    pipe = SimpleNamespace(components={"text_encoder": text, "vae": vae, "x": gone, "tokenizer": object(), "none": None})
+    if offloaded:
+        pipe._offload_device = torch.device("cuda")
+    ak.Animator._join(SimpleNamespace(pipe=pipe), torch.device("cpu"))
+    assert [one.moved for one in (text, vae, gone)] == [[] if offloaded else [torch.device("cpu")], [], []]
 
 
 # ---- bad calls

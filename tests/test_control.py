@@ -1,5 +1,6 @@
 """Section 5.4: a ControlNet beside the video UNet, against diffusers' own pipeline; what is taken and refused."""
 import logging
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import animkit as ak
 from animkit.control import Control, pictures_of, steer
 from animkit.lora import LoRA
-from test_animator import make_motion, make_pipe
+from test_animator import make_motion, make_pipe, make_xl
 from tiny import added, clip_and_text, shaken, tiny_sdxl
 
 STEPS, SIZE, FRAMES = 3, 32, 4
@@ -195,6 +196,27 @@ def test_a_file_without_its_config_is_not_taken_for_what_it_is_not(pipe, control
     save_file(weights, tmp_path / "depth.safetensors")
     with pytest.raises(ak.AnimkitError, match="attention_head_dim is 8, the UNet's 2"):  # no tensor tells heads
         ak.Animator(pipe).insert(tmp_path / "depth.safetensors")
+
+
+@pytest.mark.parametrize("attention", [False, True], ids=["small", "mid"])
+def test_the_small_controlnets_of_sdxl_steer_with_and_without_their_config(tmp_path, attention):
+    """They have fewer attentions than the base, or none; what they give the UNet has the same shapes."""
+    xl = make_xl()
+    config = dict(ControlNetModel.from_unet(xl.unet, conditioning_embedding_out_channels=(8, 16, 32)).config)
+    torch.manual_seed(3)
+    small = shaken(ControlNetModel(**config | {
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if attention else "UNetMidBlock2D"}), 3, 0.05).eval()
+    small.save_pretrained(tmp_path / "with")
+    shutil.copy(tmp_path / "with" / "diffusion_pytorch_model.safetensors", tmp_path / "alone.safetensors")
+    found = ak.open_checkpoint(tmp_path / "alone.safetensors")
+    read = found.controlnet()
+    assert found.version == "sdxl" and read.config.mid_block_type == small.config.mid_block_type
+    assert all(torch.equal(tensor, small.state_dict()[name]) for name, tensor in read.state_dict().items())
+    animator, options = ak.Animator(xl), dict(frames=2, steps=2, height=SIZE, width=SIZE, progress=False)
+    plain = animator("a red bird", **options)
+    animator.insert(tmp_path / "with", name="depth")
+    assert (animator("a red bird", control={"depth": make_depth(2)}, **options).array != plain.array).any()
 
 
 # ---- what is given

@@ -150,6 +150,9 @@ def test_v1_normalises_resnets_over_all_frames():
     video_unet.insert(MotionModules.for_unet(unet, "v1"))  # fresh, so that only the norms differ
     joint = video_unet(x, 7, text)
     assert (joint - plain).abs().max() > 1e-3
+    video_unet.alpha["motion"] = 0
+    assert torch.equal(video_unet(x, 7, text), plain), "at alpha 0 it is the image model"
+    video_unet.alpha["motion"] = 1
     taken = []
     for norm in (unet.down_blocks[0].resnets[0].norm1, unet.mid_block.resnets[0].norm2, unet.conv_norm_out):
         def check(m, args, y):

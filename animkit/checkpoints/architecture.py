@@ -34,15 +34,15 @@ def unet_config(state: Mapping[str, Tensor], pooled: int | None = None) -> dict[
     down = range(count(state, "down_blocks."))
     widths = [state[f"down_blocks.{i}.resnets.0.conv2.weight"].shape[0] for i in down]
     cross = [count(state, f"down_blocks.{i}.attentions.") > 0 for i in down]
-    attention = next(name for name in state if name.endswith(".attn2.to_k.weight"))
-    depth = [max(1, count(state, f"down_blocks.{i}.attentions.0.transformer_blocks.")) for i in down]
-    linear = state[f"{attention.split('.transformer_blocks')[0]}.proj_in.weight"].ndim == 2
+    depth = [count(state, f"down_blocks.{i}.attentions.0.transformer_blocks.") if c else 1 for i, c in zip(down, cross)]
+    texts = [tensor.shape[1] for name, tensor in state.items() if name.endswith(".attn2.to_k.weight")]
+    linear = any(name.endswith(".proj_in.weight") and tensor.ndim == 2 for name, tensor in state.items())
     layers = [count(state, f"down_blocks.{i}.resnets.") for i in down]
     config = {
         "block_out_channels": widths,
         "layers_per_block": layers[0] if len(set(layers)) == 1 else layers,
         "down_block_types": ["CrossAttnDownBlock2D" if c else "DownBlock2D" for c in cross],
-        "cross_attention_dim": state[attention].shape[1],
+        **({"cross_attention_dim": texts[0]} if texts else {}),  # a small ControlNet may have no attention
         "in_channels": state["conv_in.weight"].shape[1],
         "transformer_layers_per_block": depth if len(set(depth)) > 1 else depth[0],
         "use_linear_projection": linear,
@@ -118,6 +118,9 @@ def or_damaged(path: Path, part: str, read: Callable[..., dict], *arguments: Any
 
 
 def version_by_text(weights: Mapping[str, Tensor]) -> str:
-    """sd1, sd2 or sdxl, by the width of the text tokens that cross-attention takes: 768 (and any other), 1024, 2048."""
+    """sd1, sd2 or sdxl, by the width of the text tokens that cross-attention takes, 768 (and any other), 1024, 2048, or by
+    what XL alone is told, the picture's sizes."""
+    if any(name.endswith("add_embedding.linear_1.weight") for name in weights):  # its sizes; small ControlNets read no text
+        return "sdxl"
     keys = (t.shape[1] for name, t in weights.items() if name.endswith(".attn2.to_k.weight") and t.ndim == 2)
     return {1024: "sd2", 2048: "sdxl"}.get(next(keys, 768), "sd1")

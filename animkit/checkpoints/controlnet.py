@@ -45,6 +45,7 @@ def controlnet_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
     first = state["controlnet_cond_embedding.conv_in.weight"]
     return {
         **unet_config(state),
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if count(state, "mid_block.attentions.") else "UNetMidBlock2D",
         "conditioning_embedding_out_channels": [first.shape[0], *widths],
         "conditioning_channels": first.shape[1],
     }

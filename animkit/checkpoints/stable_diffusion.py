@@ -22,7 +22,7 @@ from animkit.checkpoints.checkpoint import Checkpoint, make_module, misfit
 from animkit.checkpoints.original_naming import REST, TEXT, UNET, VAE, text_state, unet_state, vae_state
 from animkit.checkpoints.refusals import refuse
 from animkit.checkpoints.replacement import Replacement
-from animkit.checkpoints.tokenizer import clip_tokenizer
+from animkit.checkpoints.tokenizer import clip_tokenizer, padded
 from animkit.errors import AnimkitError
 
 
@@ -135,7 +135,7 @@ class BaseModelCheckpoint(UNetCheckpoint):
             made[part] = self.text_encoder(part, dtype)
             which = part.replace("text_encoder", "tokenizer")
             made[which] = (
-                tokenizer
+                padded(tokenizer, known[which]["pad_token"])
                 if tokenizer is not None and not isinstance(tokenizer, (str, Path))
                 else clip_tokenizer(tokenizer or self.path.parent, known[which]["pad_token"])
             )
@@ -218,7 +218,7 @@ def recognise(path: Path, weights: dict[str, Tensor], metadata: Mapping, config:
             ", as SD 2.x at 768; for SD 2.0-base pass prediction=\"epsilon\"" if version == "sd2" else ""))
         return BaseModelCheckpoint(path, kept, "base model", version, "latent diffusion", said, notes)
     if "conv_in.weight" in weights and any(name.startswith("down_blocks.0.resnets.") for name in weights):
-        version = "sdxl" if "add_embedding.linear_1.weight" in weights else version_by_text(weights)
+        version = version_by_text(weights)
         return UNetCheckpoint(path, weights, "UNet", version, "diffusers", dict(config))
     if any(name.removeprefix(VAE) == "decoder.conv_in.weight" for name in weights):
         naming = "diffusers" if any(".down_blocks." in name for name in weights) else "latent diffusion"

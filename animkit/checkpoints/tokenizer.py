@@ -1,6 +1,7 @@
 """CLIP's tokenizer without a network: from a folder, the hub's cache, or the vocabulary that some pip packages have."""
 from __future__ import annotations
 
+import copy
 import gzip
 import importlib.util
 import os
@@ -48,6 +49,16 @@ def clip_tokenizer(folder: str | Path | None = None, pad_token: str = "<|endofte
         + ". Give a folder that has it (tokenizer=...), or "
         "`pip install --no-deps open_clip_torch`, whose vocabulary file is enough."
     )
+
+
+def padded(tokenizer: Any, pad_token: str) -> Any:
+    """A copy of a tokenizer that fills prompts up with pad_token, as its text encoder was trained: SDXL's second, and that of
+    SD 2, have "!" where the others have the end of text, and no attention mask hides it. As it is if it has no such token."""
+    if pad_token == getattr(tokenizer, "pad_token", pad_token) or pad_token not in tokenizer.get_vocab():
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = pad_token
+    return tokenizer
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -279,6 +279,10 @@ def one_random_frame(answer: Callable[[Tensor, torch.Generator], Tensor]) -> Non
     a, again = (answer(z.clone(), torch.Generator().manual_seed(3)) for _ in range(2))
     if not torch.equal(torch.as_tensor(a), torch.as_tensor(again)):
         raise Wrong("two generators with the same seed give different frames: pass generator= to every draw.")
+    more = torch.cat([torch.as_tensor(answer(z.clone(), torch.Generator().manual_seed(seed)))[:, 0, 0, 0, 0] % F for seed in range(20, 220)])
+    share = torch.bincount(more.long(), minlength=F) / len(more)
+    if (share - 1 / F).abs().max() > 0.04:
+        raise Wrong(f"the frames do not come up equally often, but {', '.join(f'{100 * s:.0f}' for s in share)} % of the time: all f must be equally likely.")
 
 
 # ---- 05: training the motion module

@@ -111,7 +111,7 @@ class Clip:
         return "animkit " + json.dumps(note, default=_plain)  # ASCII: all that GIF comments and PNG text are sure to know
 
     def _save_frames(self, folder: Path, scale: int) -> Path:
-        if folder.exists() and (not folder.is_dir() or any(not f.match("frame_*.png") for f in folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or not all(_is_ours(file) for file in folder.iterdir())):
             raise AnimkitError(f"'{folder}' is there already and is not a folder of a clip's frames: choose another "
                                f"name.")
         info, shown, folder = PngInfo(), folder, folder.resolve()  # resolved: a link to a folder stays one
@@ -257,6 +257,15 @@ _FILMS = {".mp4": _mp4, ".gif": _gif, ".webp": _webp}
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else str(value)  # numpy's numbers stay numbers
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether this is a frame that a clip saved; others name theirs frame_0001.png too, and those must not go."""
+    try:
+        with PIL.Image.open(file) as picture:
+            return file.match("frame_*.png") and _read_note(picture.info.get("comment", "")) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def _read_note(text: str | bytes) -> dict | None:

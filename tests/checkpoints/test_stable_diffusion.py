@@ -73,6 +73,22 @@ def test_pipelines_and_their_configs(tmp_path, version):
     assert checkpoint.pipeline(tokenizer=tokenizer, prediction="epsilon").scheduler.config.prediction_type == "epsilon"
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_tokenizer_fills_prompts_up_as_each_text_encoder_was_trained(tmp_path, version):
+    """Given as an object or as a folder alike: no attention mask hides what fills them."""
+    from transformers import CLIPTokenizer
+    vocab = {"!": 0, "a</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3, "a": 4}
+    given = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77, pad_token="<|endoftext|>")
+    given.save_pretrained(tmp_path / "given")
+    checkpoint = open_checkpoint(make.write(tmp_path / "base.safetensors", make.single_file(version)[0]))
+    for tokenizer in (given, tmp_path / "given"):
+        made = checkpoint.components(tokenizer=tokenizer)
+        fill = {name: one.pad_token for name, one in made.items() if name.startswith("tokenizer")}
+        assert fill == {"sd1": {"tokenizer": "<|endoftext|>"}, "sd2": {"tokenizer": "!"},
+                        "sdxl": {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}}[version]
+    assert given.pad_token == "<|endoftext|>"
+
+
 def _tokenizer():
     from transformers import CLIPTokenizer
     return CLIPTokenizer(vocab={"a": 0, "a</w>": 1, "<|startoftext|>": 2, "<|endoftext|>": 3}, merges=[], model_max_length=77)

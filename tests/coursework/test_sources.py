@@ -93,7 +93,15 @@ WRONG = {
             ("return picture", "rows 4 to 11"), ("n = round(size * len(picture))\n    return picture[:n, :n]", "own size"),
             ("i = (size * torch.arange(len(picture))).long()\n    return picture[i][:, i]", "rows 4 to 11"),
             ("s = len(picture)\n    i = ((size * ((2 * torch.arange(s) + 1) / s - 1) + 1) * s / 2 - 0.5).round().long()\n"
-             "    return picture[i]", "in the middle|columns")]),
+             "    return picture[i]", "columns"),
+            ("s = len(picture)\n    i = ((size * ((2 * torch.arange(s) + 1) / s - 1) + 1) * s / 2 - 0.5).long()\n"
+             "    return picture[i][:, i]", "4, 4, 5, 5"),
+            ("s = len(picture)\n    i = ((size * torch.linspace(-1, 1, s) + 1) * s / 2 - 0.5).round().long().clamp(0, s - 1)\n"
+             "    return picture[i][:, i]", "4, 4, 5, 5"),
+            ("window = picture.permute(2, 0, 1)[None]\n"
+             "    grid = nn.functional.affine_grid(size * torch.eye(2, 3)[None], window.shape, align_corners=False)\n"
+             "    window = nn.functional.grid_sample(window, grid, 'bilinear', 'border', align_corners=False)\n"
+             "    return picture if size == 1 else window[0].permute(1, 2, 0)", "4, 4, 5, 5")]),
         "shot": ("shot-test", [
             ("return video", "does not see"),
             ("return torch.stack([cut(x, s) for x, s in zip(video, zoom_in(len(video), amount)[::-1])])", "does not see"),

@@ -143,6 +143,14 @@ def test_paths_that_it_names_exist(book, repo):
     assert [n for n in beside if not (repo / "notebooks" / n).exists()] == []
 
 
+def test_a_page_that_computes_with_tensors_of_its_own_says_where(book):
+    """An animator goes to a GPU where there is one, or to an Apple's: tensors made on the CPU would not meet it there."""
+    code = code_of(book)
+    if re.search(r"(?<!\.)\b(encode|fit|Steered|record_attention)\(", code):
+        calls = re.findall(r"ak\.Animator\([^)]*\)", code)
+        assert calls and all('device="cpu"' in call for call in calls)
+
+
 def test_nothing_of_the_library_is_written_twice(book, repo):
     """The notebook shows the package's code; a function of three lines and more is nowhere a copy of it."""
     library = " ".join("".join(p.read_text().split()) for p in (repo / "animkit").rglob("*.py"))

@@ -181,6 +181,20 @@ def test_frames_through_a_link_go_where_it_points(tmp_path):
     assert len(Clip.load(tmp_path / "frames")) == 3 and {p.name for p in tmp_path.iterdir()} == {"disk", "frames"}
 
 
+def test_frames_of_others_are_never_replaced(tmp_path):
+    """ffmpeg, too, names them frame_0001.png."""
+    folder = tmp_path / "frames"
+    moving(f=4).save(folder)
+    for name, content in (("frame_0004.png", None), ("frame_0004.png", b"no picture"), ("frame_0004.txt", b"")):
+        other = folder / name
+        PIL.Image.new("RGB", (8, 8)).save(other) if content is None else other.write_bytes(content)
+        with pytest.raises(AnimkitError, match="not a folder of a clip's frames"):
+            moving(f=3).save(folder)
+        assert len(list(folder.iterdir())) == 5
+        other.unlink()
+    assert len(Clip.load(moving(f=3).save(folder))) == 3
+
+
 def test_new_frames_that_cannot_take_their_place_leave_the_old(tmp_path, monkeypatch):
     moving(f=4).save(tmp_path / "frames")
     replace, asked = os.replace, []
