@@ -91,9 +91,9 @@ def library(name: str, specifier, extra: str = "") -> Finding:
         version = metadata.version(name)
     except metadata.PackageNotFoundError:
         return Finding(NOTE if extra else MISSING, name + belongs, f"not installed, wanted {specifier}",
-                       f"pip install '{what}'")
+                       f'pip install "{what}"')
     if not specifier.contains(version, prereleases=True):
-        return Finding(NOTE if extra else MISSING, name + belongs, f"{version}, wanted {specifier}", f"pip install '{name}{specifier}'")
+        return Finding(NOTE if extra else MISSING, name + belongs, f"{version}, wanted {specifier}", f'pip install "{name}{specifier}"')
     return Finding(OK, name + belongs, version)
 
 
@@ -147,7 +147,7 @@ def jupyter() -> Iterator[Finding]:
     try:
         from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
     except ImportError:
-        yield Finding(NOTE, "jupyter", "not installed", "pip install 'animkit[course,reproduce]'")
+        yield Finding(NOTE, "jupyter", "not installed", 'pip install "animkit[course,reproduce]"')
         return
     try:
         kernel = KernelSpecManager().get_kernel_spec("python3").argv[0]

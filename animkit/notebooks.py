@@ -19,7 +19,7 @@ def needs(module: str):
     try:
         return import_module(module)
     except ImportError as error:
-        raise AnimkitError(f"running notebooks needs {module}: pip install 'animkit[reproduce]'") from error
+        raise AnimkitError(f'running notebooks needs {module}: pip install "animkit[reproduce]"') from error
 
 
 def parameters(notebook: str | os.PathLike) -> dict[str, dict[str, str]]:

@@ -255,7 +255,7 @@ def one_random_frame(answer: Callable[[Tensor, torch.Generator], Tensor]) -> Non
     """answer(z, generator) -> b c 1 h w: of each clip of z (b c f h w) one frame, drawn by the generator."""
     b = 12
     z = torch.arange(b * F).reshape(b, 1, F, 1, 1).expand(b, C, F, H, W).double().clone()  # clip k, frame j: k f + j
-    seen, alike, drawn = set(), 0, set()
+    seen, alike, drawn, apart = set(), 0, set(), set()
     for seed in range(20):
         got = as_tensor("your result", answer(z.clone(), torch.Generator().manual_seed(seed)))
         if got.shape != (b, C, 1, H, W):
@@ -269,6 +269,7 @@ def one_random_frame(answer: Callable[[Tensor, torch.Generator], Tensor]) -> Non
         seen |= {int(j) for j in frame}
         alike += len(set(frame.tolist())) == 1
         drawn.add(tuple(frame.tolist()))
+        apart.add(tuple(((frame - frame[0]) % F).tolist()))
     if alike == 20:
         raise Wrong("all clips of a batch get the same frame number: draw one for each clip."
                     if len(seen) > 1 else f"always frame {seen.pop()}: draw it at random.")
@@ -276,6 +277,8 @@ def one_random_frame(answer: Callable[[Tensor, torch.Generator], Tensor]) -> Non
         raise Wrong(f"frame {min(missing)} never comes up: all f frames, 0 to f - 1, must be equally likely.")
     if len(drawn) == 1:
         raise Wrong("20 generators, and always the same frames: draw them at random, with generator=.")
+    if len(apart) == 1:
+        raise Wrong("the clips of a batch are always equally far apart, so one draw decides for all: draw one for each clip.")
     a, again = (answer(z.clone(), torch.Generator().manual_seed(3)) for _ in range(2))
     if not torch.equal(torch.as_tensor(a), torch.as_tensor(again)):
         raise Wrong("two generators with the same seed give different frames: pass generator= to every draw.")

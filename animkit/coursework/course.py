@@ -57,7 +57,7 @@ class Course:
         try:
             traitlets, coursedir = import_module("traitlets.config"), import_module("nbgrader.coursedir")
         except ImportError as error:
-            raise AnimkitError(f"coursework needs nbgrader ({error}): pip install 'animkit[course]'") from error
+            raise AnimkitError(f'coursework needs nbgrader ({error}): pip install "animkit[course]"') from error
         self.config = traitlets.Config()
         self.config.Execute.timeout = SECONDS
         self.config.OverwriteCells.add_missing_cells = True     # a deleted test counts as failed, not as never asked,
@@ -271,7 +271,7 @@ def write_marks(course: Course, marks: list[Mark]) -> list[Path]:
 
 def _csv(rows: list[tuple]) -> Callable[[str], None]:
     def write(path: str) -> None:
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with open(path, "w", newline="", encoding="utf-8-sig") as file:  # with a mark, without which Excel garbles names
             csv.writer(file).writerows(rows)
     return write
 

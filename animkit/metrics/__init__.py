@@ -22,7 +22,7 @@ _PUBLIC = {
     "frechet_distance": "frechet", "motion_judge_features": "frechet", "frechet_extrapolated": "frechet",
     "frechet_interval": "frechet",
     "Page": "study", "plan": "study", "ranked": "study", "save_answers": "study", "load_answers": "study",
-    "average_user_ranking": "study", "user_lead": "study", "RankingStudy": "study_widget",
+    "average_user_ranking": "study", "user_lead": "study", "check_answers": "study", "RankingStudy": "study_widget",
 }
 __all__ = sorted(_PUBLIC)
 

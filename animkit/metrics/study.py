@@ -130,17 +130,19 @@ def average_user_ranking(paths: str | Path | Iterable[str | Path], level: float 
                          seed: int = 0) -> dict[str, dict[str, Interval]]:
     """method -> aspect -> mean score and interval, from any number of CSV files; n counts rankings.
 
-    A person counts by the number of rankings given. The interval is a bootstrap in two stages (Davison & Hinkley 1997,
-    3.8), since one person's answers are alike: people with replacement, then each one's prompts. For few people
-    its quantiles lie further out (`intervals.quantiles`); for one person it is about the prompts only. Raises
-    AnimkitError if there is no file or answer, a ranking is in two files, or rankings differ in their methods.
+    A person counts by the number of rankings given. All rank the same prompts: one person's answers are alike, and so are
+    all answers about one prompt. So the interval is the pigeonhole bootstrap (Owen 2007, Annals of Applied Statistics 1,
+    386): people with replacement and, apart from that, prompts with replacement, which all who were drawn share. For few
+    of either its quantiles lie further out (`intervals.quantiles`). Raises AnimkitError if there is no file or answer, a
+    ranking is in two files, or rankings differ in their methods.
     """
     methods, tables = _tables(paths)
     rng = np.random.default_rng(seed)
     result: dict[str, dict[str, Interval]] = {method: {} for method in methods}
-    for aspect, people in tables.items():
-        for method, interval in zip(methods, _intervals(people, level, rounds, rng)):
-            result[method][aspect] = interval
+    for aspect, scores in tables.items():
+        count = int(np.isfinite(scores[..., 0]).sum())
+        for method, value, means in zip(methods, _mean(scores), _resampled(scores, rounds, rng).T):
+            result[method][aspect] = _interval(value, means, scores, level)._replace(n=count)
     return result
 
 
@@ -148,22 +150,36 @@ def user_lead(paths: str | Path | Iterable[str | Path], ours: str, others: Seque
               level: float = 0.95, rounds: int = 2000, seed: int = 0) -> tuple[Interval, str]:
     """How far `ours` is ahead of the best of the others in an aspect, ranking by ranking; and which one that is.
 
-    Interval and errors as in `average_user_ranking`, but n counts people: what a few of them agree on may be their own
-    taste. AnimkitError also if the files rank no such method or aspect.
+    Interval and errors as in `average_user_ranking`, with three differences. In each resample it is the best of the others
+    there: to lead is to lead them all. n is the number of people or of prompts, whichever is less: what a few agree on may be
+    their own taste, or luck with a prompt. AnimkitError also if the files rank no such method or aspect.
     """
     methods, tables = _tables(paths)
     if not {ours, *others} <= set(methods) or aspect not in tables:
         raise AnimkitError(f"The files rank {', '.join(methods)} by {', '.join(tables)}; asked was for {ours} against "
                            f"{', '.join(others)} by {aspect}.")
-    mean = dict(zip(methods, np.concatenate(tables[aspect]).mean(0)))
-    rival = max(others, key=mean.get)
-    ahead = [scores[:, [methods.index(ours)]] - scores[:, [methods.index(rival)]] for scores in tables[aspect]]
-    lead = _intervals(ahead, level, rounds, np.random.default_rng(seed))[0]
-    return lead._replace(n=len(ahead)), rival
+    scores = tables[aspect]
+    ahead = scores[..., [methods.index(ours)]] - scores[..., [methods.index(other) for other in others]]
+    least = _resampled(ahead, rounds, np.random.default_rng(seed)).min(1)
+    value = _mean(ahead)
+    return _interval(value.min(), least, ahead, level), others[int(value.argmin())]
 
 
-def _tables(paths: str | Path | Iterable[str | Path]) -> tuple[tuple[str, ...], dict[str, list[np.ndarray]]]:
-    """The methods, and aspect -> for each person the scores, prompts x methods, of all files."""
+def check_answers(paths: str | Path | Iterable[str | Path], prompts: Sequence[str], methods: Sequence[str]) -> None:
+    """AnimkitError unless files of answers are about these prompts (or some of them), rank these methods, by every aspect."""
+    ranked, tables = _tables(paths)
+    asked = {row["prompt"] for path in ([paths] if isinstance(paths, (str, Path)) else paths) for row in load_answers(path)}
+    if others := sorted(asked - set(prompts)):
+        raise AnimkitError(f"The answers are about {len(others)} prompts that this run does not draw, such as {others[0]!r}: give "
+                           "those that were given about its own clips, of the same seed and preset.")
+    if set(ranked) != set(methods):
+        raise AnimkitError(f"The answers rank {', '.join(ranked)}; this run wants {', '.join(sorted(methods))}.")
+    if missing := set(ASPECTS) - set(tables):
+        raise AnimkitError(f"The answers rank nothing by {', '.join(sorted(missing))}.")
+
+
+def _tables(paths: str | Path | Iterable[str | Path]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """The methods, and aspect -> the scores of all files, people prompts methods; NaN where someone did not rank a prompt."""
     paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
     scores: dict[str, dict[str, dict[str, dict[str, int]]]] = {}  # aspect -> person -> prompt -> method -> score
     source: dict[tuple, Path] = {}
@@ -189,18 +205,31 @@ def _tables(paths: str | Path | Iterable[str | Path]) -> tuple[tuple[str, ...], 
                            f"{len(paths)} files compare: "
                            f"{'; '.join(', '.join(m) for m in sorted(compared)) or 'nothing'}.")
     methods = compared.pop()
-    return methods, {aspect: [np.array([[of[m] for m in methods] for of in prompts.values()], float)
-                              for prompts in scores[aspect].values()] for aspect in ASPECTS if aspect in scores}
+    tables = {}
+    for aspect in (a for a in ASPECTS if a in scores):
+        every = dict.fromkeys(prompt for prompts in scores[aspect].values() for prompt in prompts)
+        tables[aspect] = np.array([[[prompts[prompt][m] if prompt in prompts else np.nan for m in methods] for prompt in every]
+                                   for prompts in scores[aspect].values()], float)
+    return methods, tables
 
 
-def _intervals(people: Sequence[np.ndarray], level: float, rounds: int, rng: np.random.Generator) -> list[Interval]:
-    """The mean of each column of people's tables (each rows x columns), by the bootstrap in two stages."""
-    means = np.empty((rounds, people[0].shape[1]))
-    for k in range(rounds):
-        drawn = [people[i][rng.integers(len(people[i]), size=len(people[i]))]
-                 for i in rng.integers(len(people), size=len(people))]
-        means[k] = np.concatenate(drawn).mean(0)
-    units = len(people) if len(people) > 1 else len(people[0])
-    low, high = np.quantile(means, quantiles(units, level), axis=0)
-    every = np.concatenate(people)
-    return [Interval(float(v), float(a), float(b), len(every)) for v, a, b in zip(every.mean(0), low, high)]
+def _mean(scores: np.ndarray) -> np.ndarray:
+    """The mean over all rankings, of people prompts k: k."""
+    return np.nanmean(scores, axis=(0, 1))
+
+
+def _resampled(scores: np.ndarray, rounds: int, rng: np.random.Generator) -> np.ndarray:
+    """That mean in `rounds` draws of people and of prompts, with replacement: rounds k; NaN where nothing was drawn."""
+    people, prompts = scores.shape[:2]
+    who, what = (rng.multinomial(n, np.full(n, 1 / n), size=rounds) for n in (people, prompts))  # how often each was drawn
+    total = np.einsum("ri,ijk,rj->rk", who, np.nan_to_num(scores), what)
+    count = np.einsum("ri,ij,rj->r", who, np.isfinite(scores[..., 0]), what)
+    with np.errstate(invalid="ignore"):
+        return total / count[:, None]
+
+
+def _interval(value: float, means: np.ndarray, scores: np.ndarray, level: float) -> Interval:
+    """n: the number of people, or of prompts if those are fewer; one alone says nothing of its kind."""
+    units = scores.shape[:2]
+    low, high = np.quantile(means[np.isfinite(means)], quantiles(min([n for n in units if n > 1], default=1), level))
+    return Interval(float(value), float(low), float(high), min(units))

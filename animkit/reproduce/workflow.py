@@ -257,7 +257,7 @@ def _snakemake(plan: Plan, jobs: int, dry: bool, further: list[str]) -> int:
     cores = str(jobs * plan.threads)
     again = [f"{plan.out}/{name}/results.json" for name in plan.outdated()]
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(FOLDER / "Snakefile"), "--directory", str(work),
-               "--configfile", str(work / "plan.json"), "--cores", cores, "--jobs", cores, "--keep-going",
+               "--configfile", str(work / "plan.json"), "--cores", cores, "--jobs", str(jobs), "--keep-going",
                "--rerun-incomplete", "--nolock", "--nocolor", *(["--forcerun", *again] if again else []),
                *(["--dry-run"] if dry else []), *further]
     busy = f"Another run works in {work}: wait for it, or give --work."

@@ -146,6 +146,7 @@ WRONG = [
     ("one_random_frame", lambda z, g: z[:, :, [int(torch.randint(0, 4, (1,), generator=g))]], "one for each clip"),
     ("one_random_frame", lambda z, g: z[torch.arange(12), :, torch.randint(0, 3, (12,), generator=g)].unsqueeze(2), "never comes"),
     ("one_random_frame", lambda z, g: z[torch.arange(12), :, (torch.rand(12, generator=g) * 3).round().long()].unsqueeze(2), "equally often"),
+    ("one_random_frame", lambda z, g: z[torch.arange(12), :, (torch.randint(0, 4, (1,), generator=g) + torch.arange(12)) % 4].unsqueeze(2), "one draw"),
     ("one_random_frame", lambda z, g: z.mean(2, keepdim=True), "mixes"),
     ("one_random_frame", lambda z, g: random_frame(z.flip(0), g), "row 0 holds a frame of clip 11"),
     ("one_random_frame", lambda z, g: random_frame(z, None), "generator="),

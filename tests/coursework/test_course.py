@@ -40,7 +40,7 @@ def outcome(graded):
 
 
 def rows(path):
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 

@@ -1,4 +1,5 @@
 """The assignments: solutions get full marks, releases hold nothing of them, planted wrong answers are told what is wrong."""
+import ast
 import re
 import shutil
 
@@ -82,6 +83,11 @@ WRONG = {
             ("down = 0.1 * torch.randn(rank, x.shape[1], generator=generator)\n"
              "    return down, torch.zeros(len(weight), rank, requires_grad=True)", "without gradients"),
             ("return torch.randn(rank, x.shape[1]), torch.zeros(weight.shape[0], rank)", "with generator=generator"),
+            ("down = (0.1 * torch.randn(rank, x.shape[1], generator=generator)).requires_grad_()\n"
+             "    up = torch.zeros(len(weight), rank, requires_grad=True)\n    optimizer = torch.optim.SGD([down, up], lr=0.05)\n"
+             "    for _ in range(steps):\n        optimizer.zero_grad()\n"
+             "        (((x @ (weight + up @ down).T - target) ** 2).mean()).backward()\n        optimizer.step()\n"
+             "    return down.detach(), up.detach()", "not Adam's"),
             ("down, up = torch.randn(rank, x.shape[1], generator=generator), torch.zeros(weight.shape[0], rank)\n"
              "    if steps:\n        weight += 1\n    return down, up", "frozen weight was changed")])},
     "3_motion_lora": {
@@ -105,7 +111,12 @@ WRONG = {
         "shot": ("shot-test", [
             ("return video", "does not see"),
             ("return torch.stack([cut(x, s) for x, s in zip(video, zoom_in(len(video), amount)[::-1])])", "does not see"),
-            ("return torch.stack([cut(x, 1 - amount) for x in video])", "does not see")]),
+            ("return torch.stack([cut(x, 1 - amount) for x in video])", "does not see"),
+            ("return torch.stack([cut(video[0], s) for s in zoom_in(len(video), amount)])", "frame k of the film"),
+            ("return torch.stack([cut(x, s) for x, s in zip(video.flip(0), zoom_in(len(video), amount))])", "frame k of the film"),
+            ("return torch.stack([cut(x, s) for x, s in zip(video, zoom_in(len(video), 0.5))])", "frame k of the film"),
+            ("n = len(video)\n    return torch.stack([cut(x, 1 - amount * k / (n - 1)) for k, x in enumerate(video)])", "frame k of the film"),
+            ("for j, s in enumerate(zoom_in(len(video), amount)):\n        video[j] = cut(video[j], s)\n    return video", "is changed")]),
         "compose": ("compose-test", [
             ("return sum(x @ weight.T + a * (x @ d.T @ u.T) for d, u, a in loras)", "once"),
             ("return x @ weight.T + sum(x @ d.T @ u.T for d, u, _ in loras)", "no effect"),
@@ -250,6 +261,9 @@ def test_structure(repo, assignment):
         if code and mark.get("grade"):
             assert "BEGIN HIDDEN TESTS" in cell.source and "END HIDDEN TESTS" in cell.source and mark["locked"]
             assert "widget" not in cell.source
+            made = {name for line in ast.parse(cell.source).body for name in ([line.name] if isinstance(line, ast.FunctionDef) else [
+                node.id for node in ast.walk(line) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)])}
+            assert made <= {"_test"}, "a test's own names would replace those of a student's helpers"
         elif "HIDDEN" in cell.source:
             raise AssertionError("hidden tests outside a graded cell")
 
@@ -272,7 +286,7 @@ def test_the_release_differs_inside_the_marked_lines_only(repo, assignment):
         elif nbgrader(before).get("solution"):
             assert after.source == "YOUR ANSWER HERE"
         else:
-            assert after.source == re.sub(r"\n?### BEGIN HIDDEN.*?### END HIDDEN TESTS\n?", "", before.source, flags=re.S)
+            assert after.source == re.sub(r"\n *### BEGIN HIDDEN.*?### END HIDDEN TESTS", "", before.source, flags=re.S)
 
 
 @pytest.mark.parametrize("assignment", POINTS)
@@ -312,6 +326,7 @@ def test_right_answers_get_their_points_whatever_their_style(repo, assignment, a
 def test_the_experiment_is_told_what_its_results_lack(repo):
     test = next(c.source for c in source(repo, "4_experiment").cells if nbgrader(c).get("grade_id") == "results-test")
     exec(test, {"results": RESULTS})
+    exec(test, {"results": RESULTS | {"numbers": {"rank 1": [1, 1, 1], "rank 4": [1, 1, 1]}}})  # found in every clip: no effect is one
     with pytest.raises(NotImplementedError):
         exec(test, {"results": {}})
     for other, told in WRONG_RESULTS:

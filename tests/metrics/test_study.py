@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from animkit.errors import AnimkitError
-from animkit.metrics import RankingStudy, average_user_ranking, bootstrap, load_answers, plan, ranked, save_answers, user_lead
+from animkit.metrics import RankingStudy, average_user_ranking, bootstrap, check_answers, load_answers, plan, ranked, save_answers, user_lead
 from animkit.metrics import study
 from animkit.metrics.study import ASPECTS, answered
 from animkit.show.clip import Clip
@@ -62,30 +62,68 @@ def test_a_lead_is_taken_ranking_by_ranking_over_the_best_rival(tmp_path):
     people = [(ours, zero, tuned)] * 3 + [(zero, ours, tuned)]
     paths = [save_answers(tmp_path / f"{k}.csv", answers(f"p{k}", order)) for k, order in enumerate(people)]
     ahead, rival = user_lead(paths, ours, [tuned, zero])
-    assert rival == zero and ahead.n == 4 and ahead.value == pytest.approx((3 * 1 - 1) / 4)
+    assert rival == zero and ahead.n == 3 and ahead.value == pytest.approx((3 * 1 - 1) / 4)
     assert ahead.low == -1 and ahead.high == 1, "of four people all may be the one that differs, or none"
-    assert user_lead(paths[:3], ours, [zero])[0] == (1, 1, 1, 3), "n counts people, of whom three decide nothing"
+    assert user_lead(paths[:3], ours, [zero])[0] == (1, 1, 1, 3), "n counts people or prompts, of which three decide nothing"
     with pytest.raises(AnimkitError, match="asked was for AnimateDiff against Gen-2"):
         user_lead(paths, ours, ["Gen-2"])
 
 
-@pytest.mark.parametrize("people, prompts", [(6, 12), (10, 4)])
-def test_intervals_of_few_people_cover_as_they_say(people, prompts):
-    """People differ (deviation 1) more than their own answers do (0.5): true mean 0, covered 95 times of 100 or nearly."""
+def interval(scores, rounds, rng):
+    return study._interval(study._mean(scores)[0], study._resampled(scores, rounds, rng)[:, 0], scores, 0.95)
+
+
+@pytest.mark.parametrize("people, prompts, of_people, of_prompts", [(6, 12, 1, 0), (10, 4, 1, 0), (12, 12, 0, 1), (20, 6, 0.3, 1)])
+def test_intervals_of_few_people_or_prompts_cover_as_they_say(people, prompts, of_people, of_prompts):
+    """People differ, or prompts do, more than answers (0.5): true mean 0, covered 95 times of 100 or nearly. Prompts that each
+    person drew anew would count for next to nothing."""
     covered, plain = 0, 0
     for k in range(200):
         rng = np.random.default_rng(k)
-        tables = [rng.normal(rng.normal(), 0.5, (prompts, 1)) for _ in range(people)]
-        found = study._intervals(tables, 0.95, 300, rng)[0]
+        scores = (of_people * rng.normal(size=(people, 1)) + of_prompts * rng.normal(size=prompts)
+                  + rng.normal(0, 0.5, (people, prompts)))[..., None]
+        found = interval(scores, 300, rng)
         covered += found.low <= 0 <= found.high
-        means = [np.mean([tables[i].mean() for i in rng.integers(people, size=people)]) for _ in range(300)]
+        means = rng.choice(scores[..., 0], (300, people)).mean((1, 2)) if of_people == 1 else [
+            np.mean([rng.choice(scores[i, :, 0], prompts) for i in rng.integers(people, size=people)]) for _ in range(100)]
         plain += np.quantile(means, 0.025) <= 0 <= np.quantile(means, 0.975)
-    assert covered >= 180 > plain
+    assert covered >= 180 and plain < (150 if of_prompts else covered) and found.n == min(people, prompts)
 
 
-def test_one_persons_interval_is_that_of_the_prompts():
-    found = study._intervals([np.arange(6.0)[:, None]], 0.95, 4000, np.random.default_rng(0))[0]
-    assert found == pytest.approx(bootstrap(np.arange(6), rounds=4000), abs=0.15)
+@pytest.mark.parametrize("shape", [(1, 6, 1), (6, 1, 1)])
+def test_the_interval_of_one_person_is_that_of_the_prompts_and_the_reverse(shape):
+    found = interval(np.arange(6.0).reshape(shape), 4000, np.random.default_rng(0))
+    assert found[:3] == pytest.approx(bootstrap(np.arange(6), rounds=4000)[:3], abs=0.2) and found.n == 1
+
+
+def test_prompts_that_someone_did_not_rank_are_left_out():
+    full = np.random.default_rng(0).normal(size=(8, 5, 2))
+    some = full.copy()
+    some[0, 1:] = np.nan
+    assert study._mean(some) == pytest.approx(full[np.isfinite(some)].reshape(-1, 2).mean(0))
+    drawn = study._resampled(some, 4000, np.random.default_rng(1))
+    assert np.nanmean(drawn, 0) == pytest.approx(study._mean(some), abs=0.05)
+
+
+def test_to_lead_is_to_lead_all_rivals(tmp_path):
+    """One that all rank a little lower, another on which they do not agree: its mean is lower still, and it may be ahead."""
+    ours, zero, tuned = METHODS
+    orders = [(ours, zero, tuned)] * 8 + [(tuned, ours, zero)] * 4
+    paths = [save_answers(tmp_path / f"{k}.csv", answers(f"p{k}", order)) for k, order in enumerate(orders)]
+    alone, both = user_lead(paths, ours, [zero])[0], user_lead(paths, ours, [zero, tuned])[0]
+    assert alone.low == 1 and both.low < 0.9 and both.value <= alone.value
+
+
+def test_answers_about_something_else_cost_no_drawing(tmp_path):
+    path = save_answers(tmp_path / "a.csv", answers("a", METHODS))
+    check_answers(path, [*PROMPTS, "one that nobody ranked"], METHODS[::-1])
+    with pytest.raises(AnimkitError, match="about 1 prompts that this run does not draw, such as"):
+        check_answers([path], PROMPTS[1:], METHODS)
+    with pytest.raises(AnimkitError, match="rank AnimateDiff, .*; this run wants AnimateDiff, Gen-2"):
+        check_answers(path, PROMPTS, ["Gen-2", "AnimateDiff"])
+    rows = [row for row in load_answers(path) if row["aspect"] != "domain"]
+    with pytest.raises(AnimkitError, match="rank nothing by domain"):
+        check_answers(save_answers(tmp_path / "b.csv", rows), PROMPTS, METHODS)
 
 
 def test_a_page_wants_each_clip_once_for_each_aspect():

@@ -1,4 +1,5 @@
 """What the experiments have in common, each on cases whose answer is known."""
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -191,6 +192,28 @@ def test_a_lead_is_taken_clip_by_clip_over_the_best_rival():
     found["b"]["m"] = np.array([np.nan, 5.0])
     ahead, rival = lead(found, "m", "ours", ["a", "b"])
     assert (ahead.value, rival, ahead.n) == (-1.0, "b", 1)
+
+
+def test_to_lead_is_to_lead_all_rivals():
+    """A rival with a slightly lower mean, but a wide scatter, is not beaten."""
+    rng = np.random.default_rng(0)
+    found = {"ours": {"m": np.full(12, 2.0)}, "a": {"m": 1 + 0.2 * rng.normal(size=12)}, "b": {"m": 0.9 + 8 * rng.normal(size=12)}}
+    found["b"]["m"] += 0.9 - found["b"]["m"].mean()
+    (alone, _), (both, rival) = lead(found, "m", "ours", ["a"]), lead(found, "m", "ours", ["a", "b"])
+    assert alone.low > 0.8 and both.low < 0 and rival == "a" and both.value == pytest.approx(alone.value)
+    assert lead({name: {"m": -of["m"]} for name, of in found.items()}, "m", "ours", ["a", "b"], min)[0].high > 0
+
+
+def test_held_out_loss_is_counted_in_float32_on_a_base_in_bf16(animator):
+    """As stage 2 leaves it on a GPU that computes in bf16: the base in bf16, the motion modules in float32."""
+    clips = [ak.Clip(np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3), np.uint8), prompt=PROMPTS[0])]
+    exact = held_out_loss(animator, clips, NoiseConfig().scheduler(), draws=2)
+    pipe = copy.deepcopy(make_pipe())
+    half = ak.Animator(pipe.to(torch.bfloat16))
+    modules = copy.deepcopy(animator.video_unet.motion)
+    half.video_unet.insert(modules, dtype=torch.float32)
+    assert half.pipe.unet.dtype == torch.bfloat16 and next(modules.parameters()).dtype == torch.float32
+    assert held_out_loss(half, clips, NoiseConfig().scheduler(), draws=2) == pytest.approx(exact, rel=0.05)
 
 
 def test_a_resampled_ratio_has_an_interval_around_it():

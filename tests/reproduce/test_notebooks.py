@@ -138,6 +138,24 @@ def dry_run(tmp_path, *further):
     return (tmp_path / "work" / "snakemake.log").read_text()
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_as_many_notebooks_run_at_a_time_as_jobs_say_whatever_their_threads(tmp_path, monkeypatch, jobs):
+    (tmp_path / "Snakefile").write_text("""
+rule all:
+    input: "a.done", "b.done"
+rule one:
+    output: "{name}.done"
+    threads: 2
+    shell: "echo start >> said; sleep 1; echo end >> said; touch {output}"
+""")
+    plan = workflow.Plan(out=str(tmp_path / "out"), work=str(tmp_path / "work"), threads=2)
+    monkeypatch.setattr(workflow, "FOLDER", tmp_path)
+    monkeypatch.setattr(workflow.Plan, "outdated", lambda self: [])
+    assert workflow._snakemake(plan, jobs, False, []) == 0
+    said = (tmp_path / "work" / "said").read_text().split()
+    assert said == (["start", "end"] * 2 if jobs == 1 else ["start"] * 2 + ["end"] * 2)
+
+
 def test_a_dry_run_plans_every_notebook_and_the_report(tmp_path, capsys):
     log = dry_run(tmp_path, "--preset", "laptop", "--jobs", "2", "--threads", "1")
     planned = re.findall(r"^    wildcards: notebook=(\w+)", log, re.M)
