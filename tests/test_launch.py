@@ -70,13 +70,14 @@ def test_colabs_first_cell_installs_the_kit_and_does_nothing_elsewhere(repo, ext
     called, moved = [], []
     monkeypatch.setattr(subprocess, "run", lambda command, check: called.append(command))
     monkeypatch.setattr(os, "chdir", moved.append)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     exec(compile(first, "first cell", "exec"), {})
     assert called == moved == []
     monkeypatch.setitem(sys.modules, "google.colab", object())
     exec(compile(first, "first cell", "exec"), {})
     clone, install = called
     assert clone[:2] == ["git", "clone"] and install[1:4] == ["-m", "pip", "install"]
-    assert clone[-1] == install[-1].partition("[")[0] == os.path.dirname(moved[0])
+    assert clone[-1] == install[-1].partition("[")[0] == os.path.dirname(moved[0]) == sys.path[0]
     assert set(re.search(r"\[([\w,]+)\]$", install[-1]).group(1).split(",")) <= extras
 
 

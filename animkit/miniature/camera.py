@@ -136,5 +136,5 @@ def train(recipe: Any) -> None:
     if recipe.more and kept.exists():
         said.adapters.load_state_dict(load_file(kept))
     task = Moves(clips, empty, motion_betas(), recipe.batch or 4)
-    recipe.train("camera", said, task.loss, task.batch, parameters=said.learned(), keep=modules, lr=2e-3, ema=0.99, optimizer="muon")
-    save(said.adapters, kept)
+    if recipe.train("camera", said, task.loss, task.batch, parameters=said.learned(), keep=modules, lr=2e-3, ema=0.99, optimizer="muon"):
+        save(said.adapters, kept)

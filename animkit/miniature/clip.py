@@ -225,7 +225,7 @@ class Contrast:
         features = clip.see(x)
         total = labelled.loss(features, labels) if labelled else 0
         with short_attention(x.device):
-            text = embed_text(clip, torch.cat([ids, *wordings.values()]).to(x.device))
+            text = embed_text(clip, torch.cat([ids.cpu(), *wordings.values()]).to(x.device))
         image = F.normalize(clip.visual_projection(features), dim=-1)
         scale = clip.logit_scale.exp().clamp(max=100)
         captions, *rest = text.split([len(ids), *[len(w) for w in wordings.values()]])

@@ -6,7 +6,8 @@
     shots     4.3: the camera's move, estimated from the clip, with each MotionLoRA; two at once; three alphas; none
     cost      minutes and memory of what was trained, from recipe.json
 
-All columns have the same prompts and the same noise: they differ only in what they name.
+All columns have the same scenes and the same noise, and the same prompts (but the base beside looks: its prompts name one of its
+own, and are worded anew): they differ only in what they name.
 """
 import json
 import time
@@ -202,7 +203,7 @@ def judge_shots(folder: Path, judge: Judge, count: int, seed: int, batch: int,
 def _shot_scores(judge: Judge, clips: np.ndarray, moves: list[dict], named: list[str], whose: str) -> dict:
     """Scores of clips drawn with one MotionLoRA, two ("a + b") or none, which leaves no shot type to find."""
     wanted = set(whose.split(" + ")) & set(camera.SHOTS)
-    least = 0 if len(wanted) == 1 else LEAST  # one: the largest move counts, however small; two: at least LEAST
+    least = 1e-6 if len(wanted) == 1 else LEAST  # one: the largest move counts, however small, but not none; two: at least LEAST
     right = [set(name_shot(m, least)[:len(wanted)]) == wanted for m in moves] if wanted else []
     return {"shot type": share(right) | {"right": np.array(right, float)}, **_object_motion(judge, clips, named),
             **{name: number([abs(m[name]) for m in moves]) for name in FULL}}

@@ -61,7 +61,8 @@ class MotionJudge(nn.Module):
         """Clips (b 16 H W 3, uint8, H and W multiples of 32) -> indices into KINDS, b; among: the only answers allowed."""
         self.eval()
         shut = torch.tensor([kind not in among for kind in KINDS])
-        scores = [self(signal(np.asarray(clips[k:k + size]))) for k in range(0, len(clips), size)]
+        device = self.head.weight.device
+        scores = [self(signal(np.asarray(clips[k:k + size])).to(device)).cpu() for k in range(0, len(clips), size)]
         return torch.cat(scores).masked_fill(shut, -torch.inf).argmax(-1)
 
     def save(self, path: Path, dtype: torch.dtype = torch.float16) -> None:

@@ -89,5 +89,5 @@ def train(recipe: Any) -> None:
         said.adapters.load_state_dict(load_file(kept))
     empty = text_states(text_encoder, tokenizer, [""]).float()
     task = Practice(seen, Moves(moved, empty, motion_betas(), recipe.batch or 4))
-    recipe.train("practice", said, task.loss, task.batch, parameters=said.learned(), keep=modules, lr=2e-3, ema=0.99, optimizer="muon")
-    save(said.adapters, kept)
+    if recipe.train("practice", said, task.loss, task.batch, parameters=said.learned(), keep=modules, lr=2e-3, ema=0.99, optimizer="muon"):
+        save(said.adapters, kept)

@@ -23,7 +23,7 @@ seconds and curve in its record are then those of all its rounds, the loss that 
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -130,19 +130,26 @@ class Recipe:
         """How many pictures or clips a stage draws."""
         return self.count or max(1, round(count * self.budget))
 
-    def train(self, stage: str, model, loss, batch, validate=None, parameters=None, keep=None, **settings):
-        """fit; then write averaged weights (of `keep`, else of the model) to <stage>.safetensors and a record to <stage>.json."""
+    def train(self, stage: str, model, loss, batch, validate=None, parameters=None, keep=None, **settings) -> bool:
+        """fit; then write averaged weights (of `keep`, else of the model) to <stage>.safetensors and a record to <stage>.json.
+
+        -> whether anything was trained: a stage that is done is left as it is, unless for `more`."""
         usual = dict(steps=self.steps(stage), warmup=100, schedule="cosine", floor=0.02, mixed_precision="auto", clip_norm=1.0)
         usual["prefetch"] = 2 if torch.cuda.is_available() else 0
         config = LoopConfig(**usual | settings | ({"lr": self.lr} if self.lr else {}))
         before, folder = self.told(stage), self.folder / stage
+        rounds = before.get("rounds", 1)
         if self.more:
             self.read(stage, keep or model)
             model.train()
-            folder = folder / f"more-{before.get('rounds', 1)}"  # the same command continues in it until its steps are done
+            folder = folder / f"more-{rounds}"  # the same command continues in it until its steps are done
+            config = replace(config, seed=config.seed + 1000 * rounds)  # other draws than in the rounds before
+        elif rounds > 1 or before.get("steps", 0) >= config.steps:  # its checkpoint may be older than its weights
+            print(f"{stage} is trained already, {before['steps']} steps: --more trains it further.")
+            return False
         history = fit(model, loss, batch, config, folder, validate=validate, stop=self.seconds, parameters=parameters)
         if rank_and_world()[0]:  # under `accelerate launch` the first process writes
-            return
+            return True
         if history.ema:
             history.ema.copy_to_model()
         save(keep or model, self.folder / f"{stage}.safetensors")
@@ -161,12 +168,13 @@ class Recipe:
         if self.more:
             earlier = before.get("earlier") or {k: before.get(k, 0) for k in ("steps", "of", "seconds")}
             told |= {k: told[k] + earlier[k] for k in earlier}
-            told["rounds"] = before.get("rounds", 1) + (history.ended == "finished")
+            told["rounds"] = rounds + (history.ended == "finished")
             told["device"] = "; ".join(dict.fromkeys([*before.get("device", where).split("; "), where]))  # of all rounds
             if history.ended != "finished":
                 told["earlier"] = earlier  # what this round's numbers are added to when it continues
         (self.folder / f"{stage}.json").write_text(json.dumps(told, indent=1))
         print(json.dumps(told))
+        return True
 
     def told(self, stage: str) -> dict:
         """A stage's record so far, all its rounds together; {} if there is none."""
@@ -246,7 +254,8 @@ class Recipe:
             return clips.accuracy(model, tokenizer, self.test("base"), attributes[:4])
 
         how = dict(lr=1.5e-3, ema=0.995, weight_decay=0.02, validate_every=300)
-        self.train("clip", clips.Labelled(model), task.loss, task.batch, validate, keep=model, **how)
+        if self.train("clip", clips.Labelled(model), task.loss, task.batch, validate, keep=model, **how):
+            (self.folder / "text_encoder.safetensors").unlink(missing_ok=True)  # an adopted one would still be read
 
     def judge(self):
         model, tokenizer = self.new_judge()
@@ -404,9 +413,19 @@ class Recipe:
         zoo.add_to_recipe(made, into)
 
     def adopt(self, shipped: Path | None = None):
-        """Start from what ships, not from nothing: `unet`, `motion`, `decoder` then train the shipped weights further."""
+        """Start from what ships, not from nothing: `unet`, `motion`, `decoder` then train the shipped weights further.
+
+        What was trained in this folder before moves to before-adopt-1 (2, ...): its checkpoints are of other weights."""
         shipped = Path(shipped or samples.path("."))
         make_folder(self.folder)
+        stages = [stage for stage in STAGES if stage not in zoo.STAGES]
+        if old := [path for stage in (*stages, "text_encoder", "camera-adapters", "practice-adapters", "adopted")
+                   for path in (self.folder / stage, *(self.folder / f"{stage}.{end}" for end in ("json", "safetensors"))) if path.exists()]:
+            aside = self.folder / f"before-adopt-{1 + len(list(self.folder.glob('before-adopt-*')))}"
+            aside.mkdir()
+            for path in old:
+                path.rename(aside / path.name)
+            print(f"What was trained in {self.folder} before is in {aside} now.")
         with quiet_libraries():
             pipe = StableDiffusionPipeline.from_pretrained(shipped / "miniature")
         for name, part in {
@@ -560,7 +579,7 @@ def add_arguments(parser):
     )
     parser.add_argument("--folder", type=Path, default=Path("runs/miniature"), help="working folder (default: %(default)s)")
     parser.add_argument("--seconds", type=float, help="stop a stage after this many seconds in all; without it, or with more, it resumes")
-    parser.add_argument("--more", type=int, metavar="STEPS", help="train finished stages for this many more steps")
+    parser.add_argument("--more", type=int, metavar="STEPS", help="train finished stages for this many more steps; if it may be stopped, give one stage of the recipe at a time")
     parser.add_argument("--batch", type=int, help="pictures or clips per step, instead of a stage's own; for a GPU")
     parser.add_argument("--lr", type=float, help="learning rate, instead of a stage's own; for larger batches")
     parser.add_argument("--count", type=int, help="pictures or clips to draw and learn from, instead of a stage's own")
@@ -573,6 +592,8 @@ def run(args) -> int:
         torch.set_num_threads(args.threads)
     recipe = Recipe(args.folder, args.budget, args.seconds, args.more, args.samples, args.batch, args.lr, args.count)
     stages = STAGES if "all" in args.stage else args.stage
+    if "all" in args.stage and recipe.adopted() is not None:
+        raise AnimkitError(f"{args.folder} goes on from what ships (adopt), and all trains from nothing: give another --folder.")
     for stage in stages:
         if stage in zoo.STAGES:
             if args.batch or args.lr or args.count:

@@ -24,7 +24,7 @@ import numpy as np
 from ..checkpoints import open_checkpoint
 from ..data.camera import SHOTS
 from ..errors import AnimkitError, above_zero
-from ..files import write_atomically
+from ..files import make_folder, write_atomically
 from ..samples import CLONE, INSTALLED
 from ..training import command
 from ..training.history import History
@@ -89,8 +89,15 @@ def run(stage: str, folder: Path, samples: Path = Path("data_samples"), budget: 
         return add_to_recipe(made, samples)
     zoo = folder / "zoo"
     config = CONFIG if CONFIG.is_file() else find_config(CONFIG.stem)
-    for name, part in parts(zoo, samples)[stage].items():
-        settings = [*part.settings, *_scaled(part, config, budget, zoo / name, more)]
+    runs, round_ = parts(zoo, samples)[stage], zoo / f"{stage}-more.json"  # where each run's round of `more` began: it may be stopped
+    done = {name: steps for name in runs if (steps := _steps(zoo / name))}
+    if more:
+        begun = json.loads(round_.read_text()) if round_.exists() else {}
+        done = begun["from"] if begun.get("more") == more else done
+        make_folder(zoo)
+        write_atomically(round_, lambda file: Path(file).write_text(json.dumps({"more": more, "from": done})))
+    for name, part in runs.items():
+        settings = [*part.settings, *_scaled(part, config, budget, done.get(name), more)]
         words = [part.train, "--config", str(config), "--folder", str(zoo / name)]
         words += [word for setting in settings for word in ("--set", setting)]
         words += ["--seconds", str(seconds)] if seconds else []
@@ -98,15 +105,22 @@ def run(stage: str, folder: Path, samples: Path = Path("data_samples"), budget: 
         parser = argparse.ArgumentParser()
         command.add_arguments(parser)
         command.run(parser.parse_args(words))
+    if more and all(_steps(zoo / name) >= done.get(name, 0) + more for name in runs):
+        round_.unlink()
 
 
-def _scaled(part: Part, config: Path, budget: float, run: Path, more: int | None) -> list[str]:
-    """The overrides that a budget and `more` ask for; none if all is as in the config."""
+def _steps(run: Path) -> int:
+    """The steps of a run that has ended, else 0."""
+    return json.loads((run / "train.json").read_text())["steps"] if (run / "train.json").exists() else 0
+
+
+def _scaled(part: Part, config: Path, budget: float, done: int | None, more: int | None) -> list[str]:
+    """The overrides that a budget and `more` ask for, on top of the steps of a run that has ended; none if all is as in the config."""
     from ..training.config import load_config
     whole = load_config(config, part.train, part.settings)
     steps = max(1, round(whole.training.steps * budget))
-    if (run / "train.json").exists():  # written when a run ends: keep the steps that `more` added before
-        steps = max(steps, json.loads((run / "train.json").read_text())["steps"]) + (more or 0)
+    if done is not None:  # keep the steps that `more` added before
+        steps = max(steps, done) + (more or 0)
     scaled = [f"training.steps={steps}"] if steps != whole.training.steps else []
     count = min(whole.data.count, max(whole.data.batch, round(whole.data.count * budget)))
     return scaled + ([f"data.count={count}"] if count != whole.data.count else [])

@@ -113,7 +113,7 @@ class MotionModuleConfig(StageConfig):
 class MotionLoRAConfig(StageConfig):
     """4.3: temporal LoRA on 20 to 50 clips of one shot type."""
     motion_module: str
-    shot: str                                         # one of data.camera.SHOTS
+    shot: str | None                                  # one of data.camera.SHOTS; null: the clips as they are, which show it
     camera: Literal["crop", "scene"] = "crop"         # moving crops (the paper's), or the world's own camera
     amount: float = 0.3                               # how far it moves: crop 0 to 1; scene 1 is the whole move
     rank: int = 64

@@ -60,8 +60,8 @@ def train_motion_lora(config: MotionLoRAConfig, folder: str | Path, **how) -> Tr
     stage.insert_frozen("motion_module", alpha=1)
     lora = new_motion_lora(stage.video_unet.motion, config.rank, config.training.seed)  # temporal q, k, v, out
     stage.insert(lora)
-    return stage.learn(lora, motion_lora_loss, stage.videos(shot=config.shot, amount=config.amount,
-                                                            camera=config.camera))
+    shot = {} if config.shot is None else {"shot": config.shot, "amount": config.amount, "camera": config.camera}
+    return stage.learn(lora, motion_lora_loss, stage.videos(**shot))
 
 
 def train_look(config: LookConfig, folder: str | Path, **how) -> Trained:

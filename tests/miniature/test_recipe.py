@@ -120,6 +120,27 @@ def test_a_stage_that_is_done_goes_on_and_tells_of_both_rounds(tiny):
     assert len(longer.curve("vae")) == 4 and longer.curve("vae")[0] == pytest.approx(told["loss"], abs=1e-3)
     step = longer.read("vae", recipe.vaes.new_vae()).state_dict()["decoder.conv_in.weight"] - first["decoder.conv_in.weight"]
     assert 0 < step.abs().max() < 0.02, "it went on from the weights, not from fresh ones"
+    seeds = [json.loads((tiny.folder / "vae" / where / "checkpoint" / "state.json").read_text())["config"]["seed"] for where in (".", "more-1")]
+    assert seeds == [0, 1000], "a round draws other pictures and noise than the one before"
+    weights, when = (tiny.folder / "vae.safetensors").read_bytes(), (tiny.folder / "vae.safetensors").stat().st_mtime_ns
+    tiny.vae()  # its checkpoint is that of the first round: it would undo the second
+    assert weights == (tiny.folder / "vae.safetensors").read_bytes() and when == (tiny.folder / "vae.safetensors").stat().st_mtime_ns
+    assert tiny.told("vae")["rounds"] == 2
+
+
+def test_what_is_adopted_goes_on_from_no_older_checkpoint(tiny, capsys):
+    tiny.vae()
+    old = load_file(tiny.folder / "vae.safetensors")
+    tiny.adopt()
+    assert "before is in" in capsys.readouterr().out and equal_states(load_file(tiny.folder / "before-adopt-1" / "vae.safetensors"), old)
+    adopted = load_file(tiny.folder / "vae.safetensors")
+    tiny.vae()
+    now = load_file(tiny.folder / "vae.safetensors")
+    assert tiny.told("vae")["steps"] == 1 and not equal_states(now, adopted), "and is not taken for done"
+    with pytest.raises(AnimkitError, match="goes on from what ships .adopt., and all trains from nothing: give another --folder"):
+        recipe.run(SimpleNamespace(
+            folder=tiny.folder, budget=1e-6, seconds=None, more=None, samples=tiny.samples, batch=None, lr=None, count=None,
+            threads=None, stage=["all"]))
 
 
 def test_the_decoder_stage_leaves_the_latents_alone(tiny, monkeypatch):

@@ -127,6 +127,32 @@ def test_a_stage_that_is_done_stays_and_more_goes_on(toy, tmp_path):
     assert "practice" not in zoo.assemble(toy[1], tmp_path / "without")
 
 
+def test_a_round_of_more_that_was_stopped_gives_each_run_as_much(toy, tmp_path, monkeypatch):
+    """Four runs had ended when it was stopped: repeated, the command takes them no further, and the others as far."""
+    samples, work = toy[0], shutil.copytree(toy[1], tmp_path / "work")
+    real, asked = zoo.command.run, []
+
+    def killed(args):
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        asked.append(args)
+        return real(args)
+
+    monkeypatch.setattr(zoo.command, "run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        zoo.run("look", work, samples, 0.25, more=1, threads=1)
+    monkeypatch.setattr(zoo.command, "run", real)
+
+    def steps():
+        return [json.loads((work / "zoo" / "looks" / look / "train.json").read_text())["steps"] for look in zoo.NEW_LOOKS]
+
+    assert steps() == [3] * 4 + [2] * 4
+    command(samples, work, "look", more=("--more", "1"))
+    assert steps() == [3] * 8
+    command(samples, work, "look", more=("--more", "1"))
+    assert steps() == [4] * 8, "a round that has ended is followed by another"
+
+
 def test_a_run_that_was_stopped_goes_on_and_does_not_ship_before(toy, tmp_path):
     samples, work = toy
     fresh = tmp_path / "work"
@@ -494,6 +520,8 @@ def test_scores_of_shots_ask_for_all_that_is_named():
     two = [moves(zoom=0.5, roll=0.4), moves(zoom=0.5, roll=0.1)]
     both = evaluate_zoo._shot_scores(Eye(), clips, two, named, "zoom in + roll clockwise")
     assert both["shot type"]["right"].tolist() == [1, 0]
+    frozen = evaluate_zoo._shot_scores(Eye(), clips, [moves(), moves()], named, "zoom in")
+    assert frozen["shot type"]["right"].tolist() == [0, 0], "a clip that stands still shows no shot type"
     none = evaluate_zoo._shot_scores(Eye(), clips, [moves(), moves(pan=0.3)], named, "no MotionLoRA")
     assert none["shot type"]["n"] == 0 and none["pan"]["mean"] == pytest.approx(0.15)
     with_it = {"no MotionLoRA": [moves(pan=0.05)], "pan left": [moves(pan=-1)], "zoom in": [moves(zoom=0.3, pan=0.2)]}

@@ -23,7 +23,7 @@ from animkit import opening
 from animkit.cli import main
 from animkit.errors import AnimkitError
 from animkit.look import new_look
-from animkit.training import History, load_config, saving, sources, stage as stage_module
+from animkit.training import History, load_config, saving, sources, stages, stage as stage_module
 from animkit.training.config import DataConfig, WorldConfig
 from animkit.training.history import locked
 from animkit.training.stages import TRAIN
@@ -394,6 +394,14 @@ def test_a_whole_look_is_freed_with_its_animator(trained, toy):
 def test_a_config_that_does_not_fit_is_one_clear_sentence(runs, trained, stage, overrides, message):
     with pytest.raises(AnimkitError, match=message):
         train(runs, stage, "faults", *[o.format(runs=runs) for o in overrides])
+
+
+def test_without_a_shot_a_motion_lora_learns_from_clips_as_they_are(runs, trained, monkeypatch):
+    """As for a dance: clips that show the motion already."""
+    asked, real = [], stages.Stage.videos
+    monkeypatch.setattr(stages.Stage, "videos", lambda self, **shot: asked.append(shot) or real(self, **shot))
+    record = train(runs, "motion_lora", "as they are", "shot=null", "training.steps=1").record
+    assert asked == [{}] and record["settings"]["shot"] is None
 
 
 def test_parts_of_another_base_are_named(runs, trained, toy, tmp_path):
