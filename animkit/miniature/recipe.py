@@ -22,6 +22,7 @@ seconds and curve in its record are then those of all its rounds, the loss that 
 """
 
 import json
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -416,10 +417,12 @@ class Recipe:
         """Start from what ships, not from nothing: `unet`, `motion`, `decoder` then train the shipped weights further.
 
         What was trained in this folder before moves to before-adopt-1 (2, ...): its checkpoints are of other weights."""
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # each would move aside what another wrote
+            raise AnimkitError("adopt is for one process: call it before `accelerate launch`, which then trains what it put there.")
         shipped = Path(shipped or samples.path("."))
         make_folder(self.folder)
         stages = [stage for stage in STAGES if stage not in zoo.STAGES]
-        if old := [path for stage in (*stages, "text_encoder", "camera-adapters", "practice-adapters", "adopted")
+        if old := [path for stage in (*stages, "text_encoder", "camera-adapters", "practice-adapters", "adopted", zoo.CLEAN)
                    for path in (self.folder / stage, *(self.folder / f"{stage}.{end}" for end in ("json", "safetensors"))) if path.exists()]:
             aside = self.folder / f"before-adopt-{1 + len(list(self.folder.glob('before-adopt-*')))}"
             aside.mkdir()

@@ -32,7 +32,7 @@ from animkit.show.filmstrip import filmstrip, side_by_side
 from animkit.training import plumbing, saving, sources
 from animkit.training.config import StageConfig
 from animkit.training.history import History, locked
-from animkit.training.live import LiveCurve
+from animkit.training.live import LiveCurve, Pace
 from animkit.training.loop import fit
 
 
@@ -295,22 +295,20 @@ class Stage:
 
 
 class _Watch:
-    """The loss curve as it grows: loss.png at most every half minute and at the end, and a figure in a notebook. The longer
-    the run, the longer each drawing takes, while all processes wait: so there are fewer, for 2 % of the time at most."""
+    """The loss curve as it grows: loss.png at most every half minute and at the end, and a figure in a notebook."""
 
     def __init__(self, folder: Path):
-        self.path, self.next, self.live = folder / "loss.png", -float("inf"), LiveCurve()
+        self.path, self.pace, self.live = folder / "loss.png", Pace(30), LiveCurve()
 
     def __call__(self, history: History) -> None:
         self.live(history)
-        start = time.monotonic()
-        if history.ended == "running" and start < self.next:
+        if not self.pace.due(history):
             return
         from matplotlib.figure import Figure
         figure = Figure(figsize=(6, 3), layout="constrained")
-        history.plot(figure.subplots())
-        write_atomically(self.path, lambda file: figure.savefig(file, format="png", dpi=120))
-        self.next = time.monotonic() + max(30, 50 * (time.monotonic() - start))
+        with self.pace:
+            history.plot(figure.subplots())
+            write_atomically(self.path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def _peak_memory(device: torch.device) -> int | None:

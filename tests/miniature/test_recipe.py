@@ -128,7 +128,7 @@ def test_a_stage_that_is_done_goes_on_and_tells_of_both_rounds(tiny):
     assert tiny.told("vae")["rounds"] == 2
 
 
-def test_what_is_adopted_goes_on_from_no_older_checkpoint(tiny, capsys):
+def test_what_is_adopted_goes_on_from_no_older_checkpoint(tiny, capsys, monkeypatch):
     tiny.vae()
     old = load_file(tiny.folder / "vae.safetensors")
     tiny.adopt()
@@ -137,6 +137,9 @@ def test_what_is_adopted_goes_on_from_no_older_checkpoint(tiny, capsys):
     tiny.vae()
     now = load_file(tiny.folder / "vae.safetensors")
     assert tiny.told("vae")["steps"] == 1 and not equal_states(now, adopted), "and is not taken for done"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(AnimkitError, match="adopt is for one process: call it before"):
+        tiny.adopt()
     with pytest.raises(AnimkitError, match="goes on from what ships .adopt., and all trains from nothing: give another --folder"):
         recipe.run(SimpleNamespace(
             folder=tiny.folder, budget=1e-6, seconds=None, more=None, samples=tiny.samples, batch=None, lr=None, count=None,
